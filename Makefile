@@ -1,0 +1,31 @@
+# `make demo`, `make test` and `make check` set up .venv first; nothing else needs to be installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_ARGS ?=
+
+.PHONY: demo test check clean
+
+demo: $(STAMP)
+	$(BIN)/mimo-launch run examples/digits_vlm/non_colocated.yaml -- $(DEMO_ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not ranks and not slow and not peer"
+	$(BIN)/python -m pytest -m "ranks or slow or peer"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/check_commands.py README.md docs/*.md examples/*/README.md
+
+# constraints.txt pins what is installed; torch comes first, so that no other package picks a build for it.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[examples,megatron,dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

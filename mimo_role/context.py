@@ -1,0 +1,285 @@
+"""One process's place in a running job: `init()`, `current()`, `shutdown()` and what they give."""
+
+import logging
+import socket
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh
+
+from mimo_role import environ
+from mimo_role.bridge import Bridge
+from mimo_role.errors import AxisError, BridgeError, ContextError, TopologyMismatchError
+from mimo_role.grid import RankGrid
+from mimo_role.groups import Groups
+from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
+from mimo_role.routing import Endpoint
+from mimo_role.topology import Topology
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT_S = 600.0
+
+_current: "RoleContext | None" = None
+
+
+class RoleContext:
+    """What this process runs, where it stands, and its groups. Made by `init()`, found by `current()`."""
+
+    def __init__(self, topology: Topology, rank: int, device: torch.device, timeout: timedelta, *, owns_world: bool) -> None:
+        self.topology = topology
+        self.rank = rank
+        self.device = device
+        """Where this process's tensors live."""
+        self.role: RankRole = topology.role_of(rank)
+        self._owns_world = owns_world
+        self._bridges: dict[tuple[str, int | None], Bridge] = {}
+        self._meshes: dict[str, DeviceMesh] = {}
+        self._groups = Groups(topology, rank, timeout)
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks of all modules together."""
+        return self.topology.world_size
+
+    @property
+    def module_to_grid_map(self) -> Mapping[str, RankGrid]:
+        """Every module's grid, in the config's order."""
+        return self.topology.grids
+
+    def coords(self, module: str) -> dict[str, int]:
+        """This rank's coordinates in a module that it runs: `{"tp": 0, "cp": 0, "dp": 1, "pp": 0}`.
+
+        Raises:
+            AxisError: there is no such module, or this rank does not run it.
+        """
+        return self._own_grid(module).coords(self.rank)
+
+    def group(self, module: str, *axes: str) -> dist.ProcessGroup:
+        """The ranks that differ from this one only along `axes` of a module that it runs.
+
+        Raises:
+            AxisError: there is no such module or axis, or this rank does not run the module.
+        """
+        self._own_grid(module)
+        return self._groups.get(module, axes)
+
+    def mesh(self, module: str) -> DeviceMesh:
+        """The module's ranks as a DeviceMesh over the same groups, slowest axis first: `("pp", "dp", "cp", "tp")`.
+
+        Raises:
+            AxisError: there is no such module, or this rank does not run it.
+        """
+        grid = self._own_grid(module)
+        if module not in self._meshes:
+            axes = tuple(reversed(grid.dim_names))
+            ranks = torch.arange(grid.ranks.start, grid.ranks.stop).reshape([grid.axis_size(axis) for axis in axes])
+            groups = [self.group(module, axis) for axis in axes]
+            self._meshes[module] = DeviceMesh.from_group(groups, self.device.type, mesh=ranks, mesh_dim_names=axes)
+        return self._meshes[module]
+
+    def bridge(self, module: str, *, stage: int | None = None) -> Bridge:
+        """The bridge from a modality module's last stage to the language module's first.
+
+        With `stage`, the bridge from that stage of `module` to its next.
+
+        Raises:
+            AxisError: there is no such module.
+            BridgeError: there is no such bridge.
+        """
+        if (module, stage) not in self._bridges:
+            source, destination = self._endpoints(module, stage)
+            for end in (source, destination):
+                if end.grid.axis_size("cp") > 1:
+                    raise BridgeError(
+                        f"modules.{end.module}.cp={end.grid.axis_size('cp')}: bridges carry whole samples, cp is 1"
+                    )
+            number = list(self.topology.grids).index(module) * (self.world_size + 1) + (0 if stage is None else stage + 1)
+            self._bridges[module, stage] = Bridge(source, destination, self.rank, self.device, number)
+        return self._bridges[module, stage]
+
+    def _endpoints(self, module: str, stage: int | None) -> tuple[Endpoint, Endpoint]:
+        grid = self._grid(module)
+        last = grid.axis_size("pp") - 1
+        if stage is not None:
+            if not 0 <= stage < last:
+                raise BridgeError(f"module {module!r} has {last + 1} stages; no stage follows stage {stage}")
+            return Endpoint(module, grid, stage), Endpoint(module, grid, stage + 1)
+        if module == MIMO_LANGUAGE_MODULE_KEY:
+            raise BridgeError("a bridge ends at the language module; name a modality module, or a stage")
+        language = self._grid(MIMO_LANGUAGE_MODULE_KEY)
+        return Endpoint(module, grid, last), Endpoint(MIMO_LANGUAGE_MODULE_KEY, language, 0)
+
+    def _grid(self, module: str) -> RankGrid:
+        grid = self.topology.grids.get(module)
+        if grid is None:
+            raise AxisError(f"no module {module!r}; there are {', '.join(self.topology.grids)}")
+        return grid
+
+    def _own_grid(self, module: str) -> RankGrid:
+        grid = self._grid(module)
+        if module not in self.role.modules:
+            raise AxisError(f"rank {self.rank} does not run {module!r}; it runs {', '.join(self.role.modules)}")
+        return grid
+
+    def _close(self) -> None:
+        if dist.is_initialized():
+            for bridge in self._bridges.values():
+                bridge.wait()
+            self._groups.destroy()
+            if self._owns_world:
+                dist.destroy_process_group()
+
+
+def init(topology: Topology | None = None, *, backend: str | None = None, timeout_s: float | None = None) -> RoleContext:
+    """Join the job, check that all ranks hold the same topology, make the groups and export the environment.
+
+    Collective over the world. A process group that is already there is used as it is; otherwise this joins by torch's
+    `env://` (a world of one rank needs no launcher).
+
+    Args:
+        topology: by default the one in the environment, which mimo-launch sets.
+        backend: `nccl`, `gloo` or `auto` (NCCL if torch sees a GPU). Default: the config's, else `auto`.
+        timeout_s: for joining and for each collective. Default: the config's, else 600.
+
+    Raises:
+        ContextError: already initialized; no topology; not startable from this environment; a world of another size.
+        TopologyMismatchError: ranks hold different topologies; the odd ones are named with their hosts.
+        EnvironError: a malformed variable.
+    """
+    global _current
+    if _current is not None:
+        raise ContextError(
+            "this process has its context already; use mimo_role.current(). mimo-launch joins before the script starts; "
+            "with runtime.join: script the script does"
+        )
+    topology, found = _find_topology(topology)
+    backend = backend or (found.backend if found else None) or "auto"
+    timeout_s = timeout_s or (found.timeout_s if found else None) or DEFAULT_TIMEOUT_S
+    timeout = timedelta(seconds=timeout_s)
+    owns_world = not dist.is_initialized()
+    device = _join(topology, backend, timeout) if owns_world else _device_of(dist.get_backend())
+    try:
+        _check_same_topology(topology, device)
+        if dist.get_world_size() != topology.world_size:
+            raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
+        _current = RoleContext(topology, dist.get_rank(), device, timeout, owns_world=owns_world)
+    except BaseException:
+        if owns_world:
+            dist.destroy_process_group()
+        raise
+    environ.export({"RANK": str(_current.rank), "WORLD_SIZE": str(_current.world_size)})
+    contract = environ.RankEnviron(
+        topology=topology,
+        rank=_current.rank,
+        run_dir=found.run_dir if found else None,
+        run_id=found.run_id if found else None,
+        backend=backend,
+        timeout_s=timeout_s,
+    )
+    environ.export(contract.to_environ())
+    return _current
+
+
+def current() -> RoleContext:
+    """This process's context.
+
+    Raises:
+        ContextError: there is none yet.
+    """
+    if _current is None:
+        raise ContextError(
+            "no context yet: start the script with mimo-launch (which joins before the script unless the config says "
+            "runtime.join: script), or call mimo_role.init(topology)"
+        )
+    return _current
+
+
+def shutdown() -> None:
+    """Free the groups, and leave the job if `init()` joined it. Does nothing where there is no context."""
+    global _current
+    if _current is not None:
+        context, _current = _current, None
+        context._close()
+
+
+def _find_topology(topology: Topology | None) -> tuple[Topology, environ.RankEnviron | None]:
+    found = environ.RankEnviron.from_environ() if environ.is_set() else None
+    if topology is None:
+        if found is None:
+            raise ContextError(
+                "no topology: pass one, mimo_role.init(Topology.from_modules({...})), or start under mimo-launch"
+            )
+        return found.topology, found
+    if found is not None and found.topology != topology:
+        raise ContextError(
+            f"the topology passed ({topology.digest[:12]}) is not the one that mimo-launch planned "
+            f"({found.topology.digest[:12]}); call mimo_role.init() without one"
+        )
+    return topology, found
+
+
+def _join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
+    if backend == "auto":
+        backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    missing = environ.missing_for_join()
+    rank, world_size = environ.rank(), environ.world_size()
+    if rank is not None and world_size is not None and rank >= world_size:
+        raise ContextError(f"RANK={rank} is outside WORLD_SIZE={world_size}")
+    device = _device_of(backend)
+    bound = device if device.type == "cuda" else None
+    if missing and topology.world_size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
+    elif missing:
+        raise ContextError(
+            f"{', '.join(missing)} not set: a world of {topology.world_size} ranks is started by mimo-launch, torchrun or srun"
+        )
+    else:
+        dist.init_process_group(backend, timeout=timeout, device_id=bound)
+    return device
+
+
+def _device_of(backend: str) -> torch.device:
+    if "nccl" not in backend:
+        return torch.device("cpu")
+    local_rank, visible = environ.local_rank(), torch.cuda.device_count()
+    if local_rank >= visible:
+        raise ContextError(f"LOCAL_RANK={local_rank} on {socket.gethostname()}, where torch sees {visible} GPUs")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _check_same_topology(topology: Topology, device: torch.device) -> None:
+    """Compare digests by one all-reduce; gather the details only where they differ."""
+    words = [int(topology.digest[at : at + 8], 16) for at in range(0, 64, 8)]
+    lowest = torch.tensor([*words, *(-word for word in words)], dtype=torch.int64, device=device)
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    low, high = lowest.cpu().chunk(2)
+    if torch.equal(low, -high):
+        return
+    everyone: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
+    dist.all_gather_object(everyone, (topology.digest, socket.gethostname()))
+    raise TopologyMismatchError(_describe_mismatch(everyone))
+
+
+def _describe_mismatch(everyone: list[tuple[str, str]]) -> str:
+    holders: dict[str, list[int]] = defaultdict(list)
+    for rank, (digest, _) in enumerate(everyone):
+        holders[digest].append(rank)
+    usual = max(holders, key=lambda digest: (len(holders[digest]), -holders[digest][0]))
+    odd = [
+        f"rank {rank} on {everyone[rank][1]} holds {digest[:12]}"
+        for digest, ranks in holders.items()
+        if digest != usual
+        for rank in ranks
+    ]
+    shown = odd[:16] + ([f"and {len(odd) - 16} more"] if len(odd) > 16 else [])
+    return (
+        f"ranks hold different topologies: {len(holders[usual])} of {len(everyone)} hold {usual[:12]}, but "
+        f"{', '.join(shown)}. Start all of them from the same config"
+    )

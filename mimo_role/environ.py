@@ -1,0 +1,182 @@
+"""The environment contract: what every rank finds in its environment. The only file here that touches `os.environ`."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mimo_role.errors import EnvironError, RankNotInGridError, TopologyError
+from mimo_role.role import RankRole
+from mimo_role.topology import Topology
+
+TOPOLOGY = "MIMO_TOPOLOGY"
+TOPOLOGY_DIGEST = "MIMO_TOPOLOGY_DIGEST"
+ROLE = "MIMO_ROLE"
+LAYOUT = "MIMO_LAYOUT"
+MODULES = "MIMO_MODULES"
+HAS_LANGUAGE_MODULE = "MIMO_HAS_LANGUAGE_MODULE"
+HAS_MODALITY_MODULES = "MIMO_HAS_MODALITY_MODULES"
+COORDS = "MIMO_COORDS"
+RUN_DIR = "MIMO_RUN_DIR"
+RUN_ID = "MIMO_RUN_ID"
+BACKEND = "MIMO_BACKEND"
+TIMEOUT_S = "MIMO_TIMEOUT_S"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnviron:
+    """What the contract says of one rank. `to_environ` and `from_environ` are each other's inverse."""
+
+    topology: Topology
+    rank: int
+    run_dir: str | None = None
+    """The run folder; `None` outside mimo-launch."""
+    run_id: str | None = None
+    backend: str | None = None
+    """The backend that the config asks for, `auto` included."""
+    timeout_s: float | None = None
+    """The config's limit for joining and for each collective."""
+
+    @property
+    def role(self) -> RankRole:
+        """The rank's role."""
+        return self.topology.role_of(self.rank)
+
+    def to_environ(self) -> dict[str, str]:
+        """The contract's variables; `RANK` and the rest of torchelastic's are not among them."""
+        values = self._derived()
+        optional = {
+            RUN_DIR: self.run_dir,
+            RUN_ID: self.run_id,
+            BACKEND: self.backend,
+            TIMEOUT_S: None if self.timeout_s is None else repr(self.timeout_s),
+        }
+        return values | {name: value for name, value in optional.items() if value is not None}
+
+    def _derived(self) -> dict[str, str]:
+        role = self.role
+        return {
+            TOPOLOGY: self.topology.to_json(),
+            TOPOLOGY_DIGEST: self.topology.digest,
+            ROLE: json.dumps(role.as_dict()),
+            LAYOUT: self.topology.layout.value,
+            MODULES: ",".join(role.modules),
+            HAS_LANGUAGE_MODULE: "1" if role.has_language_module else "0",
+            HAS_MODALITY_MODULES: "1" if role.has_modality_modules else "0",
+            COORDS: json.dumps(self.topology.coords_of(self.rank)),
+        }
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> "RankEnviron":
+        """Read the contract back, by default from this process's environment.
+
+        Raises:
+            EnvironError: a variable that is missing, malformed, or at odds with the topology and rank.
+        """
+        environ = os.environ if environ is None else environ
+        try:
+            topology = Topology.from_json(_required(environ, TOPOLOGY))
+        except TopologyError as error:
+            raise EnvironError(TOPOLOGY, str(error)) from None
+        this_rank = _integer(environ, "RANK")
+        if this_rank is None:
+            raise EnvironError("RANK", "not set; torchrun, srun and mimo-launch set it for every rank")
+        found = cls(
+            topology=topology,
+            rank=this_rank,
+            run_dir=environ.get(RUN_DIR),
+            run_id=environ.get(RUN_ID),
+            backend=environ.get(BACKEND),
+            timeout_s=_seconds(environ, TIMEOUT_S),
+        )
+        found._check_derived(environ)
+        return found
+
+    def _check_derived(self, environ: Mapping[str, str]) -> None:
+        try:
+            expected = self._derived()
+        except RankNotInGridError as error:
+            raise EnvironError("RANK", str(error)) from None
+        for name in (ROLE, COORDS):
+            value = _required(environ, name)
+            try:
+                found = json.loads(value)
+                if name == ROLE:
+                    RankRole.from_dict(found)
+            except ValueError as error:
+                raise EnvironError(name, f"malformed ({error}): {value!r}") from None
+            if found != json.loads(expected[name]):
+                raise EnvironError(name, f"{value} is not rank {self.rank}'s in {TOPOLOGY}: {expected[name]}")
+        for name, value in expected.items():
+            if name not in (TOPOLOGY, ROLE, COORDS) and _required(environ, name) != value:
+                raise EnvironError(name, f"{environ[name]!r} is not rank {self.rank}'s in {TOPOLOGY}: {value!r}")
+
+
+def is_set() -> bool:
+    """Whether this process's environment carries the contract."""
+    return TOPOLOGY in os.environ
+
+
+def export(values: Mapping[str, str]) -> None:
+    """Set variables for this process and the ones it starts."""
+    os.environ.update(values)
+
+
+def rank() -> int | None:
+    """`RANK`, if it is set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    return _integer(os.environ, "RANK")
+
+
+def local_rank() -> int:
+    """`LOCAL_RANK`; 0 if it is not set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    return _integer(os.environ, "LOCAL_RANK") or 0
+
+
+def world_size() -> int | None:
+    """`WORLD_SIZE`, if it is set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    return _integer(os.environ, "WORLD_SIZE")
+
+
+def missing_for_join() -> list[str]:
+    """The variables that torch's `env://` rendezvous needs and this process lacks."""
+    return [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    if name not in environ:
+        raise EnvironError(name, "not set; mimo-launch sets it for every rank, elsewhere mimo_role.init(topology) does")
+    return environ[name]
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int | None:
+    value = environ.get(name)
+    if value is None:
+        return None
+    if not value.isascii() or not value.isdigit():
+        raise EnvironError(name, f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _seconds(environ: Mapping[str, str], name: str) -> float | None:
+    value = environ.get(name)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise EnvironError(name, f"{value!r} is not a number of seconds above 0")
+    return seconds

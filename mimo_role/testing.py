@@ -1,0 +1,109 @@
+"""Real ranks for tests: processes on this machine that talk over gloo."""
+
+import multiprocessing
+import pickle
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from mimo_role import environ
+from mimo_role.context import init, shutdown
+from mimo_role.topology import Topology
+
+
+class RankFailedError(AssertionError):
+    """A rank raised, died or did not finish in time; the message carries its traceback."""
+
+
+def run_ranks(fn: Callable[..., Any], world: Topology | int, *args: Any, timeout_s: float = 60.0) -> list[Any]:
+    """Call `fn(*args)` in one process per rank and return what each rank returned, in rank order.
+
+    Args:
+        fn: a module-level function, found by import in the ranks.
+        world: a topology, which every rank joins before `fn` and leaves after it, so that `fn` finds
+            `mimo_role.current()`; or a number of ranks, which find the variables for joining and join for themselves.
+        timeout_s: for the whole call.
+
+    Raises:
+        RankFailedError: the first rank's failure; all ranks have ended.
+    """
+    world_size = world if isinstance(world, int) else world.world_size
+    deadline = time.monotonic() + timeout_s
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload(["mimo_role.testing"])
+    results: dict[Connection, int] = {}
+    started: list[BaseProcess] = []
+    try:
+        for rank in range(world_size):
+            receiver, sender = start.Pipe(duplex=False)
+            contract = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "GLOO_SOCKET_IFNAME": "lo",
+            }
+            topology = None if isinstance(world, int) else world
+            process = start.Process(target=_rank_main, args=(sender, contract, topology, timeout_s, fn, args), daemon=True)
+            process.start()
+            sender.close()
+            started.append(process)
+            results[receiver] = rank
+        return _collect(results, deadline, timeout_s)
+    finally:
+        for rank_process in started:
+            rank_process.kill()
+        for rank_process in started:
+            rank_process.join()
+
+
+def _collect(pending: dict[Connection, int], deadline: float, timeout_s: float) -> list[Any]:
+    values: dict[int, Any] = {}
+    while pending:
+        ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            late = ", ".join(str(rank) for rank in sorted(pending.values()))
+            raise RankFailedError(f"not finished after {timeout_s:g} s: ranks {late}")
+        for receiver in ready:
+            assert isinstance(receiver, Connection)
+            rank = pending.pop(receiver)
+            try:
+                succeeded, value = pickle.loads(receiver.recv_bytes())
+            except EOFError:
+                raise RankFailedError(f"rank {rank} died without a word") from None
+            if not succeeded:
+                raise RankFailedError(f"rank {rank} failed:\n{value}")
+            values[rank] = value
+    return [values[rank] for rank in sorted(values)]
+
+
+def _rank_main(
+    sender: Connection,
+    contract: dict[str, str],
+    topology: Topology | None,
+    timeout_s: float,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    environ.export(contract)
+    torch.set_num_threads(1)
+    try:
+        if topology is not None:
+            init(topology, backend="gloo", timeout_s=timeout_s)
+        answer = pickle.dumps((True, fn(*args)))
+    except BaseException:
+        sender.send_bytes(pickle.dumps((False, traceback.format_exc())))
+        return
+    sender.send_bytes(answer)
+    shutdown()
