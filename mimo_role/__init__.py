@@ -1,29 +1,29 @@
 """What each process of a multimodal training job runs: its role, its place, its groups.
 
-`current()`, `init()`, `shutdown()` and `RoleContext` need torch and load it on first use; the rest does not.
+Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext` and `Bridge` need torch; the rest does
+not.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from mimo_role.environ import RankEnviron
-from mimo_role.errors import (
-    AxisError,
-    BridgeError,
-    ContextError,
-    EnvironError,
-    MimoError,
-    RankNotInGridError,
-    TopologyError,
-    TopologyMismatchError,
-)
-from mimo_role.grid import RankGrid
-from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
-from mimo_role.sizing import ModuleSizes
-from mimo_role.topology import Topology
-
 if TYPE_CHECKING:
     from mimo_role.bridge import Bridge
     from mimo_role.context import RoleContext, current, init, shutdown
+    from mimo_role.environ import RankEnviron
+    from mimo_role.errors import (
+        AxisError,
+        BridgeError,
+        ContextError,
+        EnvironError,
+        MimoError,
+        RankNotInGridError,
+        TopologyError,
+        TopologyMismatchError,
+    )
+    from mimo_role.grid import RankGrid
+    from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
+    from mimo_role.sizing import ModuleSizes
+    from mimo_role.topology import Topology
 
 __version__ = "0.1.0"
 
@@ -51,20 +51,36 @@ __all__ = [
     "shutdown",
 ]
 
-_WITH_TORCH = {
-    "Bridge": "mimo_role.bridge",
-    "RoleContext": "mimo_role.context",
-    "current": "mimo_role.context",
-    "init": "mimo_role.context",
-    "shutdown": "mimo_role.context",
+_HOMES = {
+    "AxisError": "errors",
+    "Bridge": "bridge",
+    "BridgeError": "errors",
+    "ContextError": "errors",
+    "EnvironError": "errors",
+    "MIMO_LANGUAGE_MODULE_KEY": "role",
+    "MimoError": "errors",
+    "ModuleLayout": "role",
+    "ModuleSizes": "sizing",
+    "ModuleStageInfo": "role",
+    "RankEnviron": "environ",
+    "RankGrid": "grid",
+    "RankNotInGridError": "errors",
+    "RankRole": "role",
+    "RoleContext": "context",
+    "Topology": "topology",
+    "TopologyError": "errors",
+    "TopologyMismatchError": "errors",
+    "current": "context",
+    "init": "context",
+    "shutdown": "context",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WITH_TORCH:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_WITH_TORCH[name]), name)
+    value = getattr(import_module(f"mimo_role.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -149,6 +149,17 @@ def world_size() -> int | None:
     return _integer(os.environ, "WORLD_SIZE")
 
 
+def threads() -> int | None:
+    """`OMP_NUM_THREADS`, if it is set to a number; OpenMP's own lists of numbers are left to OpenMP."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
+
+
+def get(name: str) -> str | None:
+    """One variable of this process's environment."""
+    return os.environ.get(name)
+
+
 def missing_for_join() -> list[str]:
     """The variables that torch's `env://` rendezvous needs and this process lacks."""
     return [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]

@@ -101,7 +101,7 @@ def arrange(
         cursor = offset + share.size
         if world_size is not None and cursor > world_size:
             raise TopologyError(
-                f"modules.{share.names[0]}", f"ends at rank {cursor - 1}, but there are only {world_size} ranks"
+                f"modules.{share.names[0]}", f"ends at rank {cursor - 1}, but there is room for {world_size} ranks"
             )
         spans.update(dict.fromkeys(share.names, (offset, share.size)))
     grids = {name: _grid(name, sizes, *spans[name]) for name, sizes in modules.items()}

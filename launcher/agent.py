@@ -1,0 +1,172 @@
+"""torchelastic's agent, taught which rank failed first and where output goes."""
+
+import logging
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from signal import Signals
+from typing import Any, TextIO
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+import launcher.worker
+from launcher.failures import ExitOrder, Failure
+from launcher.follow import Followed, Follower
+from launcher.plan import LaunchPlan
+from launcher.rundir import RunDir
+from mimo_role import environ
+
+MONITOR_INTERVAL_S = 0.05
+
+# Their messages repeat ours, in terms of local ranks and process ids.
+_SILENCED = ("torch.distributed.elastic", "torch.multiprocessing")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the agent's run ended."""
+
+    attempt: int
+    """Which start of the ranks this was: 0, or the number of restarts before it."""
+    failure: Failure | None = None
+    signal: Signals | None = None
+    """The signal that mimo-launch was ended by."""
+
+
+def run(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> Ending:
+    """Start the ranks of the plan's one node, and wait until all have ended.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the ranks have been told to stop, and have.
+    """
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        for name in _SILENCED:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # SIGINT stays Python's: torchelastic would pass it on, and a rank inside a collective does not hear it.
+    environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
+    follower = Follower()
+    logs = RankLogs(plan, run_dir, follower, out, err)
+    agent = RoleAgent(plan, run_dir, logs)
+    try:
+        result = agent.run()
+    except SignalException as ending:
+        return Ending(agent.attempt, signal=Signals(ending.sigval))
+    finally:
+        follower.stop()
+    return Ending(agent.attempt, failure=agent.first_failure(result))
+
+
+class RankLogs(LogsSpecs):
+    """Sends every rank's output to the run folder, and has it followed from there."""
+
+    def __init__(self, plan: LaunchPlan, run_dir: RunDir, follower: Follower, out: TextIO, err: TextIO) -> None:
+        super().__init__(str(run_dir.path / "logs"))
+        self._plan = plan
+        self._run_dir = run_dir
+        self._follower = follower
+        self._sinks = {"stdout": out, "stderr": err}
+
+    @property
+    def root_log_dir(self) -> str:
+        return str(self._run_dir.path / "logs")
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """torchelastic's hook: the files of each local rank, for the attempt that the environments are of."""
+        files: dict[str, dict[int, str]] = {"stdout": {}, "stderr": {}, "error": {}}
+        for local_rank, env in envs.items():
+            rank, attempt = int(env["RANK"]), int(env["TORCHELASTIC_RESTART_COUNT"])
+            prefix = f"[{self._plan.topology.label_of(rank)} r{rank}]"
+            for stream, sink in self._sinks.items():
+                path = self._run_dir.log_file(attempt, rank, stream)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files[stream][local_rank] = str(path)
+                self._follower.follow([Followed(path, prefix, sink)])
+            env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(self._run_dir.error_file(attempt, rank))
+        return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])
+
+
+class RoleAgent(LocalElasticAgent):
+    """The agent of a plan with one node."""
+
+    def __init__(self, plan: LaunchPlan, run_dir: RunDir, logs: RankLogs) -> None:
+        self._plan = plan
+        self._processes: dict[int, BaseProcess] = {}
+        self._exits: ExitOrder | None = None
+        super().__init__(
+            _spec(plan, run_dir),
+            logs,
+            start_method=plan.start_method.value,
+            exit_barrier_timeout=0,
+            shutdown_timeout=max(1, round(plan.grace_s)),
+        )
+
+    @property
+    def attempt(self) -> int:
+        """How often the ranks have been started again."""
+        return self._worker_group.spec.max_restarts - self._remaining_restarts
+
+    def first_failure(self, result: RunResult) -> Failure | None:
+        """The rank that failed before any other, after `run()`.
+
+        torchelastic reports one that it found first, which may be one that failed because the first had.
+        """
+        if not result.is_failed():
+            return None
+        codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+        codes |= {rank: process.exitcode or 0 for rank, process in self._processes.items()}
+        assert self._exits is not None
+        for rank in self._exits.ended():
+            if codes.get(rank, 0) != 0:
+                return Failure(rank, codes[rank])
+        return Failure(*next(iter(codes.items())))
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        ranks = {pids[worker.local_rank]: worker.global_rank for worker in worker_group.workers}
+        children = multiprocessing.active_children()
+        self._processes = {ranks[child.pid]: child for child in children if child.pid in ranks}
+        self._exits = ExitOrder({rank: pid for pid, rank in ranks.items()})
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        # A rank ends by itself, and torchelastic would wait for its return value.
+        all_ended = bool(self._processes) and not multiprocessing.active_children()
+        result: RunResult = super()._monitor_workers(worker_group)
+        if all_ended and result.state is WorkerState.HEALTHY:
+            return RunResult(
+                state=WorkerState.SUCCEEDED, return_values={worker.global_rank: None for worker in worker_group.workers}
+            )
+        return result
+
+
+def _spec(plan: LaunchPlan, run_dir: RunDir) -> WorkerSpec:
+    rendezvous = RendezvousParameters(
+        backend="c10d",
+        endpoint="localhost:0",
+        run_id=run_dir.run_id,
+        min_nodes=1,
+        max_nodes=1,
+        local_addr="127.0.0.1",
+        timeout=plan.timeout_s,
+    )
+    arguments: tuple[str, ...] = (str(run_dir.plan_file), run_dir.run_id)
+    if plan.entry.command is not None:
+        entrypoint: Any = sys.executable
+        arguments = (launcher.worker.__file__, *arguments)
+    else:
+        entrypoint = launcher.worker.run_python
+    return WorkerSpec(
+        role="mimo",
+        local_world_size=plan.topology.world_size,
+        entrypoint=entrypoint,
+        args=arguments,
+        rdzv_handler=get_rendezvous_handler(rendezvous),
+        max_restarts=plan.max_restarts,
+        monitor_interval=MONITOR_INTERVAL_S,
+        local_addr="127.0.0.1",
+    )

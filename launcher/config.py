@@ -1,0 +1,285 @@
+"""From a YAML file and overrides to a `JobConfig`, or to one error that names file and key.
+
+OmegaConf reads, merges and interpolates. The values are checked here and not by its structured configs: those name enum
+members by their Python names, turn `1.50` and `true` among the arguments into other text, and let a list through where
+an environment variable should be.
+"""
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.errors import ConfigError
+from launcher.schema import JobConfig, Join, ModuleConfig
+
+_Config = TypeVar("_Config")
+
+
+def load(path: Path, overrides: list[str]) -> tuple[JobConfig, str]:
+    """Read a config file and apply `key.path=value` overrides to it.
+
+    Returns:
+        The job, and its config with all interpolations resolved, as YAML.
+
+    Raises:
+        ConfigError: no such file, not YAML, an interpolation that fails, an unknown key, a value of the wrong type or
+            out of range.
+    """
+    tree = _read_yaml(path)
+    changes = _read_overrides(overrides)
+    _check_modules_exist(tree, overrides)
+    try:
+        # The default goes in as text, so that its interpolation is resolved with the rest.
+        merged = OmegaConf.merge({"run_dir": _default("run_dir")}, tree, changes)
+        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        config = _build(JobConfig, plain, "")
+        _check(config)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "")
+        problem = (error.msg or str(error)).splitlines()[0]
+        raise ConfigError(f"{_source(path, key, overrides)}: {_join(key, problem)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+    except _ValueProblemError as problem:
+        raise ConfigError(f"{_source(path, problem.key, overrides)}: {_join(problem.key, problem.text)}") from None
+    return config, OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+class _ValueProblemError(Exception):
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(key, text)
+        self.key = key
+        self.text = text
+
+
+def _source(path: Path, key: str, overrides: list[str]) -> str:
+    """The file, or the override that last set the key or a part of it."""
+    for override in reversed(overrides):
+        target = override.split("=", 1)[0]
+        if key and (key == target or key.startswith((f"{target}.", f"{target}["))):
+            return f"command line, {override}"
+    return str(path)
+
+
+def _join(key: str, text: str) -> str:
+    if not key:
+        return text
+    return f"{key}{text}" if text.startswith("=") else f"{key}: {text}"
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(JobConfig) if field.name == name)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise ConfigError(f"{path}: empty; a config has at least name, layout, modules and entry")
+    try:
+        tree = OmegaConf.create(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not YAML: {_first_line(error)}") from None
+    if not isinstance(tree, DictConfig) or _is_bare_word(text, tree):
+        raise ConfigError(f"{path}: not a mapping; a config has at least name, layout, modules and entry")
+    return tree
+
+
+def _is_bare_word(text: str, tree: DictConfig) -> bool:
+    """Whether OmegaConf took a lone scalar, such as `hello`, for a key without a value."""
+    return len(tree) == 1 and ":" not in text
+
+
+def _read_overrides(overrides: list[str]) -> DictConfig:
+    for override in overrides:
+        if not re.match(r"[^=\s]+=", override):
+            raise ConfigError(
+                f"command line: {override!r} is not an override; write key.path=value (arguments of the script follow --)"
+            )
+    try:
+        return OmegaConf.from_dotlist(overrides)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"command line: {' '.join(overrides)}: {_first_line(error)}") from None
+
+
+def _check_modules_exist(tree: DictConfig, overrides: list[str]) -> None:
+    """A misspelt module in an override would otherwise become a module of its own."""
+    modules = tree.get("modules") if "modules" in tree else None
+    known = [str(name) for name in modules] if isinstance(modules, DictConfig) else []
+    for override in overrides:
+        parts = override.split("=", 1)[0].split(".")
+        if parts[0] == "modules" and len(parts) > 2 and known and parts[1] not in known:
+            close = difflib.get_close_matches(parts[1], known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            raise ConfigError(f"command line, {override}: modules.{parts[1]}: no such module; {hint}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _build(cls: type[_Config], value: Any, key: str) -> _Config:
+    """Make a frozen config of type `cls` from plain YAML values."""
+    if not isinstance(value, Mapping):
+        raise _ValueProblemError(key, f"={_shown(value)} is not a mapping; it has {_names(cls)}")
+    hints = get_type_hints(cls)
+    for name in value:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {_names(cls)}"
+            raise _ValueProblemError(_child(key, name), f"unknown key; {hint}")
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
+            raise _ValueProblemError(_child(key, field.name), "missing")
+    return cls(**{name: _convert(hints[name], item, _child(key, name)) for name, item in value.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(arguments, value, key)
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return _build(hint, value, key)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise _wrong(key, value, "a mapping")
+        for name in value:
+            if not isinstance(name, str):
+                raise _ValueProblemError(_child(key, name), "the key is not text; quote it")
+        return {name: _convert(arguments[1], item, _child(key, name)) for name, item in value.items()}
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(key, value, "a list")
+        return tuple(_convert(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        allowed = [member.value for member in hint]
+        if value not in allowed:
+            close = difflib.get_close_matches(str(value), allowed, n=1)
+            raise _wrong(key, value, " or ".join(allowed), f"did you mean {close[0]!r}?" if close else "")
+        return hint(value)
+    return value if hint is Any else _convert_scalar(hint, value, key)
+
+
+def _convert_union(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    rest = [choice for choice in choices if choice is not type(None)]
+    words = [word for choice in rest if get_origin(choice) is Literal for word in get_args(choice)]
+    if value in words:
+        return value
+    plain = next(choice for choice in rest if get_origin(choice) is not Literal)
+    try:
+        return _convert(plain, value, key)
+    except _ValueProblemError as problem:
+        if words and problem.key == key:
+            raise _ValueProblemError(key, f"{problem.text} or {' or '.join(words)}") from None
+        raise
+
+
+def _convert_scalar(hint: type, value: Any, key: str) -> Any:
+    if hint is str:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            quote = f'; quote it: "{str(value).lower()}"' if isinstance(value, bool) else ""
+            raise _wrong(key, value, "text", quote.removeprefix("; "))
+        if "\0" in str(value):
+            raise _ValueProblemError(key, "a NUL character cannot stand in text")
+        return str(value)
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong(key, value, "a whole number")
+        return value
+    assert hint is float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _wrong(key, value, "a number")
+    return float(value)
+
+
+def _wrong(key: str, value: Any, allowed: str, hint: str = "") -> _ValueProblemError:
+    return _ValueProblemError(key, f"={_shown(value)} is not {allowed}" + (f"; {hint}" if hint else ""))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, DictConfig | ListConfig):
+        value = OmegaConf.to_container(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _names(cls: type) -> str:
+    return ", ".join(field.name for field in fields(cls))
+
+
+def _child(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _check(config: JobConfig) -> None:
+    """What the types cannot say."""
+    if not config.name.strip():
+        raise _ValueProblemError("name", "empty")
+    if not config.run_dir.strip():
+        raise _ValueProblemError("run_dir", "empty")
+    for name, module in config.modules.items():
+        _check_module(config, name, module)
+    for name, pool in (config.pools or {}).items():
+        for field in ("nodes", "procs_per_node"):
+            _at_least(f"pools.{name}.{field}", getattr(pool, field), 1)
+    if config.pools is not None and not config.pools:
+        raise _ValueProblemError("pools", "empty; leave it out to run on this machine")
+    _check_entry(config)
+    _at_least("runtime.max_restarts", config.runtime.max_restarts, 0)
+    for field in ("timeout_s", "grace_s"):
+        if getattr(config.runtime, field) <= 0:
+            raise _ValueProblemError(f"runtime.{field}", f"={getattr(config.runtime, field):g} is not above 0")
+    for key, env in [("env", config.env), *((f"modules.{name}.env", m.env) for name, m in config.modules.items())]:
+        for variable in env:
+            if not variable or "=" in variable or "\0" in variable:
+                raise _ValueProblemError(f"{key}.{variable}", "not a name for an environment variable")
+            if variable.startswith("MIMO_") or variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+                raise _ValueProblemError(f"{key}.{variable}", "mimo-launch sets this variable itself; leave it out")
+
+
+def _check_module(config: JobConfig, name: str, module: ModuleConfig) -> None:
+    if module.pool is not None and module.pool not in (config.pools or {}):
+        known = ", ".join(config.pools or {}) or "none"
+        raise _ValueProblemError(f"modules.{name}.pool", f"={module.pool} is not a pool; there is {known}")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise _ValueProblemError(key, f"={value} is less than {least}")
+
+
+def _check_entry(config: JobConfig) -> None:
+    given = {field.name: getattr(config.entry, field.name) for field in fields(config.entry)}
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        found = " and ".join(chosen) or "none of them"
+        raise _ValueProblemError("entry", f"has exactly one of {', '.join(given)}; found {found}")
+    if not given[chosen[0]]:
+        raise _ValueProblemError(f"entry.{chosen[0]}", "empty")
+    if chosen == ["command"] and config.runtime.join is Join.LAUNCHER:
+        raise _ValueProblemError(
+            "runtime.join", "=launcher cannot join on behalf of entry.command, another program; use script, or leave it out"
+        )

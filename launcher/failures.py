@@ -1,0 +1,87 @@
+"""The first failure of a run, told in role terms."""
+
+import json
+import select
+import signal
+import threading
+from dataclasses import dataclass
+from os import close, pidfd_open
+from pathlib import Path
+
+from mimo_role import Topology
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one rank ended when it should not have."""
+
+    rank: int
+    code: int
+    """Its exit code; negative for the signal that ended it."""
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the job: the rank's own where it has one, else 1."""
+        return self.code if self.code > 0 else 1
+
+    def describe(self, topology: Topology, error_file: Path, logs: list[Path]) -> str:
+        """A few lines: which rank, how it ended, what it raised, where its output is."""
+        lines = [f"rank {self.rank} ({topology.label_of(self.rank)}) failed first: {_ending(self.code)}"]
+        if (message := _message(error_file)) is not None:
+            lines += [f"  {line}" for line in message.splitlines()[:20]]
+        lines += [f"  its output: {log}" for log in logs if log.exists() and log.stat().st_size]
+        return "\n".join(lines)
+
+
+class ExitOrder:
+    """Watches processes and notes the order in which they end."""
+
+    def __init__(self, pids: dict[int, int]) -> None:
+        """`pids` maps a key of the caller's, such as the local rank, to a process id."""
+        self._order: list[int] = []
+        self._thread = threading.Thread(target=self._watch, args=(_open(pids),), name="mimo-launch exits", daemon=True)
+        self._thread.start()
+
+    def ended(self) -> list[int]:
+        """The keys of the processes that have ended, first to last. Call it once all have."""
+        self._thread.join(timeout=5)
+        return list(self._order)
+
+    def _watch(self, watched: dict[int, int]) -> None:
+        poll = select.poll()
+        for pidfd in watched.values():
+            poll.register(pidfd, select.POLLIN)
+        keys = {pidfd: key for key, pidfd in watched.items()}
+        while keys:
+            for pidfd, _ in poll.poll():
+                poll.unregister(pidfd)
+                close(pidfd)
+                self._order.append(keys.pop(pidfd))
+
+
+def _open(pids: dict[int, int]) -> dict[int, int]:
+    watched = {}
+    for key, pid in pids.items():
+        try:
+            watched[key] = pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+    return watched
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _message(error_file: Path) -> str | None:
+    """What torchelastic's `record` wrote down of the exception."""
+    try:
+        value = json.loads(error_file.read_text(encoding="utf-8"))
+        return str(value["message"]["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

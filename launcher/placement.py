@@ -1,0 +1,104 @@
+"""Ranks -> nodes: which node of which pool runs which ranks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.errors import PlacementError
+from launcher.schema import PoolConfig
+from mimo_role import Topology
+
+LOCAL_POOL = "local"
+"""The pool of a config that names none: the machine where it is run."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host of the plan and the ranks that it runs."""
+
+    name: str
+    pool: str
+    first_rank: int
+    procs: int
+
+    @property
+    def ranks(self) -> range:
+        """Its ranks, in the order of their local ranks."""
+        return range(self.first_rank, self.first_rank + self.procs)
+
+
+@dataclass(frozen=True)
+class PlanWarning:
+    """Something wasteful about a plan that works."""
+
+    code: str
+    message: str
+
+
+def place(topology: Topology, pools: Mapping[str, PoolConfig], pool_of: Mapping[str, str | None]) -> list[Node]:
+    """Put ranks on nodes in rank order, each module on its pool; modules without one fill the pools in their order.
+
+    Raises:
+        PlacementError: a pool is too small, or modules that share ranks name different pools.
+    """
+    free = {name: pool.nodes for name, pool in pools.items()}
+    nodes: list[Node] = []
+    for span, modules in _spans(topology).items():
+        wanted = _common_pool(modules, pool_of)
+        rank = span.start
+        while rank < span.stop:
+            last = nodes[-1] if nodes else None
+            room = pools[last.pool].procs_per_node - last.procs if last is not None else 0
+            if last is not None and room and wanted in (None, last.pool):
+                nodes.pop()
+                taken = min(room, span.stop - rank)
+                nodes.append(Node(last.name, last.pool, last.first_rank, last.procs + taken))
+            else:
+                pool = wanted or next((name for name, left in free.items() if left), None)
+                if pool is None or not free[pool]:
+                    raise _too_small(topology, pools, modules, wanted, span)
+                free[pool] -= 1
+                taken = min(pools[pool].procs_per_node, span.stop - rank)
+                nodes.append(Node(f"node{len(nodes)}", pool, rank, taken))
+            rank += taken
+    return nodes
+
+
+def warnings(nodes: list[Node], pools: Mapping[str, PoolConfig]) -> list[PlanWarning]:
+    """What a placement leaves idle."""
+    found = []
+    for name, pool in pools.items():
+        used = [node for node in nodes if node.pool == name]
+        if len(used) < pool.nodes:
+            unused = pool.nodes - len(used)
+            found.append(PlanWarning("unused_nodes", f"pool {name}: {unused} of {pool.nodes} nodes get no rank"))
+        idle = len(used) * pool.procs_per_node - sum(node.procs for node in used)
+        if idle:
+            slots = len(used) * pool.procs_per_node
+            found.append(PlanWarning("idle_slots", f"pool {name}: {idle} of the {slots} slots on its used nodes get no rank"))
+    return found
+
+
+def _spans(topology: Topology) -> dict[range, list[str]]:
+    spans: dict[range, list[str]] = {}
+    for name, grid in sorted(topology.grids.items(), key=lambda item: item[1].rank_offset):
+        spans.setdefault(grid.ranks, []).append(name)
+    return spans
+
+
+def _common_pool(modules: list[str], pool_of: Mapping[str, str | None]) -> str | None:
+    named = {name: pool for name in modules if (pool := pool_of[name]) is not None}
+    if len(set(named.values())) > 1:
+        each = ", ".join(f"modules.{name}.pool={pool}" for name, pool in named.items())
+        raise PlacementError(f"{each}: modules on the same ranks are on the same pool")
+    return next(iter(named.values()), None)
+
+
+def _too_small(
+    topology: Topology, pools: Mapping[str, PoolConfig], modules: list[str], wanted: str | None, span: range
+) -> PlacementError:
+    shown = [wanted] if wanted else list(pools)
+    slots = " + ".join(f"{pools[name].nodes} x {pools[name].procs_per_node} on pool {name}" for name in shown)
+    return PlacementError(
+        f"modules.{modules[0]}: ranks {span.start}-{span.stop - 1} of {topology.world_size} do not fit: there are {slots}; "
+        "add nodes, or make the modules smaller"
+    )

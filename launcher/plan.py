@@ -1,0 +1,184 @@
+"""JobConfig -> LaunchPlan: all that is decided before launch. It travels as one JSON file."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from launcher import machine
+from launcher.errors import ConfigError
+from launcher.placement import LOCAL_POOL, Node, PlanWarning, place, warnings
+from launcher.schema import Backend, JobConfig, Join, ModuleConfig, PoolConfig, StartMethod
+from mimo_role import MimoError, ModuleSizes, Topology, TopologyError, environ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What each rank runs. Exactly one of the three is set."""
+
+    script: str | None = None
+    """An absolute path."""
+    module: str | None = None
+    command: tuple[str, ...] | None = None
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """A job as it will be started. No process decides again what it says."""
+
+    name: str
+    topology: Topology
+    nodes: tuple[Node, ...]
+    entry: Entry
+    backend: Backend
+    timeout_s: float
+    grace_s: float
+    start_method: StartMethod
+    join: Join
+    max_restarts: int
+    env: Mapping[str, str]
+    """Environment of every rank."""
+    module_env: Mapping[str, Mapping[str, str]]
+    """Environment of one module's ranks, over `env`."""
+    run_dir: str
+    """An absolute path."""
+    warnings: tuple[PlanWarning, ...] = ()
+
+    def env_of(self, rank: int) -> dict[str, str]:
+        """The configured environment of one rank; where modules share it, a later module's wins."""
+        merged = dict(self.env)
+        for name in self.topology.modules_of(rank):
+            merged |= self.module_env[name]
+        return merged
+
+    def to_json(self) -> str:
+        """The plan as one JSON object."""
+        value = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "topology": self.topology.as_dict(),
+            "nodes": [asdict(node) for node in self.nodes],
+            "entry": asdict(self.entry),
+            "backend": self.backend.value,
+            "start_method": self.start_method.value,
+            "join": self.join.value,
+            "env": dict(self.env),
+            "module_env": {name: dict(env) for name, env in self.module_env.items()},
+            "warnings": [asdict(warning) for warning in self.warnings],
+        }
+        return json.dumps(value, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "LaunchPlan":
+        """The inverse of `to_json`."""
+        value: dict[str, Any] = json.loads(text)
+        entry = value["entry"]
+        return cls(
+            **value
+            | {
+                "topology": Topology.from_dict(value["topology"]),
+                "nodes": tuple(Node(**node) for node in value["nodes"]),
+                "entry": Entry(
+                    script=entry["script"],
+                    module=entry["module"],
+                    command=None if entry["command"] is None else tuple(entry["command"]),
+                    args=tuple(entry["args"]),
+                ),
+                "backend": Backend(value["backend"]),
+                "start_method": StartMethod(value["start_method"]),
+                "join": Join(value["join"]),
+                "warnings": tuple(PlanWarning(**warning) for warning in value["warnings"]),
+            }
+        )
+
+
+def make_plan(config: JobConfig, config_path: Path, script_args: list[str]) -> LaunchPlan:
+    """Decide all that a launch needs, and refuse what cannot work.
+
+    Args:
+        config: the job.
+        config_path: the file it came from; `entry.script` is relative to its folder.
+        script_args: arguments after `--` on the command line.
+
+    Raises:
+        ConfigError: the modules make no world, the ranks do not fit the pools, or the entry does not exist.
+    """
+    try:
+        topology = _topology(config)
+        pools = config.pools or {LOCAL_POOL: PoolConfig(procs_per_node=topology.world_size)}
+        nodes = place(topology, pools, {name: module.pool for name, module in config.modules.items()})
+        entry = _entry(config, config_path, script_args)
+    except MimoError as error:
+        raise ConfigError(f"{config_path}: {error}") from None
+    return LaunchPlan(
+        name=config.name,
+        topology=topology,
+        nodes=tuple(nodes),
+        entry=entry,
+        backend=config.runtime.backend,
+        timeout_s=config.runtime.timeout_s,
+        grace_s=config.runtime.grace_s,
+        start_method=config.runtime.start_method,
+        join=config.runtime.join or (Join.SCRIPT if config.entry.command else Join.LAUNCHER),
+        max_restarts=config.runtime.max_restarts,
+        env=config.env,
+        module_env={name: module.env for name, module in config.modules.items()},
+        run_dir=str(Path(config.run_dir).absolute()),
+        warnings=tuple(warnings(nodes, pools)),
+    )
+
+
+def _topology(config: JobConfig) -> Topology:
+    """Arrange the modules; `dp: auto` shares out the pools, or this machine where the config names none."""
+    autos = [name for name, module in config.modules.items() if module.dp == "auto"]
+    if config.pools is not None:
+        world_size: int | None = sum(pool.nodes * pool.procs_per_node for pool in config.pools.values())
+    else:
+        world_size = machine.rank_slots() if autos else None
+    sizes = {name: _sizes(module) for name, module in config.modules.items()}
+    try:
+        return Topology.from_modules(sizes, layout=config.layout, world_size=world_size)
+    except TopologyError as error:
+        if config.pools is not None or error.key not in {f"modules.{name}.dp" for name in autos}:
+            raise
+        raise ConfigError(
+            f"{error} (without pools, auto shares out this machine: {machine.gpus()} GPUs, {machine.cores()} CPU cores)"
+        ) from None
+
+
+def _sizes(module: ModuleConfig) -> ModuleSizes:
+    names = ("tp", "cp", "dp", "pp", "ep", "expt_tp", "order", "ranks", "colocate_with")
+    return ModuleSizes(**{name: getattr(module, name) for name in names})
+
+
+def _entry(config: JobConfig, config_path: Path, script_args: list[str]) -> Entry:
+    args = (*config.args, *script_args)
+    if config.entry.script is not None:
+        script = (config_path.parent / Path(config.entry.script).expanduser()).absolute()
+        if not script.is_file():
+            what = "is a folder" if script.is_dir() else "no such file"
+            raise ConfigError(f"entry.script={config.entry.script}: {what}: {script} (scripts lie relative to the config)")
+        return Entry(script=str(script), args=args)
+    if config.entry.module is not None:
+        if not _module_exists(config.entry.module):
+            raise ConfigError(f"entry.module={config.entry.module}: no such module here or in this Python's packages")
+        return Entry(module=config.entry.module, args=args)
+    assert config.entry.command is not None
+    program = config.entry.command[0]
+    if shutil.which(program, path=config.env.get("PATH", environ.get("PATH"))) is None:
+        raise ConfigError(f"entry.command={program}: no such program on PATH")
+    return Entry(command=config.entry.command, args=args)
+
+
+def _module_exists(name: str) -> bool:
+    """Look for the top-level package only: finding a submodule would import its parents."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return find_spec(name.partition(".")[0]) is not None
+    except ValueError:
+        return False
+    finally:
+        sys.path.pop(0)

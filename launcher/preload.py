@@ -1,0 +1,21 @@
+"""What the fork server imports, once for all ranks. Importing it prepares the process that does: import it nowhere else.
+
+It never touches CUDA: a forked child could not use it afterwards.
+"""
+
+import gc
+import os
+
+import torch.distributed.elastic.multiprocessing
+
+import launcher.worker
+import mimo_role.context
+
+__all__ = ["launcher", "mimo_role", "torch"]
+
+# A Ctrl-C in the terminal reaches its foreground process group; ranks are told to stop by mimo-launch instead.
+os.setpgid(0, 0)
+
+# Memory that is never collected is never written to, and stays shared with the children.
+gc.collect()
+gc.freeze()

@@ -1,0 +1,85 @@
+"""The run folder: what a run leaves on disk, and who may write there.
+
+config.yaml     the config with all interpolations resolved
+plan.json       the launch plan
+logs/attempt0/  rank3.stdout.log, rank3.stderr.log, rank3.error.json: one set per rank, a folder per restart
+previous/       the same of earlier runs, by their ids
+.lock           held while a run is going on
+"""
+
+import fcntl
+import os
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from launcher.errors import LaunchError
+
+_OURS = ("config.yaml", "plan.json", "run_id", "logs")
+
+
+class RunDir:
+    """One run's folder, locked for as long as this object is open."""
+
+    def __init__(self, path: Path, config_text: str, plan_text: str) -> None:
+        """Take the folder, put an earlier run's files aside, and write this run's.
+
+        Raises:
+            LaunchError: another run has it, or it cannot be written.
+        """
+        self.path = path
+        self.run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._take_lock()
+            self._put_aside()
+            (path / "logs").mkdir()
+            (path / "config.yaml").write_text(config_text, encoding="utf-8")
+            self.plan_file.write_text(plan_text, encoding="utf-8")
+            (path / "run_id").write_text(self.run_id, encoding="utf-8")
+        except OSError as error:
+            raise LaunchError(f"run_dir: {error.filename or path}: {error.strerror}; choose another with run_dir=...") from None
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan that every rank reads."""
+        return self.path / "plan.json"
+
+    def log_file(self, attempt: int, rank: int, stream: str) -> Path:
+        """Where a rank's output goes. `stream` is `stdout` or `stderr`."""
+        return self.path / "logs" / f"attempt{attempt}" / f"rank{rank}.{stream}.log"
+
+    def error_file(self, attempt: int, rank: int) -> Path:
+        """Where a rank writes down the exception that ends it."""
+        return self.path / "logs" / f"attempt{attempt}" / f"rank{rank}.error.json"
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        os.close(self._lock)
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 32).decode(errors="replace")
+            os.close(self._lock)
+            raise LaunchError(
+                f"run_dir: {self.path} belongs to a run that is still going on (process {holder}); "
+                "wait for it, or choose another with run_dir=..."
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, str(os.getpid()).encode())
+
+    def _put_aside(self) -> None:
+        """Keep an earlier run's files under its id. What the script wrote, such as checkpoints, stays where it is."""
+        found = [self.path / name for name in _OURS if (self.path / name).exists()]
+        if not found:
+            return
+        earlier = "unknown"
+        with suppress(OSError):
+            earlier = (self.path / "run_id").read_text(encoding="utf-8").strip()
+        shelf = self.path / "previous" / earlier
+        shelf.mkdir(parents=True, exist_ok=True)
+        for file in found:
+            file.replace(shelf / file.name)

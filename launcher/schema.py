@@ -1,0 +1,117 @@
+"""The YAML schema: what a config may say, as frozen values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from mimo_role import ModuleLayout
+
+
+class Backend(Enum):
+    """The torch.distributed backend."""
+
+    AUTO = "auto"
+    """NCCL where torch sees a GPU, gloo elsewhere."""
+    GLOO = "gloo"
+    NCCL = "nccl"
+
+
+class StartMethod(Enum):
+    """How rank processes come into being."""
+
+    FORKSERVER = "forkserver"
+    """Forked from a server that has imported torch once."""
+    SPAWN = "spawn"
+    """A fresh interpreter for each rank."""
+
+
+class Join(Enum):
+    """Who joins torch.distributed."""
+
+    LAUNCHER = "launcher"
+    """mimo-launch, before the script starts."""
+    SCRIPT = "script"
+    """The script itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleConfig:
+    """One module: the sizes of its axes, and where it lies. Axes left out are 1."""
+
+    tp: int = 1
+    cp: int = 1
+    dp: int | Literal["auto"] = 1
+    """A number, or `auto`: what the other axes leave of the module's ranks."""
+    pp: int = 1
+    ep: int = 1
+    """Expert parallelism; with `expt_tp` it factors the module's ranks a second time."""
+    expt_tp: int = 1
+    order: tuple[str, ...] | None = None
+    """The axes tp, cp, dp, pp, fastest first; default that order."""
+    ranks: str | None = None
+    """Ranks by hand, such as `0-7`."""
+    colocate_with: str | None = None
+    """Another modality module, whose ranks this one shares."""
+    pool: str | None = None
+    """The pool whose nodes it runs on."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of this module's ranks, over the job's `env`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """A set of alike nodes."""
+
+    nodes: int = 1
+    procs_per_node: int
+    """Rank processes a node takes."""
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    """sbatch options of this pool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryConfig:
+    """What each rank runs: exactly one of the three."""
+
+    script: str | None = None
+    """A Python file, relative to the config's folder."""
+    module: str | None = None
+    """A module, as `python -m` takes it."""
+    command: tuple[str, ...] | None = None
+    """Any program with its first arguments; the rank's role is in its environment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How ranks start, join and stop."""
+
+    backend: Backend = Backend.AUTO
+    timeout_s: float = 600.0
+    """The limit for joining and for each collective."""
+    start_method: StartMethod = StartMethod.FORKSERVER
+    join: Join | None = None
+    """Default: `launcher` for a script or module, `script` for a command."""
+    max_restarts: int = 0
+    """How often all ranks are started again after a failure."""
+    grace_s: float = 10.0
+    """From SIGTERM to SIGKILL, when a run is interrupted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """One training job."""
+
+    name: str
+    layout: ModuleLayout
+    modules: Mapping[str, ModuleConfig]
+    pools: Mapping[str, PoolConfig] | None = None
+    """Default: this machine, with as many processes as the modules have ranks."""
+    entry: EntryConfig
+    args: tuple[str, ...] = ()
+    """Arguments of the entry; those after `--` on the command line follow them."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of every rank."""
+    run_dir: str = "runs/${name}"
+    """The run folder, relative to the current folder."""

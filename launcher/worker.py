@@ -1,0 +1,168 @@
+"""One rank, from its start to the user's script."""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from launcher.plan import Entry, LaunchPlan
+from launcher.schema import Join
+from mimo_role import environ
+from mimo_role.errors import MimoError
+
+INTERRUPTED = 130
+
+JOIN_HINT = (
+    "the launcher has joined torch.distributed before the script started; let the script do it with runtime.join: script, "
+    "or take the call out"
+)
+
+
+def run_python(plan_file: str, run_id: str) -> NoReturn:
+    """torchelastic's entry point for a script or module: prepare the rank, run the entry as `__main__`, and exit.
+
+    It ends the process in every case: torchelastic would wait for ever for a rank that exits without returning.
+    """
+    plan = prepare(Path(plan_file), run_id)
+    _undo_fork_server()
+    try:
+        if plan.join is Join.LAUNCHER:
+            _join(plan)
+        _run_as_main(plan.entry)
+        _leave()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)  # torch.multiprocessing takes the exception itself for success
+    except Exception as error:
+        _report(error, plan)
+        raise
+    finally:
+        # multiprocessing leaves out what a script registers with atexit.
+        atexit._run_exitfuncs()
+    sys.exit()
+
+
+def exec_command(plan_file: str, run_id: str) -> NoReturn:
+    """Prepare the rank and become the command."""
+    plan = prepare(Path(plan_file), run_id)
+    assert plan.entry.command is not None
+    command = [*plan.entry.command, *plan.entry.args]
+    os.execvp(command[0], command)
+
+
+def prepare(plan_file: Path, run_id: str) -> LaunchPlan:
+    """Read the plan and put the rank's environment in place."""
+    plan = LaunchPlan.from_json(plan_file.read_text(encoding="utf-8"))
+    rank = environ.rank()
+    assert rank is not None, "torchelastic sets RANK"
+    contract = environ.RankEnviron(
+        topology=plan.topology,
+        rank=rank,
+        run_dir=plan.run_dir,
+        run_id=run_id,
+        backend=plan.backend.value,
+        timeout_s=plan.timeout_s,
+    )
+    environ.export(plan.env_of(rank) | contract.to_environ())
+    return plan
+
+
+def _undo_fork_server() -> None:
+    """Give the script what a fresh interpreter would."""
+    import torch
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    # The ranks' own start method is not what the script's data loaders should use.
+    multiprocessing.set_start_method(None, force=True)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if (threads := environ.threads()) is not None:
+        torch.set_num_threads(threads)
+    # The script may have a package named like ours.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "launcher"]:
+        del sys.modules[name]
+
+
+def _join(plan: LaunchPlan) -> None:
+    import mimo_role
+
+    mimo_role.init(plan.topology, backend=plan.backend.value, timeout_s=plan.timeout_s)
+
+
+def _leave() -> None:
+    import mimo_role
+
+    mimo_role.shutdown()
+
+
+def _run_as_main(entry: Entry) -> None:
+    """What `python script.py args` or `python -m module args` does, down to sys.argv and sys.path[0]."""
+    try:
+        if entry.script is not None:
+            sys.argv = [entry.script, *entry.args]
+            sys.path[0] = str(Path(entry.script).parent)
+            runpy.run_path(entry.script, run_name="__main__")
+        else:
+            assert entry.module is not None
+            sys.argv = [entry.module, *entry.args]
+            sys.path[0] = os.getcwd()  # noqa: PTH109
+            runpy.run_module(entry.module, run_name="__main__", alter_sys=True)
+    except SystemExit as ending:
+        if isinstance(ending.code, int) and ending.code != 0:
+            raise
+        if ending.code not in (None, 0):
+            _exit_with_message(ending)
+
+
+def _exit_with_message(ending: SystemExit) -> NoReturn:
+    """`sys.exit("text")`: print the text while output still goes to the rank's file, and write it down as its error."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    sys.stderr.write(f"{ending.code}\n")
+    get_error_handler().record_exception(ending)
+    sys.exit(1)
+
+
+def _report(error: BaseException, plan: LaunchPlan) -> None:
+    """Print the traceback from the script's first frame on, and what to do where that is known."""
+    sys.stdout.flush()
+    frames = _script_frames(error.__traceback__)
+    if isinstance(error, MimoError) and _is_from_joining(error.__traceback__):
+        frames = None
+    shown = "".join(traceback.format_exception(type(error), error, frames))
+    if plan.join is Join.LAUNCHER and _joined_twice(error):
+        shown += f"\nmimo-launch: {JOIN_HINT}\n"
+        error.args = (f"{error} ({JOIN_HINT})",)
+    sys.stderr.write(shown)
+    sys.stderr.flush()
+
+
+def _is_from_joining(frames: TracebackType | None) -> bool:
+    while frames is not None:
+        if frames.tb_frame.f_code is _join.__code__:
+            return True
+        frames = frames.tb_next
+    return False
+
+
+def _joined_twice(error: BaseException) -> bool:
+    """Whether the script joined by torch after the launcher had, told by torch's message, which a test holds it to."""
+    return isinstance(error, ValueError) and "default process group twice" in str(error)
+
+
+def _script_frames(frames: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames of this file and of runpy that led to the script."""
+    ours = (__file__, runpy.__file__, "<frozen runpy>")
+    rest = frames
+    while rest is not None and rest.tb_frame.f_code.co_filename in ours:
+        rest = rest.tb_next
+    return rest if rest is not None else frames
+
+
+if __name__ == "__main__":
+    exec_command(sys.argv[1], sys.argv[2])
