@@ -44,9 +44,7 @@ def run(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> Ending:
     Raises:
         KeyboardInterrupt: Ctrl-C; the ranks have been told to stop, and have.
     """
-    if not logging.getLogger().isEnabledFor(logging.INFO):
-        for name in _SILENCED:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    _silence_torchelastic()
     # SIGINT stays Python's: torchelastic would pass it on, and a rank inside a collective does not hear it.
     environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
     follower = Follower()
@@ -101,7 +99,6 @@ class RoleAgent(LocalElasticAgent):
             _spec(plan, run_dir),
             logs,
             start_method=plan.start_method.value,
-            exit_barrier_timeout=0,
             shutdown_timeout=max(1, round(plan.grace_s)),
         )
 
@@ -142,6 +139,15 @@ class RoleAgent(LocalElasticAgent):
                 state=WorkerState.SUCCEEDED, return_values={worker.global_rank: None for worker in worker_group.workers}
             )
         return result
+
+
+def _silence_torchelastic() -> None:
+    """Every one of its loggers has a level of its own."""
+    if logging.getLogger().isEnabledFor(logging.INFO):
+        return
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(_SILENCED):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _spec(plan: LaunchPlan, run_dir: RunDir) -> WorkerSpec:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from launcher import machine, warden
+from launcher import forkserver, machine, warden
 from launcher.errors import LaunchError
 from launcher.plan import LaunchPlan
 from launcher.rundir import RunDir
@@ -47,6 +47,7 @@ def run(plan: LaunchPlan, config_text: str, *, out: TextIO, err: TextIO) -> Outc
     check(plan)
     run_dir = RunDir(Path(plan.run_dir), config_text, plan.to_json())
     try:
+        forkserver.start_tracker()
         _set_environment(plan, run_dir.run_id)
         with _warded(run_dir.run_id):
             ending = _run_agent(plan, run_dir, out, err)
@@ -105,8 +106,6 @@ def _warded(run_id: str) -> Iterator[None]:
 
 def _run_agent(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> "Ending":
     if plan.entry.command is None and plan.start_method is StartMethod.FORKSERVER:
-        from launcher import forkserver
-
         # Before this process imports torch: the server imports it at the same time.
         forkserver.start()
     from launcher import agent
