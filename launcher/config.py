@@ -39,8 +39,10 @@ def load(path: Path, overrides: list[str]) -> tuple[JobConfig, str]:
     changes = _read_overrides(overrides)
     _check_modules_exist(tree, overrides)
     try:
-        # The default goes in as text, so that its interpolation is resolved with the rest.
-        merged = OmegaConf.merge({"run_dir": _default("run_dir")}, tree, changes)
+        merged = OmegaConf.merge(tree, changes)
+        if "run_dir" not in merged and "name" in merged:
+            # Last and as text, so that its interpolation is resolved, and blamed, after the others.
+            merged = OmegaConf.merge(merged, {"run_dir": _default("run_dir")})
         plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
         config = _build(JobConfig, plain, "")
         _check(config)
@@ -98,7 +100,9 @@ def _read_yaml(path: Path) -> DictConfig:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_join(str(error.full_key or ''), _first_line(error))}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {_first_line(error)}") from None
     if not isinstance(tree, DictConfig) or _is_bare_word(text, tree):
         raise ConfigError(f"{path}: not a mapping; a config has at least name, layout, modules and entry")

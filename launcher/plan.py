@@ -13,7 +13,7 @@ from launcher import machine
 from launcher.errors import ConfigError
 from launcher.placement import LOCAL_POOL, Node, PlanWarning, place, warnings
 from launcher.schema import Backend, JobConfig, Join, ModuleConfig, PoolConfig, StartMethod
-from mimo_role import MimoError, ModuleSizes, Topology, TopologyError, environ
+from mimo_role import MimoError, ModuleSizes, Topology, TopologyError, UnknownWorldSizeError, environ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +133,21 @@ def make_plan(config: JobConfig, config_path: Path, script_args: list[str]) -> L
 
 def _topology(config: JobConfig) -> Topology:
     """Arrange the modules; `dp: auto` shares out the pools, or this machine where the config names none."""
-    autos = [name for name, module in config.modules.items() if module.dp == "auto"]
-    if config.pools is not None:
-        world_size: int | None = sum(pool.nodes * pool.procs_per_node for pool in config.pools.values())
-    else:
-        world_size = machine.rank_slots() if autos else None
     sizes = {name: _sizes(module) for name, module in config.modules.items()}
+    if config.pools is not None:
+        slots = sum(pool.nodes * pool.procs_per_node for pool in config.pools.values())
+        return Topology.from_modules(sizes, layout=config.layout, world_size=slots)
     try:
-        return Topology.from_modules(sizes, layout=config.layout, world_size=world_size)
-    except TopologyError as error:
-        if config.pools is not None or error.key not in {f"modules.{name}.dp" for name in autos}:
-            raise
-        raise ConfigError(
-            f"{error} (without pools, auto shares out this machine: {machine.gpus()} GPUs, {machine.cores()} CPU cores)"
-        ) from None
+        return Topology.from_modules(sizes, layout=config.layout)
+    except UnknownWorldSizeError as unknown:
+        try:
+            return Topology.from_modules(sizes, layout=config.layout, world_size=machine.rank_slots())
+        except TopologyError as error:
+            if error.key != unknown.key:
+                raise
+            raise ConfigError(
+                f"{error} (without pools, auto shares out this machine: {machine.gpus()} GPUs, {machine.cores()} CPU cores)"
+            ) from None
 
 
 def _sizes(module: ModuleConfig) -> ModuleSizes:

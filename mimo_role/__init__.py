@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         RankNotInGridError,
         TopologyError,
         TopologyMismatchError,
+        UnknownWorldSizeError,
     )
     from mimo_role.grid import RankGrid
     from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
@@ -46,6 +47,7 @@ __all__ = [
     "Topology",
     "TopologyError",
     "TopologyMismatchError",
+    "UnknownWorldSizeError",
     "current",
     "init",
     "shutdown",
@@ -70,6 +72,7 @@ _HOMES = {
     "Topology": "topology",
     "TopologyError": "errors",
     "TopologyMismatchError": "errors",
+    "UnknownWorldSizeError": "errors",
     "current": "context",
     "init": "context",
     "shutdown": "context",

@@ -37,6 +37,7 @@ class RoleContext:
         """Where this process's tensors live."""
         self.role: RankRole = topology.role_of(rank)
         self._owns_world = owns_world
+        self._exported: list[str] = []
         self._bridges: dict[tuple[str, int | None], Bridge] = {}
         self._meshes: dict[str, DeviceMesh] = {}
         self._groups = Groups(topology, rank, timeout)
@@ -127,6 +128,7 @@ class RoleContext:
         return grid
 
     def _close(self) -> None:
+        environ.withdraw(self._exported)
         if dist.is_initialized():
             for bridge in self._bridges.values():
                 bridge.wait()
@@ -172,7 +174,6 @@ def init(topology: Topology | None = None, *, backend: str | None = None, timeou
         if owns_world:
             dist.destroy_process_group()
         raise
-    environ.export({"RANK": str(_current.rank), "WORLD_SIZE": str(_current.world_size)})
     contract = environ.RankEnviron(
         topology=topology,
         rank=_current.rank,
@@ -181,7 +182,8 @@ def init(topology: Topology | None = None, *, backend: str | None = None, timeou
         backend=backend,
         timeout_s=timeout_s,
     )
-    environ.export(contract.to_environ())
+    ranks = {"RANK": str(_current.rank), "WORLD_SIZE": str(_current.world_size)}
+    _current._exported = environ.export(ranks | contract.to_environ())
     return _current
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mimo_role.errors import EnvironError, RankNotInGridError, TopologyError
@@ -117,9 +117,17 @@ def is_set() -> bool:
     return TOPOLOGY in os.environ
 
 
-def export(values: Mapping[str, str]) -> None:
-    """Set variables for this process and the ones it starts."""
+def export(values: Mapping[str, str]) -> list[str]:
+    """Set variables for this process and the ones it starts; return those that were not set before."""
+    added = [name for name in values if name not in os.environ]
     os.environ.update(values)
+    return added
+
+
+def withdraw(names: Iterable[str]) -> None:
+    """Unset variables."""
+    for name in names:
+        os.environ.pop(name, None)
 
 
 def rank() -> int | None:

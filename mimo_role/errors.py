@@ -20,6 +20,10 @@ class TopologyError(MimoError, ValueError):
         self.key = key
 
 
+class UnknownWorldSizeError(TopologyError):
+    """`dp: auto` takes the ranks that are left, and nothing says how many there are."""
+
+
 class AxisError(MimoError, KeyError):
     """An axis, module or group name that a grid or context does not have."""
 

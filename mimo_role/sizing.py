@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from mimo_role.errors import TopologyError
+from mimo_role.errors import TopologyError, UnknownWorldSizeError
 from mimo_role.grid import RankGrid
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 
@@ -195,7 +195,7 @@ def _size_from_what_is_left(shares: list[_Share], modules: Mapping[str, ModuleSi
     if len(unsized) > 1:
         raise TopologyError(keys[1], f"=auto, and {keys[0]}=auto too: both want the ranks that are left; give one a number")
     if world_size is None:
-        raise TopologyError(keys[0], "=auto needs the number of ranks; give a number, or world_size")
+        raise UnknownWorldSizeError(keys[0], "=auto needs the number of ranks; give a number, or world_size")
     taken = sum(share.size for share in shares if share.size is not None)
     if taken >= world_size:
         raise TopologyError(keys[0], f"=auto, but the other modules take all {world_size} ranks; none is left")

@@ -1,0 +1,234 @@
+"""Every mistake in a config: exit code 2 and one readable message with file, key, what was found and what would do."""
+
+import pytest
+
+from launcher.cli import main
+
+GOOD = """\
+name: job
+layout: non_colocated
+modules:
+  vision: {dp: 2}
+  language: {tp: 2, dp: 2}
+entry: {script: train.py}
+"""
+
+
+def good(**replaced):
+    """The good config with some top-level keys replaced by other YAML, or left out."""
+    lines = dict(
+        line.split(":", 1)
+        for line in GOOD.replace("modules:\n  vision: {dp: 2}\n  language: {tp: 2, dp: 2}\n", "").splitlines()
+    )
+    lines["modules"] = " {vision: {dp: 2}, language: {tp: 2, dp: 2}}"
+    lines |= {key: None if value is None else f" {value}" for key, value in replaced.items()}
+    return "".join(f"{key}:{value}\n" for key, value in lines.items() if value is not None)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("raise SystemExit(1)\n")
+    return tmp_path / "job.yaml"
+
+
+CASES = [
+    pytest.param("", "job.yaml: empty; a config has at least name, layout, modules and entry", id="empty"),
+    pytest.param("# nothing\n", "job.yaml: name: missing", id="only a comment"),
+    pytest.param("a: [", "job.yaml, line 2, column 1: not YAML: ", id="not YAML"),
+    pytest.param("hello", "job.yaml: not a mapping", id="a word"),
+    pytest.param("- a\n- b\n", "job.yaml: not a mapping", id="a list"),
+    pytest.param(GOOD + "name: again\n", "line 7, column 1: not YAML: found duplicate key name", id="a key twice"),
+    pytest.param(
+        good(modules="{vision: {}, language: {}, language: {}}"), "found duplicate key language", id="two language modules"
+    ),
+    pytest.param(good(modulez="{}"), "job.yaml: modulez: unknown key; did you mean 'modules'?", id="misspelt key"),
+    pytest.param(good(colour="red"), "job.yaml: colour: unknown key; it has name, layout, modules", id="unknown key"),
+    pytest.param(
+        good(modules="{vision: {tpp: 2}, language: {}}"),
+        "modules.vision.tpp: unknown key; did you mean 'tp'?",
+        id="misspelt axis",
+    ),
+    pytest.param(good(name=None), "job.yaml: name: missing", id="no name"),
+    pytest.param(good(name="'  '"), "job.yaml: name: empty", id="empty name"),
+    pytest.param(good(name="true"), 'name=true is not text; quote it: "true"', id="a boolean for text"),
+    pytest.param(good(name="[a]"), "name=['a'] is not text", id="a list for text"),
+    pytest.param(good(name="???"), "name: Missing mandatory value", id="a value left open"),
+    pytest.param(good(layout="colocate"), "layout='colocate' is not colocated or non_colocated; did you mean", id="layout"),
+    pytest.param(good(modules="3"), "modules=3 is not a mapping", id="a number for modules"),
+    pytest.param(
+        good(modules="{vision: 3, language: {}}"), "modules.vision=3 is not a mapping; it has tp, cp", id="a number for one"
+    ),
+    pytest.param(good(modules="{1: {}, language: {}}"), "modules.1: the key is not text; quote it", id="a number for a name"),
+    pytest.param(
+        good(modules="{vision: {tp: two}, language: {}}"), "modules.vision.tp='two' is not a whole number", id="text for tp"
+    ),
+    pytest.param(
+        good(modules="{vision: {tp: 2.0}, language: {}}"), "modules.vision.tp=2.0 is not a whole number", id="2.0 for tp"
+    ),
+    pytest.param(good(modules="{vision: {tp: true}, language: {}}"), "modules.vision.tp=true is not a whole", id="true for tp"),
+    pytest.param(good(modules="{vision: {tp: null}, language: {}}"), "modules.vision.tp=null is not a whole", id="null for tp"),
+    pytest.param(
+        good(modules="{vision: {dp: most}, language: {}}"), "dp='most' is not a whole number or auto", id="text for dp"
+    ),
+    pytest.param(good(modules="{vision: {tp: -1}, language: {}}"), "modules.vision.tp=-1 is not a positive", id="negative"),
+    pytest.param(
+        good(modules="{vision: {order: [tp]}, language: {}}"), "modules.vision.order=['tp'] is not an order", id="order"
+    ),
+    pytest.param(
+        good(modules='{vision: {tp: 3, dp: auto, ranks: "0-7"}, language: {}}'),
+        "job.yaml: modules.vision.tp=3 does not divide its 8 ranks; use 1, 2, 4 or 8",
+        id="tp does not divide",
+    ),
+    pytest.param(good(modules="{vision: {dp: 2}}"), 'exactly one module is named "language"; found vision', id="no language"),
+    pytest.param(
+        good(modules='{vision: {dp: 4, ranks: "0-3"}, language: {dp: 4, ranks: "2-5"}}'),
+        "ranks 2-5, which overlap",
+        id="overlap",
+    ),
+    pytest.param(
+        good(modules='{vision: {dp: 2, ranks: "0-1"}, language: {dp: 2, ranks: "4-5"}}'),
+        "ranks 2-3 belong to no",
+        id="uncovered",
+    ),
+    pytest.param(
+        good(modules="{vision: {dp: 2}, language: {tp: 4, dp: auto}}", pools="{a: {procs_per_node: 8}}"),
+        "modules.language.tp=4 does not divide its 6 ranks",
+        id="auto does not come out even",
+    ),
+    pytest.param(
+        good(modules="{vision: {dp: auto}, language: {dp: auto}}", pools="{a: {procs_per_node: 8}}"),
+        "both want",
+        id="auto twice",
+    ),
+    pytest.param(
+        good(modules="{vision: {dp: auto}, language: {dp: auto}}", layout="colocated"),
+        "modules.language.dp=auto on the same ranks as modules.vision.dp=auto; give one of them a number",
+        id="auto twice on the same ranks",
+    ),
+    pytest.param(
+        good(modules="{vision: {dp: 4096}, language: {dp: auto}}"), "auto shares out this machine", id="auto on a small machine"
+    ),
+    pytest.param(good(entry=None), "job.yaml: entry: missing", id="no entry"),
+    pytest.param(good(entry="{}"), "entry: has exactly one of script, module, command; found none", id="an empty entry"),
+    pytest.param(good(entry="{script: train.py, module: a}"), "found script and module", id="two entries"),
+    pytest.param(good(entry="{script: ''}"), "entry.script: empty", id="an empty script"),
+    pytest.param(good(entry="{script: nope.py}"), "entry.script=nope.py: no such file: ", id="a missing script"),
+    pytest.param(good(entry="{script: .}"), "entry.script=.: is a folder", id="a folder for a script"),
+    pytest.param(good(entry="{module: no.such.module}"), "entry.module=no.such.module: no such module", id="a missing module"),
+    pytest.param(good(entry="{module: .a}"), "entry.module=.a: no such module", id="a relative module"),
+    pytest.param(good(entry="{command: [no-such-program]}"), "entry.command=no-such-program: no such program", id="no program"),
+    pytest.param(good(entry="{command: []}"), "entry.command: empty", id="an empty command"),
+    pytest.param(
+        good(entry="{command: [bash]}", runtime="{join: launcher}"),
+        "runtime.join=launcher cannot join on behalf",
+        id="command, join",
+    ),
+    pytest.param(good(args="--steps"), "args='--steps' is not a list", id="text for args"),
+    pytest.param(good(args="[--flag, true]"), 'args[1]=true is not text; quote it: "true"', id="a boolean among args"),
+    pytest.param(good(runtime="{timeout_s: soon}"), "runtime.timeout_s='soon' is not a number", id="text for seconds"),
+    pytest.param(good(runtime="{timeout_s: 0}"), "runtime.timeout_s=0 is not above 0", id="no time"),
+    pytest.param(good(runtime="{timeout_s: .inf}"), "runtime.timeout_s=inf is not a number", id="for ever"),
+    pytest.param(good(runtime="{max_restarts: -1}"), "runtime.max_restarts=-1 is less than 0", id="negative restarts"),
+    pytest.param(
+        good(runtime="{backend: ncl}"), "backend='ncl' is not auto or gloo or nccl; did you mean 'nccl'?", id="backend"
+    ),
+    pytest.param(good(runtime="null"), "runtime=null is not a mapping", id="null for runtime"),
+    pytest.param(good(env="{A: [1]}"), "env.A=[1] is not text", id="a list in env"),
+    pytest.param(good(env="{A: true}"), "env.A=true is not text; quote it", id="a boolean in env"),
+    pytest.param(good(env="{'A=B': x}"), "env.A=B: not a name for an environment variable", id="a name with ="),
+    pytest.param(good(env="{RANK: 3}"), "env.RANK: mimo-launch sets this variable itself", id="a variable of ours"),
+    pytest.param(good(pools="{}"), "pools: empty", id="no pools"),
+    pytest.param(good(pools="{a: {nodes: 1}}"), "pools.a.procs_per_node: missing", id="half a pool"),
+    pytest.param(good(pools="{a: {nodes: 0, procs_per_node: 8}}"), "pools.a.nodes=0 is less than 1", id="a pool of nothing"),
+    pytest.param(good(pools="{a: {procs_per_node: 4}}"), "room for 4 ranks", id="too small a pool"),
+    pytest.param(
+        good(modules="{vision: {pool: b}, language: {}}", pools="{a: {procs_per_node: 4}}"),
+        "pool=b is not a pool; there is a",
+        id="pool",
+    ),
+    pytest.param(good(name="${nope}"), "job.yaml: name: Interpolation key 'nope' not found", id="an interpolation that fails"),
+    pytest.param(good(name="${oc.env:NO_SUCH}"), "name: KeyError raised while resolving interpolation", id="an unset variable"),
+    pytest.param(good(name="${"), "name: ", id="half an interpolation"),
+    pytest.param(good(name="${name}"), "name: Recursive interpolation detected", id="a circle"),
+]
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(("text", "message"), CASES)
+def test_a_bad_config_is_one_message_and_exit_code_2(job, capsys, command, text, message):
+    job.write_text(text)
+    code = main([command, "job.yaml"])
+    _check(capsys, code, message)
+    assert not (job.parent / "runs").exists()
+
+
+def test_a_config_that_cannot_be_read_is_told(job, capsys):
+    _check(capsys, main(["plan", "nope.yaml"]), "nope.yaml: no such file")
+    _check(capsys, main(["plan", "."]), "cannot be read: Is a directory")
+    job.write_bytes(b"name: \xff\xfe")
+    _check(capsys, main(["plan", "job.yaml"]), "not UTF-8 text")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["modules.vision.tpp=2"], "command line, modules.vision.tpp=2: modules.vision.tpp: unknown key; did you mean 'tp'?"),
+        (["modules.visoin.tp=2"], "modules.visoin: no such module; did you mean 'vision'?"),
+        (["modules.vision.tp=two"], "command line, modules.vision.tp=two: modules.vision.tp='two' is not a whole number"),
+        (["train.py"], "'train.py' is not an override; write key.path=value (arguments of the script follow --)"),
+        (["=2"], "'=2' is not an override"),
+        (["name=[a"], "command line: name=[a"),
+        (["runtime.backend=ncl"], "command line, runtime.backend=ncl: runtime.backend='ncl' is not auto"),
+    ],
+)
+def test_a_bad_override_is_blamed_on_the_command_line(job, capsys, overrides, message):
+    job.write_text(GOOD)
+    _check(capsys, main(["plan", "job.yaml", *overrides]), message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["modules.language.dp=100000"], "ranks take about"),
+        (["pools={a: {nodes: 3, procs_per_node: 2}}"], "the plan has 3 nodes"),
+        (["runtime.backend=nccl"], "this machine has no NVIDIA GPU"),
+    ],
+)
+def test_what_this_machine_cannot_start_is_refused_before_anything_starts(job, capsys, monkeypatch, overrides, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    job.write_text(GOOD)
+    _check(capsys, main(["run", "job.yaml", *overrides]), message)
+    assert not (job.parent / "runs").exists()
+
+
+def test_more_ranks_than_gpus_are_refused(job, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    job.write_text(GOOD)
+    _check(capsys, main(["run", "job.yaml"]), "6 ranks, but this machine has 2 GPUs")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["plam"], "invalid choice: 'plam'"),
+        (["plan"], "required: CONFIG"),
+        (["plan", "job.yaml", "--jsn"], "unknown option --jsn; arguments of the script follow --"),
+    ],
+)
+def test_a_wrong_command_line_is_told_by_exit_code_2(capsys, words, message):
+    with pytest.raises(SystemExit) as ending:
+        main(words)
+    assert ending.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def _check(capsys, code, message):
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.startswith("mimo-launch: ")
+    assert "Traceback" not in printed.err
+    assert len(printed.err.splitlines()) == 1

@@ -1,0 +1,253 @@
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import mimo_role
+from mimo_role import ContextError, RankEnviron, Topology, TopologyMismatchError
+from mimo_role.context import _describe_mismatch
+from mimo_role.testing import RankFailedError, run_ranks
+
+pytestmark = pytest.mark.ranks
+
+APART = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 2}})
+SHARED = Topology.from_modules({"vision": {"dp": 4}, "language": {"tp": 2, "dp": 2}}, layout="colocated")
+EXPERTS = Topology.from_modules({"vision": {}, "language": {"tp": 2, "dp": 2, "ep": 4}})
+
+
+def sums_over_groups():
+    """The sum of ranks over every group of every module that this rank runs."""
+    context = mimo_role.current()
+    found = {}
+    for module in context.role.modules:
+        for axes in [("tp",), ("dp",), ("pp",), ("cp",), ("tp", "pp"), ("tp", "dp", "pp")]:
+            total = torch.tensor(context.rank)
+            dist.all_reduce(total, group=context.group(module, *axes))
+            found[module, axes] = int(total)
+    return found
+
+
+@pytest.mark.parametrize("topology", [APART, SHARED], ids=["non-colocated", "colocated"])
+def test_a_group_is_the_ranks_that_differ_only_along_its_axes(topology):
+    for rank, found in enumerate(run_ranks(sums_over_groups, topology)):
+        assert found == {
+            (module, axes): sum(topology.grids[module].row_of(rank, axes))
+            for module in topology.modules_of(rank)
+            for axes in [("tp",), ("dp",), ("pp",), ("cp",), ("tp", "pp"), ("tp", "dp", "pp")]
+        }
+
+
+def expert_group_ranks():
+    context = mimo_role.current()
+    if not context.role.has_language_module:
+        return None
+    return dist.get_process_group_ranks(context.group("language", "ep"))
+
+
+def test_expert_axes_have_groups_too():
+    assert run_ranks(expert_group_ranks, EXPERTS) == [None, *[[1, 2, 3, 4]] * 4]
+
+
+def place_in_the_job():
+    context = mimo_role.current()
+    return (
+        context.role,
+        {name: context.coords(name) for name in context.role.modules},
+        RankEnviron.from_environ(),
+        dict(os.environ),
+    )
+
+
+def test_a_context_knows_its_role_and_coordinates_and_exports_them():
+    for rank, (role, coords, found, variables) in enumerate(run_ranks(place_in_the_job, APART)):
+        assert role == APART.role_of(rank)
+        assert coords == APART.coords_of(rank)
+        assert (found.topology, found.rank, found.role) == (APART, rank, role)
+        assert variables["MIMO_HAS_LANGUAGE_MODULE"] == ("1" if role.has_language_module else "0")
+
+
+def mesh_of_language():
+    context = mimo_role.current()
+    if not context.role.has_language_module:
+        return None
+    mesh = context.mesh("language")
+    groups_made = dist.get_pg_count()
+    again = context.mesh("language")
+    sliced = mesh["tp"]
+    total = torch.tensor(context.rank)
+    dist.all_reduce(total, group=sliced.get_group())
+    same = mesh.get_group("pp") is context.group("language", "pp")
+    return mesh.mesh_dim_names, mesh.mesh.tolist(), int(total), same, again is mesh and dist.get_pg_count() == groups_made
+
+
+def test_a_mesh_is_made_of_the_groups_that_there_are():
+    found = run_ranks(mesh_of_language, APART)
+    assert found[:2] == [None, None]
+    for rank, (names, ranks, total, same, nothing_new) in enumerate(found[2:], start=2):
+        assert names == ("pp", "dp", "cp", "tp")
+        assert ranks == [[[[2, 3]]], [[[4, 5]]]]
+        assert total == sum(APART.grids["language"].row_of(rank, "tp"))
+        assert same
+        assert nothing_new
+
+
+def error_of(call):
+    try:
+        call()
+    except mimo_role.MimoError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def mistakes():
+    context = mimo_role.current()
+    return [
+        error_of(mimo_role.init),
+        error_of(lambda: context.coords("audio")),
+        error_of(lambda: context.group("language", "tp")),
+        error_of(lambda: context.group("vision", "ep")),
+        error_of(lambda: context.bridge("language")),
+        error_of(lambda: context.bridge("language", stage=1)),
+        error_of(lambda: context.bridge("audio")),
+    ]
+
+
+def test_mistakes_are_told_apart():
+    assert run_ranks(mistakes, APART)[0] == [
+        (
+            "ContextError: this process has its context already; use mimo_role.current(). mimo-launch joins before the script "
+            "starts; with runtime.join: script the script does"
+        ),
+        "AxisError: no module 'audio'; there are vision, language",
+        "AxisError: rank 0 does not run 'language'; it runs vision",
+        "AxisError: module 'vision' has no grid with the axes ep; it has tp, cp, dp, pp",
+        "BridgeError: a bridge ends at the language module; name a modality module, or a stage",
+        "BridgeError: module 'language' has 2 stages; no stage follows stage 1",
+        "AxisError: no module 'audio'; there are vision, language",
+    ]
+
+
+def test_current_before_init_says_how_to_get_there(monkeypatch):
+    monkeypatch.delenv("MIMO_TOPOLOGY", raising=False)
+    with pytest.raises(ContextError, match=r"start the script with mimo-launch .*, or call mimo_role.init"):
+        mimo_role.current()
+    with pytest.raises(ContextError, match="no topology: pass one"):
+        mimo_role.init()
+    mimo_role.shutdown()
+
+
+def test_a_world_of_several_ranks_needs_a_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ContextError, match="RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set: a world of 6 ranks"):
+        mimo_role.init(APART, backend="gloo")
+
+
+def alone():
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    context = mimo_role.init(Topology.from_modules({"vision": {}, "language": {}}, layout="colocated"), backend="gloo")
+    first = context.role.has_language_module, context.role.has_modality_modules, context.group("language", "tp").size()
+    mimo_role.shutdown()
+    mimo_role.init(Topology.from_modules({"language": {}}, layout="colocated"), backend="gloo")
+    return first, mimo_role.current().topology.grids.keys() == {"language"}
+
+
+def test_a_world_of_one_needs_no_launcher_and_can_be_left_and_joined_again():
+    assert run_ranks(alone, 1) == [((True, True, 1), True)]
+
+
+def join_with_own_process_group():
+    dist.init_process_group("gloo")
+    context = mimo_role.init(APART)
+    mimo_role.shutdown()
+    total = torch.tensor(1)
+    dist.all_reduce(total)
+    return context.rank, int(total)
+
+
+def test_a_process_group_that_is_there_is_used_and_left_alone():
+    assert run_ranks(join_with_own_process_group, 6) == [(rank, 6) for rank in range(6)]
+
+
+def join_from_torchrun_environment():
+    return mimo_role.init(APART, backend="gloo").role
+
+
+def test_a_script_can_join_with_a_topology_of_its_own():
+    assert run_ranks(join_from_torchrun_environment, 6) == [APART.role_of(rank) for rank in range(6)]
+
+
+def join_with_one_odd_rank():
+    other = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 4}})
+    odd = os.environ["RANK"] == "3"
+    return error_of(lambda: mimo_role.init(other if odd else APART, backend="gloo")), dist.is_initialized()
+
+
+def test_ranks_with_another_topology_are_named_with_their_hosts_by_every_rank():
+    for message, joined in run_ranks(join_with_one_odd_rank, 6):
+        assert message.startswith(f"TopologyMismatchError: ranks hold different topologies: 5 of 6 hold {APART.digest[:12]}")
+        assert f"but rank 3 on {socket.gethostname()} holds" in message
+        assert not joined
+
+
+def join_a_world_of_another_size():
+    return error_of(lambda: mimo_role.init(APART, backend="gloo"))
+
+
+def test_a_world_of_another_size_is_refused():
+    assert run_ranks(join_a_world_of_another_size, 2) == ["ContextError: the job has 2 ranks, but the topology has 6"] * 2
+
+
+def join_from_outside():
+    os.environ["RANK"] = "6"
+    return error_of(lambda: mimo_role.init(APART, backend="gloo"))
+
+
+def test_a_rank_outside_the_world_is_refused():
+    assert run_ranks(join_from_outside, 1) == ["ContextError: RANK=6 is outside WORLD_SIZE=1"]
+
+
+def join_against_the_plan():
+    os.environ.update(RankEnviron(topology=APART, rank=0).to_environ())
+    return error_of(lambda: mimo_role.init(SHARED, backend="gloo"))
+
+
+def test_a_topology_other_than_the_planned_one_is_refused():
+    assert "is not the one that mimo-launch planned" in run_ranks(join_against_the_plan, 1)[0]
+
+
+def test_many_odd_ranks_are_counted():
+    everyone = [("a" * 64, "n1")] * 40 + [("b" * 64, "n2")] * 20
+    assert "and 4 more. Start all of them from the same config" in _describe_mismatch(everyone)
+    assert issubclass(TopologyMismatchError, ContextError)
+
+
+def fail_on_rank_one():
+    if os.environ["RANK"] == "1":
+        raise ValueError("rank one's own error")
+
+
+def die_on_rank_one():
+    if os.environ["RANK"] == "1":
+        os._exit(3)
+
+
+def never_end():
+    while True:
+        torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "timeout_s", "message"),
+    [
+        (fail_on_rank_one, 60, r"rank 1 failed:\n(.|\n)*rank one's own error"),
+        (die_on_rank_one, 60, "rank 1 died without a word"),
+        (never_end, 3, "not finished after 3 s: ranks 0, 1"),
+    ],
+)
+def test_run_ranks_tells_which_rank_failed_and_how(function, timeout_s, message):
+    with pytest.raises(RankFailedError, match=message):
+        run_ranks(function, 2, timeout_s=timeout_s)

@@ -1,0 +1,138 @@
+"""Who may import whom, and what must not load torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ALLOWED = {
+    "launcher.__main__": {"launcher.cli"},
+    "launcher.cli": {"launcher.config", "launcher.local", "launcher.plan", "launcher.render"},
+    "launcher.config": {"launcher.errors", "launcher.schema"},
+    "launcher.errors": set(),
+    "launcher.schema": set(),
+    "launcher.machine": set(),
+    "launcher.placement": {"launcher.errors", "launcher.schema"},
+    "launcher.plan": {"launcher.errors", "launcher.machine", "launcher.placement", "launcher.schema"},
+    "launcher.render": {"launcher.placement", "launcher.plan"},
+    "launcher.rundir": {"launcher.errors"},
+    "launcher.warden": set(),
+    "launcher.follow": set(),
+    "launcher.failures": set(),
+    "launcher.forkserver": set(),
+    "launcher.preload": {"launcher.worker"},
+    "launcher.worker": {"launcher.plan", "launcher.schema"},
+    "launcher.agent": {"launcher.failures", "launcher.follow", "launcher.plan", "launcher.rundir", "launcher.worker"},
+    "launcher.local": {
+        "launcher.agent",
+        "launcher.errors",
+        "launcher.forkserver",
+        "launcher.machine",
+        "launcher.plan",
+        "launcher.rundir",
+        "launcher.schema",
+        "launcher.warden",
+    },
+    "mimo_role.errors": set(),
+    "mimo_role.role": {"mimo_role.environ", "mimo_role.errors"},
+    "mimo_role.grid": {"mimo_role.errors"},
+    "mimo_role.sizing": {"mimo_role.errors", "mimo_role.grid", "mimo_role.role"},
+    "mimo_role.topology": {"mimo_role.errors", "mimo_role.grid", "mimo_role.role", "mimo_role.sizing"},
+    "mimo_role.environ": {"mimo_role.errors", "mimo_role.role", "mimo_role.topology"},
+    "mimo_role.rounds": {"mimo_role.grid", "mimo_role.topology"},
+    "mimo_role.routing": {"mimo_role.grid"},
+    "mimo_role.groups": {"mimo_role.errors", "mimo_role.grid", "mimo_role.rounds", "mimo_role.topology"},
+    "mimo_role.bridge": {"mimo_role.errors", "mimo_role.routing"},
+    "mimo_role.context": {
+        "mimo_role.bridge",
+        "mimo_role.environ",
+        "mimo_role.errors",
+        "mimo_role.grid",
+        "mimo_role.groups",
+        "mimo_role.role",
+        "mimo_role.routing",
+        "mimo_role.topology",
+    },
+    "mimo_role.testing": {"mimo_role.context", "mimo_role.environ", "mimo_role.topology"},
+}
+
+MAY_TOUCH_ENVIRON = {"mimo_role.environ"}
+MAY_PRINT = {"launcher.cli"}
+
+
+def modules():
+    for package in ("launcher", "mimo_role"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            if not name.endswith("__init__"):
+                yield pytest.param(name, ast.parse(path.read_text(encoding="utf-8")), id=name)
+
+
+def own_modules():
+    return {parameter.values[0] for parameter in modules()}
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(("name", "tree"), list(modules()))
+def test_a_module_imports_only_what_its_room_may(name, tree):
+    found = {target for target in imported(tree) if target in own_modules()}
+    if name.startswith("launcher"):
+        found = {target for target in found if not target.startswith("mimo_role")}
+    assert found <= ALLOWED[name]
+
+
+@pytest.mark.parametrize(("name", "tree"), list(modules()))
+def test_mimo_role_does_not_know_the_launcher(name, tree):
+    if name.startswith("mimo_role"):
+        assert not [target for target in imported(tree) if target.partition(".")[0] == "launcher"]
+
+
+@pytest.mark.parametrize(("name", "tree"), list(modules()))
+def test_the_environment_has_one_reader(name, tree):
+    touched = any(
+        isinstance(node, ast.Attribute)
+        and node.attr in ("environ", "getenv", "putenv")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+        for node in ast.walk(tree)
+    )
+    assert not touched or name in MAY_TOUCH_ENVIRON
+
+
+@pytest.mark.parametrize(("name", "tree"), list(modules()))
+def test_only_the_command_line_prints(name, tree):
+    prints = any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" for node in ast.walk(tree)
+    )
+    assert not prints or name in MAY_PRINT
+
+
+CONFIG = ROOT / "examples" / "digits_vlm" / "non_colocated.yaml"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import mimo_role; mimo_role.Topology, mimo_role.RankRole, mimo_role.RankEnviron", id="import mimo_role"),
+        pytest.param("import mimo_role.rounds, mimo_role.routing", id="pure modules"),
+        pytest.param("from launcher.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass", id="--help"),
+        pytest.param("from launcher.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass", id="run --help"),
+        pytest.param(f"from launcher.cli import main; assert main(['plan', {str(CONFIG)!r}]) == 0", id="plan"),
+        pytest.param(f"from launcher.cli import main; assert main(['plan', '--json', {str(CONFIG)!r}]) == 0", id="plan --json"),
+    ],
+)
+def test_torch_is_not_loaded_by(code):
+    check = "\nimport sys; assert not [name for name in sys.modules if name.partition('.')[0] in ('torch', 'torchx', 'numpy')]"
+    subprocess.run([sys.executable, "-c", code + check], check=True, capture_output=True, timeout=60, cwd=ROOT)
