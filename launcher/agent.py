@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from signal import Signals
 from typing import Any, TextIO
@@ -11,13 +12,12 @@ from typing import Any, TextIO
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 import launcher.worker
 from launcher.failures import ExitOrder, Failure
 from launcher.follow import Followed, Follower
 from launcher.plan import LaunchPlan
+from launcher.rendezvous import LOOPBACK, OneNodeRendezvous
 from launcher.rundir import RunDir
 from mimo_role import environ
 
@@ -151,15 +151,6 @@ def _silence_torchelastic() -> None:
 
 
 def _spec(plan: LaunchPlan, run_dir: RunDir) -> WorkerSpec:
-    rendezvous = RendezvousParameters(
-        backend="c10d",
-        endpoint="localhost:0",
-        run_id=run_dir.run_id,
-        min_nodes=1,
-        max_nodes=1,
-        local_addr="127.0.0.1",
-        timeout=plan.timeout_s,
-    )
     arguments: tuple[str, ...] = (str(run_dir.plan_file), run_dir.run_id)
     if plan.entry.command is not None:
         entrypoint: Any = sys.executable
@@ -171,8 +162,8 @@ def _spec(plan: LaunchPlan, run_dir: RunDir) -> WorkerSpec:
         local_world_size=plan.topology.world_size,
         entrypoint=entrypoint,
         args=arguments,
-        rdzv_handler=get_rendezvous_handler(rendezvous),
+        rdzv_handler=OneNodeRendezvous(run_dir.run_id, timedelta(seconds=plan.timeout_s)),
         max_restarts=plan.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
-        local_addr="127.0.0.1",
+        local_addr=LOOPBACK,
     )

@@ -26,7 +26,15 @@ ALLOWED = {
     "launcher.forkserver": set(),
     "launcher.preload": {"launcher.worker"},
     "launcher.worker": {"launcher.plan", "launcher.schema"},
-    "launcher.agent": {"launcher.failures", "launcher.follow", "launcher.plan", "launcher.rundir", "launcher.worker"},
+    "launcher.rendezvous": set(),
+    "launcher.agent": {
+        "launcher.failures",
+        "launcher.follow",
+        "launcher.plan",
+        "launcher.rendezvous",
+        "launcher.rundir",
+        "launcher.worker",
+    },
     "launcher.local": {
         "launcher.agent",
         "launcher.errors",

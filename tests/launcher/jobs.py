@@ -1,0 +1,68 @@
+"""Real runs of mimo-launch in tests."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = """\
+name: small
+layout: non_colocated
+modules:
+  vision: {}
+  language: {tp: 2}
+entry: {script: script.py}
+"""
+
+
+@dataclass
+class Job:
+    """A folder with a config and a script, and the command that runs them."""
+
+    folder: Path
+    config: str = SMALL
+    name: str = "job.yaml"
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def write(self, script: str) -> None:
+        (self.folder / self.name).write_text(self.config, encoding="utf-8")
+        (self.folder / "script.py").write_text(script, encoding="utf-8")
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "launcher", "run", self.name, *words]
+
+    def start(self, script: str, *words: str) -> subprocess.Popen:
+        """Start a run and return while it is going on; the caller ends it."""
+        self.write(script)
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=self.folder,
+            env=self._environ(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *words: str, timeout_s: float = 90) -> subprocess.CompletedProcess:
+        self.write(script)
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self._environ(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def _environ(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
+        return kept | {"PYTHONPATH": str(ROOT)} | self.environ
+
+
+def lines_of(text: str, prefix: str) -> list[str]:
+    """The lines behind one rank's prefix, without it."""
+    return [line.removeprefix(f"{prefix} ") for line in text.splitlines() if line.startswith(f"{prefix} ")]

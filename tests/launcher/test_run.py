@@ -1,0 +1,257 @@
+"""Runs of real scripts on real ranks."""
+
+import json
+
+import pytest
+
+from launcher.worker import JOIN_HINT
+from tests.launcher.jobs import lines_of
+
+pytestmark = pytest.mark.ranks
+
+RANKS = ["[vision r0]", "[language.tp0 r1]", "[language.tp1 r2]"]
+
+COLLECTIVE = """
+import torch, torch.distributed as dist, mimo_role
+context = mimo_role.current()
+total = torch.tensor(context.rank)
+dist.all_reduce(total)
+print(int(total), context.role.has_language_module)
+"""
+
+
+def test_a_script_runs_on_every_rank_in_its_role(job):
+    done = job.run(COLLECTIVE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["3 False"], ["3 True"], ["3 True"]]
+
+
+def test_the_run_folder_keeps_config_plan_and_each_ranks_output(job):
+    done = job.run("import sys; print('out'); print('err', file=sys.stderr)", "name=other", "--", "--x")
+    assert done.returncode == 0
+    folder = job.folder / "runs" / "other"
+    assert "run_dir: runs/other" in (folder / "config.yaml").read_text()
+    assert json.loads((folder / "plan.json").read_text())["entry"]["args"] == ["--x"]
+    for rank, prefix in enumerate(RANKS):
+        assert (folder / "logs" / "attempt0" / f"rank{rank}.stdout.log").read_text() == "out\n"
+        assert (folder / "logs" / "attempt0" / f"rank{rank}.stderr.log").read_text() == "err\n"
+        assert lines_of(done.stderr, prefix) == ["err"]
+
+
+def test_an_earlier_run_is_put_aside_and_what_the_script_wrote_stays(job):
+    write = "import mimo_role, pathlib; pathlib.Path(mimo_role.RankEnviron.from_environ().run_dir, 'kept').touch()"
+    assert job.run(write).returncode == 0
+    assert job.run("print('second')").returncode == 0
+    folder = job.folder / "runs" / "small"
+    assert (folder / "kept").exists()
+    assert (folder / "logs" / "attempt0" / "rank0.stdout.log").read_text() == "second\n"
+    (earlier,) = (folder / "previous").iterdir()
+    assert (earlier / "logs" / "attempt0" / "rank0.stdout.log").read_text() == ""
+
+
+AS_MAIN = """
+import atexit, multiprocessing, pathlib, signal, sys
+atexit.register(print, "at exit")
+import neighbour
+assert __name__ == "__main__" and sys.modules["__main__"].neighbour is neighbour
+assert multiprocessing.get_start_method() == "fork", multiprocessing.get_start_method()
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+print(sys.argv[1:], pathlib.Path(sys.argv[0]).name, pathlib.Path(sys.path[0]).name, pathlib.Path(__file__).name)
+"""
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_a_script_finds_what_a_fresh_interpreter_would_give_it(job, start_method):
+    (job.folder / "neighbour.py").write_text("")
+    (job.folder / "launcher.py").write_text("raise ImportError('the user has a launcher of their own')")
+    job.environ["PYTHONSAFEPATH"] = "1"  # for -m launcher in this test, which would find the user's
+    done = job.run(AS_MAIN, f"runtime.start_method={start_method}", "args=[--steps, 3]", "--", "--name", "a b", "--", "c")
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = ["['--steps', '3', '--name', 'a b', '--', 'c'] script.py a folder with spaces script.py", "at exit"]
+    assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [expected] * 3
+
+
+DATA_LOADER = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+class Squares(Dataset):
+    def __init__(self): self.square = lambda x: x * x  # cannot be pickled
+    def __len__(self): return 4
+    def __getitem__(self, index): return self.square(index)
+print([int(value) for value in DataLoader(Squares(), batch_size=None, num_workers=2)])
+"""
+
+
+def test_data_loader_workers_start_as_they_do_in_a_plain_script(job):
+    done = job.run(DATA_LOADER)
+    assert done.returncode == 0
+    assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["[0, 1, 4, 9]"]] * 3
+
+
+def test_a_module_runs_as_python_m_would_run_it(job):
+    package = job.folder / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text("import sys, os; print(__name__, __package__, sys.path[0] == os.getcwd(), sys.argv[1:])")
+    job.config = job.config.replace("script: script.py", "module: package.train")
+    done = job.run("", "--", "x")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_of(done.stdout, RANKS[0]) == ["__main__ package True ['x']"]
+
+
+def test_a_command_finds_its_role_in_the_environment(job):
+    report = "echo $RANK/$WORLD_SIZE $MIMO_MODULES $MIMO_HAS_LANGUAGE_MODULE $EXTRA $0 $*"
+    command = json.dumps(["bash", "-c", report, "me"])
+    job.config = job.config.replace("script: script.py", f"command: {command}")
+    done = job.run("", "modules.language.env={EXTRA: of-language}", "--", "a, b", "c")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [
+        ["0/3 vision 0 me a, b c"],
+        ["1/3 language 1 of-language me a, b c"],
+        ["2/3 language 1 of-language me a, b c"],
+    ]
+
+
+ENVIRONMENT = """
+import os
+print(*(os.environ.get(name) for name in ("ALL", "SOME", "OMP_NUM_THREADS", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MIMO_RUN_ID")))
+import torch; print(torch.get_num_threads())
+"""
+
+
+def test_the_configured_environment_reaches_all_ranks_or_one_modules(job):
+    done = job.run(ENVIRONMENT, "env={ALL: 1, SOME: 2}", "modules.language.env={SOME: 'x, y', OMP_NUM_THREADS: 2}")
+    assert done.returncode == 0
+    found = [lines_of(done.stdout, prefix) for prefix in RANKS]
+    run_id = (job.folder / "runs" / "small" / "run_id").read_text()
+    assert found[0] == [f"1 2 1 0 3 {run_id}", "1"]
+    assert found[2] == [f"1 x, y 2 2 3 {run_id}", "2"]
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        pytest.param("dist.init_process_group('gloo'); context = mimo_role.init()", id="itself"),
+        pytest.param("context = mimo_role.init()", id="by mimo_role"),
+    ],
+)
+def test_a_script_may_join_for_itself(job, join):
+    script = f"""
+import torch, torch.distributed as dist, mimo_role
+assert not dist.is_initialized()
+role = mimo_role.RankEnviron.from_environ().role
+{join}
+assert context.role == role
+total = torch.tensor(context.rank); dist.all_reduce(total); print(int(total))
+"""
+    done = job.run(script, "runtime.join=script")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_of(done.stdout, RANKS[1]) == ["3"]
+
+
+def test_a_script_that_joins_twice_is_told_of_the_setting(job):
+    done = job.run("import torch.distributed as dist; dist.init_process_group('gloo')")
+    assert done.returncode == 1
+    assert JOIN_HINT in done.stderr.splitlines()[-2] or JOIN_HINT in done.stderr
+    assert "runtime.join: script" in done.stderr
+
+
+def test_a_script_may_leave_the_job_itself(job):
+    done = job.run("import torch.distributed as dist; dist.barrier(); dist.destroy_process_group(); print('left')")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_of(done.stdout, RANKS[0]) == ["left"]
+
+
+ENDINGS = {
+    "raise": "raise ValueError('rank one fails\\nin two lines')",
+    "exit code": "import sys; sys.exit(7)",
+    "exit code without a word": "import os; os._exit(7)",
+    "exit with text": "import sys; sys.exit('a reason')",
+    "signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "interrupt": "raise KeyboardInterrupt",
+}
+
+FAIL_ON_RANK_ONE = """
+import torch, torch.distributed as dist, mimo_role
+dist.barrier()
+if mimo_role.current().rank == 1:
+    {ending}
+while True:
+    dist.all_reduce(torch.zeros(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "told"),
+    [
+        ("raise", 1, ["exit code 1", "  ValueError: rank one fails", "  in two lines"]),
+        ("exit code", 7, ["exit code 7"]),
+        ("exit code without a word", 7, ["exit code 7"]),
+        ("exit with text", 1, ["exit code 1", "  SystemExit: a reason"]),
+        ("signal", 1, ["killed by SIGKILL"]),
+        ("interrupt", 130, ["exit code 130"]),
+    ],
+)
+def test_the_first_failing_rank_gives_the_exit_code_and_is_named(job, ending, code, told):
+    done = job.run(FAIL_ON_RANK_ONE.format(ending=ENDINGS[ending]))
+    assert done.returncode == code
+    report = done.stderr[done.stderr.index("mimo-launch: ") :].splitlines()
+    assert report[: len(told)] == [f"mimo-launch: rank 1 (language.tp0) failed first: {told[0]}", *told[1:]]
+
+
+def test_a_scripts_traceback_begins_in_the_script(job):
+    done = job.run("def inner():\n    raise ValueError('boom')\n\ninner()\n")
+    shown = lines_of(done.stderr, RANKS[0]) or lines_of(done.stderr, RANKS[1]) or lines_of(done.stderr, RANKS[2])
+    assert shown[0] == "Traceback (most recent call last):"
+    assert shown[1].endswith('script.py", line 4, in <module>')
+    assert shown[-1] == "ValueError: boom"
+
+
+@pytest.mark.parametrize("ending", ["sys.exit()", "sys.exit(0)", "os._exit(0)", "pass"])
+def test_every_way_of_ending_well_is_a_success(job, ending):
+    done = job.run(f"import os, sys\n{ending}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ranks_start_again_after_a_failure_as_often_as_the_config_says(job):
+    script = """
+import os, sys, mimo_role
+attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+print("attempt", attempt, mimo_role.current().role.has_language_module)
+sys.exit(0 if attempt == 2 else 9)
+"""
+    done = job.run(script, "runtime.max_restarts=2")
+    assert done.returncode == 0
+    attempts = [f"attempt {attempt} True" for attempt in range(3)]
+    assert [line for line in lines_of(done.stdout, RANKS[2]) if line] == attempts
+    assert job.run(script, "runtime.max_restarts=1").returncode == 9
+
+
+def test_output_is_passed_on_whole_whatever_it_is(job):
+    script = r"""
+import sys
+sys.stdout.buffer.write(b"caf\xc3\xa9 \xff\n")
+sys.stdout.write("in "); sys.stdout.flush(); sys.stdout.write("parts\n\nno end of line")
+"""
+    done = job.run(script)
+    assert lines_of(done.stdout, RANKS[0]) == ["café \N{REPLACEMENT CHARACTER}", "in parts", "", "no end of line"]
+
+
+def test_two_runs_do_not_share_a_folder(job):
+    first = job.start("import time; print('up', flush=True); time.sleep(60)")
+    try:
+        assert first.stdout.readline().endswith("up\n")
+        second = job.run("print('second')")
+        assert second.returncode == 2
+        assert "belongs to a run that is still going on" in second.stderr
+    finally:
+        first.terminate()
+        first.communicate(timeout=30)
+    assert first.returncode == 143
+
+
+def test_a_run_folder_that_cannot_be_written_is_told(job):
+    (job.folder / "runs").write_text("a file")
+    done = job.run("")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mimo-launch: run_dir: ")
