@@ -1,7 +1,7 @@
 """multiprocessing's helper processes: the fork server that ranks are forked from, and the resource tracker.
 
 The two `ensure_running` functions have no documentation; starting the helpers without a first child is what they are for,
-and `tests/launcher/test_forkserver.py` fails if that changes.
+and `tests/launcher/test_pieces.py` fails if that changes.
 """
 
 import multiprocessing

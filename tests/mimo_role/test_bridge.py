@@ -141,8 +141,8 @@ def test_a_tensor_that_does_not_fit_is_refused_before_anything_is_sent():
     vision, _, language, uninvolved = run_ranks(messages, topology)
     assert vision == [
         (
-            "lane 0 of the bridge vision stage 0 -> language stage 0 holds samples 0-1 of a batch of 4, but its activations are "
-            "[3, 2]; pass [2, ...]"
+            "lane 0 of the bridge vision stage 0 -> language stage 0 holds samples 0-1 of a batch of 4, but its "
+            "activations are [3, 2]; pass [2, ...]"
         ),
         "rank 0 sends over the bridge vision stage 0 -> language stage 0; pass its lane's activations",
     ]

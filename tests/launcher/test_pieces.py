@@ -1,0 +1,126 @@
+"""The launcher's small parts, each for itself."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from launcher import machine
+from launcher.errors import LaunchError
+from launcher.failures import ExitOrder, Failure
+from launcher.follow import Followed, Follower
+from launcher.rundir import RunDir
+from mimo_role import Topology
+
+TOPOLOGY = Topology.from_modules({"vision": {}, "language": {"tp": 2}})
+
+
+def test_a_follower_passes_on_files_that_appear_later(tmp_path):
+    sink = io.StringIO()
+    follower = Follower()
+    follower.follow([Followed(tmp_path / "a", "[a]", sink), Followed(tmp_path / "never", "[b]", sink)])
+    (tmp_path / "a").write_bytes(b"one\ntw")
+    with (tmp_path / "a").open("ab") as file:
+        file.write(b"o\nthree")
+    follower.stop()
+    assert sink.getvalue() == "[a] one\n[a] two\n[a] three\n"
+
+
+def test_exits_are_told_in_their_order():
+    children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(3)]
+    order = ExitOrder({key: child.pid for key, child in zip("abc", children, strict=True)})
+    for child in (children[1], children[2], children[0]):
+        child.communicate(b"\n", timeout=20)
+        while child.args and len(order._order) <= [children[1], children[2], children[0]].index(child):
+            os.sched_yield()
+    assert order.ended() == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("code", "ending", "exit_code"),
+    [
+        (1, "exit code 1", 1),
+        (77, "exit code 77", 77),
+        (-signal.SIGSEGV, "killed by SIGSEGV", 1),
+        (-60, "killed by signal 60", 1),
+    ],
+)
+def test_a_failure_is_told_in_role_terms(tmp_path, code, ending, exit_code):
+    failure = Failure(2, code)
+    (tmp_path / "error.json").write_text(json.dumps({"message": {"message": "ValueError: boom"}}))
+    (tmp_path / "out").write_text("text")
+    logs = [tmp_path / "out", tmp_path / "none"]
+    assert failure.exit_code == exit_code
+    assert failure.describe(TOPOLOGY, tmp_path / "error.json", logs).splitlines() == [
+        f"rank 2 (language.tp1) failed first: {ending}",
+        "  ValueError: boom",
+        f"  its output: {tmp_path / 'out'}",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"message": 3}'])
+def test_a_broken_error_file_is_no_second_failure(tmp_path, text):
+    (tmp_path / "error.json").write_text(text)
+    described = Failure(0, 1).describe(TOPOLOGY, tmp_path / "error.json", [])
+    assert described == "rank 0 (vision) failed first: exit code 1"
+
+
+def test_a_run_folder_has_one_owner_and_keeps_what_was_there(tmp_path):
+    first = RunDir(tmp_path, "config", "plan")
+    with pytest.raises(LaunchError, match=rf"still going on \(process {os.getpid()}\)"):
+        RunDir(tmp_path, "config", "plan")
+    first.close()
+    second = RunDir(tmp_path, "other", "plan")
+    assert (tmp_path / "config.yaml").read_text() == "other"
+    assert (tmp_path / "previous" / first.run_id / "config.yaml").read_text() == "config"
+    second.close()
+
+
+def test_a_run_folder_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LaunchError, match=r"run_dir: .*Not a directory"):
+        RunDir(tmp_path / "file" / "run", "", "")
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("0,3", 2), ("GPU-1a,GPU-2b", 2)])
+def test_gpus_are_counted_without_torch(monkeypatch, visible, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.gpus() == count
+    assert machine.rank_slots() == (count or machine.cores())
+
+
+def test_this_machine_has_memory_and_cores():
+    assert machine.cores() >= 1
+    assert machine.available_memory() > 0
+
+
+FORK_SERVER = """
+import multiprocessing, os
+from launcher import forkserver
+
+def parent():
+    return os.getppid()
+
+if __name__ == "__main__":
+    forkserver.start_tracker()
+    forkserver.start()
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        server = pool.apply(parent)
+    print(server != os.getpid(), os.getpgid(server) == server)
+    modules = open(f"/proc/{server}/maps").read()
+    print("libtorch" in modules)
+"""
+
+
+@pytest.mark.ranks
+def test_the_fork_server_has_imported_torch_and_is_out_of_reach_of_ctrl_c(tmp_path):
+    """Fails if the undocumented functions behind it change."""
+    (tmp_path / "serve.py").write_text(FORK_SERVER)
+    done = subprocess.run([sys.executable, str(tmp_path / "serve.py")], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
+    assert multiprocessing.get_start_method(allow_none=True) in (None, "fork")
