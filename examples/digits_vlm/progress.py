@@ -1,0 +1,50 @@
+"""What a run says of itself: a line now and then, and every step's numbers in a file. One rank of all speaks."""
+
+import json
+import time
+from pathlib import Path
+
+from mimo_role import MIMO_LANGUAGE_MODULE_KEY, RoleContext
+
+
+def speaks(ctx: RoleContext) -> bool:
+    """Whether this is the one rank that knows the loss and tells it."""
+    if not ctx.role.is_last_stage(MIMO_LANGUAGE_MODULE_KEY):
+        return False
+    coords = ctx.coords(MIMO_LANGUAGE_MODULE_KEY)
+    return coords["dp"] == 0 and coords["tp"] == 0
+
+
+class Progress:
+    """Prints, and keeps `metrics.jsonl` in the run folder. A new run starts the file anew, a resumed one continues it."""
+
+    def __init__(self, run_folder: Path, *, first_step: int, steps: int) -> None:
+        self._path = run_folder / "metrics.jsonl"
+        self._steps = steps
+        self._samples = 0
+        self._since = self._until = time.perf_counter()
+        kept = self._records_before(first_step) if first_step > 1 else []
+        run_folder.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+
+    def step(self, step: int, loss: float, samples: int) -> None:
+        """Record a training step."""
+        self._samples += samples
+        self._until = time.perf_counter()
+        self._append({"step": step, "loss": loss})
+
+    def report(self, step: int, loss: float, accuracy: float) -> None:
+        """Record an evaluation and print a line. The speed is that of training since the last line."""
+        self._append({"step": step, "accuracy": accuracy})
+        speed = self._samples / (self._until - self._since)
+        place = f"step {step:{len(str(self._steps))}}/{self._steps}"
+        print(f"{place}   loss {loss:.4f}   held-out accuracy {accuracy:6.1%}   {speed:6.0f} samples/s", flush=True)
+        self._samples, self._since = 0, time.perf_counter()
+
+    def _append(self, record: dict[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _records_before(self, step: int) -> list[str]:
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        return [line for line in lines if json.loads(line)["step"] < step]
