@@ -1,8 +1,6 @@
 """`python -m launcher`, the same as `mimo-launch`."""
 
-import sys
-
-from launcher.cli import main
+from launcher.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

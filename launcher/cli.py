@@ -6,13 +6,19 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
+from launcher.ending import leave
 from mimo_role.errors import MimoError
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
+
+
+def entry() -> NoReturn:
+    """The console script: run the command and end the process with its exit code."""
+    leave(main())
 
 
 def main(argv: list[str] | None = None) -> int:

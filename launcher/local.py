@@ -1,6 +1,7 @@
 """This machine's ranks: torchelastic's agent over a fork server, and the end of every process that they started."""
 
 import contextlib
+import gc
 import logging
 import subprocess
 import sys
@@ -108,8 +109,10 @@ def _run_agent(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> "
     if plan.entry.command is None and plan.start_method is StartMethod.FORKSERVER:
         # Before this process imports torch: the server imports it at the same time.
         forkserver.start()
+    gc.disable()  # as in preload.py
     from launcher import agent
 
+    gc.enable()
     return agent.run(plan, run_dir, out, err)
 
 

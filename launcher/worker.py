@@ -1,6 +1,5 @@
 """One rank, from its start to the user's script."""
 
-import atexit
 import multiprocessing
 import os
 import runpy
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from launcher.ending import run_exit_functions
 from launcher.plan import Entry, LaunchPlan
 from launcher.schema import Join
 from mimo_role import environ
@@ -43,7 +43,7 @@ def run_python(plan_file: str, run_id: str) -> NoReturn:
         raise
     finally:
         # multiprocessing leaves out what a script registers with atexit.
-        atexit._run_exitfuncs()
+        run_exit_functions()
     sys.exit()
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 ALLOWED = {
     "launcher.__main__": {"launcher.cli"},
-    "launcher.cli": {"launcher.config", "launcher.local", "launcher.plan", "launcher.render"},
+    "launcher.ending": set(),
+    "launcher.cli": {"launcher.config", "launcher.ending", "launcher.local", "launcher.plan", "launcher.render"},
     "launcher.config": {"launcher.errors", "launcher.schema"},
     "launcher.errors": set(),
     "launcher.schema": set(),
@@ -25,7 +26,7 @@ ALLOWED = {
     "launcher.failures": set(),
     "launcher.forkserver": set(),
     "launcher.preload": {"launcher.worker"},
-    "launcher.worker": {"launcher.plan", "launcher.schema"},
+    "launcher.worker": {"launcher.ending", "launcher.plan", "launcher.schema"},
     "launcher.rendezvous": set(),
     "launcher.agent": {
         "launcher.failures",

@@ -99,6 +99,22 @@ def test_this_machine_has_memory_and_cores():
     assert machine.available_memory() > 0
 
 
+LEAVE = """
+import atexit, sys
+from launcher.ending import leave
+atexit.register(print, "first registered")
+atexit.register(print, "last registered", end="; ")
+sys.stdout.write("unflushed; ")
+leave(7)
+"""
+
+
+def test_a_process_that_leaves_does_what_was_registered_for_its_exit():
+    """Fails if the undocumented function behind it changes."""
+    done = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (7, "unflushed; last registered; first registered\n")
+
+
 FORK_SERVER = """
 import multiprocessing, os
 from launcher import forkserver
