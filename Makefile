@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 
-.PHONY: demo test check clean
+TORCH_FREE := .venv-torch-free
+
+.PHONY: demo test test-torch-free check clean
 
 demo: $(STAMP)
 	$(BIN)/mimo-launch run examples/digits_vlm/non_colocated.yaml -- $(DEMO_ARGS)
@@ -13,6 +15,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not ranks and not slow and not peer"
 	$(BIN)/python -m pytest -m "ranks or slow or peer"
+
+# The half that needs no torch, on another Python: make test-torch-free PYTHON=python3.13
+test-torch-free:
+	$(PYTHON) -m venv --clear $(TORCH_FREE)
+	$(TORCH_FREE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		omegaconf tabulate pytest pytest-timeout hypothesis
+	$(TORCH_FREE)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(TORCH_FREE)/bin/python -m pytest -m "not ranks and not slow and not peer"
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,4 +38,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(TORCH_FREE) build *.egg-info
