@@ -12,8 +12,8 @@ from typing import Any
 from launcher import machine
 from launcher.errors import ConfigError
 from launcher.placement import LOCAL_POOL, Node, PlanWarning, place, warnings
-from launcher.schema import Backend, JobConfig, Join, ModuleConfig, PoolConfig, StartMethod
-from mimo_role import MimoError, ModuleSizes, Topology, TopologyError, UnknownWorldSizeError, environ
+from launcher.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
+from mimo_role import MimoError, Topology, TopologyError, UnknownWorldSizeError, environ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,26 +133,20 @@ def make_plan(config: JobConfig, config_path: Path, script_args: list[str]) -> L
 
 def _topology(config: JobConfig) -> Topology:
     """Arrange the modules; `dp: auto` shares out the pools, or this machine where the config names none."""
-    sizes = {name: _sizes(module) for name, module in config.modules.items()}
     if config.pools is not None:
         slots = sum(pool.nodes * pool.procs_per_node for pool in config.pools.values())
-        return Topology.from_modules(sizes, layout=config.layout, world_size=slots)
+        return Topology.from_modules(config.modules, layout=config.layout, world_size=slots)
     try:
-        return Topology.from_modules(sizes, layout=config.layout)
+        return Topology.from_modules(config.modules, layout=config.layout)
     except UnknownWorldSizeError as unknown:
         try:
-            return Topology.from_modules(sizes, layout=config.layout, world_size=machine.rank_slots())
+            return Topology.from_modules(config.modules, layout=config.layout, world_size=machine.rank_slots())
         except TopologyError as error:
             if error.key != unknown.key:
                 raise
             raise ConfigError(
                 f"{error} (without pools, auto shares out this machine: {machine.gpus()} GPUs, {machine.cores()} CPU cores)"
             ) from None
-
-
-def _sizes(module: ModuleConfig) -> ModuleSizes:
-    names = ("tp", "cp", "dp", "pp", "ep", "expt_tp", "order", "ranks", "colocate_with")
-    return ModuleSizes(**{name: getattr(module, name) for name in names})
 
 
 def _entry(config: JobConfig, config_path: Path, script_args: list[str]) -> Entry:

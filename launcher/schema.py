@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
-from mimo_role import ModuleLayout
+from mimo_role import ModuleLayout, ModuleSizes
 
 
 class Backend(Enum):
@@ -36,23 +36,9 @@ class Join(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModuleConfig:
-    """One module: the sizes of its axes, and where it lies. Axes left out are 1."""
+class ModuleConfig(ModuleSizes):
+    """One module: the sizes of its axes, which ranks it takes, and where those are."""
 
-    tp: int = 1
-    cp: int = 1
-    dp: int | Literal["auto"] = 1
-    """A number, or `auto`: what the other axes leave of the module's ranks."""
-    pp: int = 1
-    ep: int = 1
-    """Expert parallelism; with `expt_tp` it factors the module's ranks a second time."""
-    expt_tp: int = 1
-    order: tuple[str, ...] | None = None
-    """The axes tp, cp, dp, pp, fastest first; default that order."""
-    ranks: str | None = None
-    """Ranks by hand, such as `0-7`."""
-    colocate_with: str | None = None
-    """Another modality module, whose ranks this one shares."""
     pool: str | None = None
     """The pool whose nodes it runs on."""
     env: Mapping[str, str] = field(default_factory=dict)
