@@ -5,6 +5,7 @@ torchelastic's own tail has one prefix pattern for all ranks, a thread per file,
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -68,5 +69,7 @@ class Follower:
     def _write(followed: Followed, lines: list[bytes]) -> None:
         if lines:
             text = "".join(f"{followed.prefix} {line.decode(errors='replace')}\n" for line in lines)
-            followed.sink.write(text)
-            followed.sink.flush()
+            # Whoever read our output may have gone, as in `mimo-launch run ... | head`; the files have it all.
+            with suppress(BrokenPipeError):
+                followed.sink.write(text)
+                followed.sink.flush()

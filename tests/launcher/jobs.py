@@ -40,7 +40,7 @@ class Job:
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
-            env=self._environ(),
+            env=self.whole_environ(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -51,14 +51,14 @@ class Job:
         return subprocess.run(
             self.command(*words),
             cwd=self.folder,
-            env=self._environ(),
+            env=self.whole_environ(),
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
         )
 
-    def _environ(self) -> dict[str, str]:
+    def whole_environ(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
         return kept | {"PYTHONPATH": str(ROOT)} | self.environ
 

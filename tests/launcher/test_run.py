@@ -1,6 +1,8 @@
 """Runs of real scripts on real ranks."""
 
 import json
+import shlex
+import subprocess
 
 import pytest
 
@@ -255,3 +257,22 @@ def test_a_run_folder_that_cannot_be_written_is_told(job):
     done = job.run("")
     assert done.returncode == 2
     assert done.stderr.startswith("mimo-launch: run_dir: ")
+
+
+def test_a_reader_that_goes_away_stops_neither_the_run_nor_its_exit_code(job):
+    script = "import sys\nfor number in range(20000): print(number)\nsys.exit(5)"
+    job.write(script)
+    command = f"{shlex.join(job.command())} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=job.folder,
+        env=job.whole_environ(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 5
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert (job.folder / "runs" / "small" / "logs" / "attempt0" / "rank0.stdout.log").stat().st_size > 0
