@@ -1,8 +1,12 @@
 """torchelastic's agent, taught which rank failed first and where output goes."""
 
+import contextlib
 import logging
-import multiprocessing
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -11,15 +15,18 @@ from typing import Any, TextIO
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, MultiprocessContext, PContext, SignalException
 
 import launcher.worker
+from launcher import warden
 from launcher.failures import ExitOrder, Failure
 from launcher.follow import Followed, Follower
 from launcher.plan import LaunchPlan
 from launcher.rendezvous import LOOPBACK, OneNodeRendezvous
 from launcher.rundir import RunDir
 from mimo_role import environ
+
+logger = logging.getLogger(__name__)
 
 MONITOR_INTERVAL_S = 0.05
 
@@ -55,6 +62,9 @@ def run(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> Ending:
     except SignalException as ending:
         return Ending(agent.attempt, signal=Signals(ending.sigval))
     finally:
+        # torchelastic's handlers would raise in the middle of the clean-up, which is bounded.
+        for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
         follower.stop()
     return Ending(agent.attempt, failure=agent.first_failure(result))
 
@@ -76,6 +86,7 @@ class RankLogs(LogsSpecs):
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """torchelastic's hook: the files of each local rank, for the attempt that the environments are of."""
         files: dict[str, dict[int, str]] = {"stdout": {}, "stderr": {}, "error": {}}
+        followed = []
         for local_rank, env in envs.items():
             rank, attempt = int(env["RANK"]), int(env["TORCHELASTIC_RESTART_COUNT"])
             prefix = f"[{self._plan.topology.label_of(rank)} r{rank}]"
@@ -83,8 +94,9 @@ class RankLogs(LogsSpecs):
                 path = self._run_dir.log_file(attempt, rank, stream)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files[stream][local_rank] = str(path)
-                self._follower.follow([Followed(path, prefix, sink)])
+                followed.append(Followed(path, prefix, sink))
             env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(self._run_dir.error_file(attempt, rank))
+        self._follower.follow(followed)
         return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])
 
 
@@ -93,7 +105,9 @@ class RoleAgent(LocalElasticAgent):
 
     def __init__(self, plan: LaunchPlan, run_dir: RunDir, logs: RankLogs) -> None:
         self._plan = plan
+        self._run_id = run_dir.run_id
         self._processes: dict[int, BaseProcess] = {}
+        self._pids: dict[int, int] = {}
         self._exits: ExitOrder | None = None
         super().__init__(
             _spec(plan, run_dir),
@@ -123,22 +137,59 @@ class RoleAgent(LocalElasticAgent):
         return Failure(*next(iter(codes.items())))
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        if self.attempt:
+            warden.end_all(self._run_id, spare=os.getpid())
         pids: dict[int, Any] = super()._start_workers(worker_group)
-        ranks = {pids[worker.local_rank]: worker.global_rank for worker in worker_group.workers}
-        children = multiprocessing.active_children()
-        self._processes = {ranks[child.pid]: child for child in children if child.pid in ranks}
-        self._exits = ExitOrder({rank: pid for pid, rank in ranks.items()})
+        ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
+        self._processes = {ranks[local_rank]: process for local_rank, process in _processes_of(self._pcontext).items()}
+        self._pids = {ranks[local_rank]: pid for local_rank, pid in pids.items()}
+        self._exits = ExitOrder(self._pids)
+        logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         # A rank ends by itself, and torchelastic would wait for its return value.
-        all_ended = bool(self._processes) and not multiprocessing.active_children()
-        result: RunResult = super()._monitor_workers(worker_group)
+        codes = [process.exitcode for process in self._processes.values()]
+        all_ended = bool(codes) and None not in codes
+        with self._grace(any(codes)):
+            result: RunResult = super()._monitor_workers(worker_group)
         if all_ended and result.state is WorkerState.HEALTHY:
             return RunResult(
                 state=WorkerState.SUCCEEDED, return_values={worker.global_rank: None for worker in worker_group.workers}
             )
+        if result.is_failed() and self._remaining_restarts > 0 and (failure := self.first_failure(result)) is not None:
+            logger.warning(
+                "%s; starting all ranks again (%d of %d)",
+                failure.headline(self._plan.topology),
+                self.attempt + 1,
+                self._worker_group.spec.max_restarts,
+            )
         return result
+
+    @contextlib.contextmanager
+    def _grace(self, failed: bool) -> Iterator[None]:
+        """After a failure, kill ranks that outlive the grace time: torch.multiprocessing gives them 30 s."""
+        timer = threading.Timer(self._plan.grace_s, self._kill_the_rest)
+        if failed:
+            timer.start()
+        yield
+        timer.cancel()
+
+    def _kill_the_rest(self) -> None:
+        assert self._exits is not None
+        for rank, pid in self._pids.items():
+            if rank not in self._exits.so_far():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, Signals.SIGKILL)
+
+
+def _processes_of(context: PContext | None) -> dict[int, BaseProcess]:
+    """The ranks' process objects by local rank, none for a command.
+
+    They are private to torchelastic; `multiprocessing.active_children()` leaves out those that have ended already.
+    """
+    started = context._pc if isinstance(context, MultiprocessContext) else None
+    return dict(enumerate(started.processes)) if started is not None else {}
 
 
 def _silence_torchelastic() -> None:

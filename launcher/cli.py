@@ -18,6 +18,8 @@ DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 def entry() -> NoReturn:
     """The console script: run the command and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     leave(main())
 
 
@@ -32,8 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown option {unknown[0]}; arguments of the script follow --")
     arguments.overrides += more
     arguments.script_args = script_args
-    if arguments.verbose:
-        logging.basicConfig(level=logging.INFO, format="mimo-launch: %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="mimo-launch: %(message)s")
     try:
         code: int = arguments.command(arguments)
         sys.stdout.flush()

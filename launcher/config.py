@@ -6,7 +6,6 @@ an environment variable should be.
 """
 
 import difflib
-import math
 import re
 import types
 from collections.abc import Mapping
@@ -20,9 +19,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.errors import ConfigError
-from launcher.schema import JobConfig, Join, ModuleConfig
+from launcher.schema import EntryConfig, JobConfig, Join, ModuleConfig
+from launcher.source import source_text, text_of, with_source
 
 _Config = TypeVar("_Config")
+
+_SET_BY_US = re.compile(
+    r"(MIMO|TORCHELASTIC|ROLE|GROUP)_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT"
+)
+
+_MISFITS = (TypeError, ValueError, LookupError, AttributeError, RecursionError)
+"""What OmegaConf raises of Python's own where an override does not fit."""
+
+LARGEST_INT = 10**9
+LONGEST_S = 10.0**7
+"""About four months."""
 
 
 def load(path: Path, overrides: list[str]) -> tuple[JobConfig, str]:
@@ -35,26 +46,47 @@ def load(path: Path, overrides: list[str]) -> tuple[JobConfig, str]:
         ConfigError: no such file, not YAML, an interpolation that fails, an unknown key, a value of the wrong type or
             out of range.
     """
-    tree = _read_yaml(path)
+    tree, text = _read_yaml(path)
     changes = _read_overrides(overrides)
-    _check_modules_exist(tree, overrides)
     try:
+        _check_modules_exist(tree, overrides)
+        _replace_entry(tree, changes)
         merged = OmegaConf.merge(tree, changes)
         if "run_dir" not in merged and "name" in merged:
             # Last and as text, so that its interpolation is resolved, and blamed, after the others.
             merged = OmegaConf.merge(merged, {"run_dir": _default("run_dir")})
         plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-        config = _build(JobConfig, plain, "")
+        _leave_pools(plain)
+        config = _build(JobConfig, with_source(plain, source_text(text, overrides)), "")
         _check(config)
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
         problem = (error.msg or str(error)).splitlines()[0]
         raise ConfigError(f"{_source(path, key, overrides)}: {_join(key, problem)}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
+    except _MISFITS as error:
+        if not overrides:
+            raise ConfigError(f"{path}: {_first_line(error)}") from None
+        raise ConfigError(f"command line, {' '.join(overrides)}: does not fit {path}: {_first_line(error)}") from None
     except _ValueProblemError as problem:
         raise ConfigError(f"{_source(path, problem.key, overrides)}: {_join(problem.key, problem.text)}") from None
-    return config, OmegaConf.to_yaml(OmegaConf.create(plain))
+    return config, _resolved_text(plain, config, path)
+
+
+def _leave_pools(plain: Any) -> None:
+    """`pools=null` takes a cluster's config to one machine: where its modules would lie no longer matters."""
+    if isinstance(plain, dict) and "pools" in plain and plain["pools"] is None and isinstance(plain.get("modules"), dict):
+        for module in plain["modules"].values():
+            if isinstance(module, dict):
+                module.pop("pool", None)
+
+
+def _resolved_text(plain: Any, config: JobConfig, path: Path) -> str:
+    """The config as YAML that gives the same job again, wherever it lies."""
+    saved = dict(plain) | {"name": config.name, "run_dir": config.run_dir, "args": list(config.args), "env": dict(config.env)}
+    if config.entry.script is not None:
+        saved["entry"] = {"script": str((path.parent / config.entry.script).absolute())}
+    text: str = yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
+    return text.replace("${", "\\${")
 
 
 class _ValueProblemError(Exception):
@@ -83,7 +115,7 @@ def _default(name: str) -> Any:
     return next(field.default for field in fields(JobConfig) if field.name == name)
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path) -> tuple[DictConfig, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -106,7 +138,7 @@ def _read_yaml(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: not YAML: {_first_line(error)}") from None
     if not isinstance(tree, DictConfig) or _is_bare_word(text, tree):
         raise ConfigError(f"{path}: not a mapping; a config has at least name, layout, modules and entry")
-    return tree
+    return tree, text
 
 
 def _is_bare_word(text: str, tree: DictConfig) -> bool:
@@ -122,7 +154,15 @@ def _read_overrides(overrides: list[str]) -> DictConfig:
             )
     try:
         return OmegaConf.from_dotlist(overrides)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+    except (
+        yaml.YAMLError,
+        OmegaConfBaseException,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ConfigError(f"command line: {' '.join(overrides)}: {_first_line(error)}") from None
 
 
@@ -136,6 +176,13 @@ def _check_modules_exist(tree: DictConfig, overrides: list[str]) -> None:
             close = difflib.get_close_matches(parts[1], known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
             raise ConfigError(f"command line, {override}: modules.{parts[1]}: no such module; {hint}")
+
+
+def _replace_entry(tree: DictConfig, changes: DictConfig) -> None:
+    """An entry of one kind on the command line takes the place of the file's, of whatever kind."""
+    given = changes.get("entry") if "entry" in changes else None
+    if isinstance(given, DictConfig) and any(given.get(field.name) is not None for field in fields(EntryConfig)):
+        tree.pop("entry", None)
 
 
 def _first_line(error: Exception) -> str:
@@ -206,16 +253,18 @@ def _convert_scalar(hint: type, value: Any, key: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             quote = f'; quote it: "{str(value).lower()}"' if isinstance(value, bool) else ""
             raise _wrong(key, value, "text", quote.removeprefix("; "))
-        if "\0" in str(value):
+        if "\0" in text_of(value):
             raise _ValueProblemError(key, "a NUL character cannot stand in text")
-        return str(value)
+        return text_of(value)
     if hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong(key, value, "a whole number")
-        return value
+        if abs(value) > LARGEST_INT:
+            raise _wrong(key, value, f"below {LARGEST_INT}")
+        return int(value)
     assert hint is float
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _wrong(key, value, "a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LONGEST_S <= value <= LONGEST_S:
+        raise _wrong(key, value, f"a number up to {LONGEST_S:g}")
     return float(value)
 
 
@@ -260,7 +309,7 @@ def _check(config: JobConfig) -> None:
         for variable in env:
             if not variable or "=" in variable or "\0" in variable:
                 raise _ValueProblemError(f"{key}.{variable}", "not a name for an environment variable")
-            if variable.startswith("MIMO_") or variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if _SET_BY_US.fullmatch(variable):
                 raise _ValueProblemError(f"{key}.{variable}", "mimo-launch sets this variable itself; leave it out")
 
 

@@ -24,12 +24,17 @@ class Failure:
         """The exit code of the job: the rank's own where it has one, else 1."""
         return self.code if self.code > 0 else 1
 
+    def headline(self, topology: Topology) -> str:
+        """Which rank, in which role, and how it ended."""
+        return f"rank {self.rank} ({topology.label_of(self.rank)}) failed first: {_ending(self.code)}"
+
     def describe(self, topology: Topology, error_file: Path, logs: list[Path]) -> str:
         """A few lines: which rank, how it ended, what it raised, where its output is."""
-        lines = [f"rank {self.rank} ({topology.label_of(self.rank)}) failed first: {_ending(self.code)}"]
+        lines = [self.headline(topology)]
         if (message := _message(error_file)) is not None:
             lines += [f"  {line}" for line in message.splitlines()[:20]]
-        lines += [f"  its output: {log}" for log in logs if log.exists() and log.stat().st_size]
+        written = [log for log in logs if log.exists() and log.stat().st_size]
+        lines += [f"  its output: {log}" for log in written] or [f"  it wrote nothing; all ranks' output: {error_file.parent}"]
         return "\n".join(lines)
 
 
@@ -39,34 +44,33 @@ class ExitOrder:
     def __init__(self, pids: dict[int, int]) -> None:
         """`pids` maps a key of the caller's, such as the local rank, to a process id."""
         self._order: list[int] = []
-        self._thread = threading.Thread(target=self._watch, args=(_open(pids),), name="mimo-launch exits", daemon=True)
+        watched: dict[int, int] = {}
+        for key, pid in pids.items():
+            try:
+                watched[pidfd_open(pid)] = key
+            except ProcessLookupError:
+                self._order.append(key)
+        self._thread = threading.Thread(target=self._watch, args=(watched,), name="mimo-launch exits", daemon=True)
         self._thread.start()
 
     def ended(self) -> list[int]:
-        """The keys of the processes that have ended, first to last. Call it once all have."""
+        """The keys of the processes, first to end first. Call it once all have ended."""
         self._thread.join(timeout=5)
+        return self.so_far()
+
+    def so_far(self) -> list[int]:
+        """The keys of the processes that have ended by now."""
         return list(self._order)
 
     def _watch(self, watched: dict[int, int]) -> None:
         poll = select.poll()
-        for pidfd in watched.values():
+        for pidfd in watched:
             poll.register(pidfd, select.POLLIN)
-        keys = {pidfd: key for key, pidfd in watched.items()}
-        while keys:
+        while watched:
             for pidfd, _ in poll.poll():
                 poll.unregister(pidfd)
                 close(pidfd)
-                self._order.append(keys.pop(pidfd))
-
-
-def _open(pids: dict[int, int]) -> dict[int, int]:
-    watched = {}
-    for key, pid in pids.items():
-        try:
-            watched[key] = pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-    return watched
+                self._order.append(watched.pop(pidfd))
 
 
 def _ending(code: int) -> str:

@@ -25,43 +25,59 @@ class Followed:
     rest: bytes = field(default=b"")
     """The beginning of a line whose end has not been written yet."""
 
+    @property
+    def position(self) -> int:
+        """How many bytes have been read."""
+        return 0 if self.file is None else self.file.tell()
+
 
 class Follower:
     """A thread that passes on what is written to files, until it is stopped; then what is left."""
 
     def __init__(self) -> None:
         self._followed: list[Followed] = []
+        self._turn = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mimo-launch output", daemon=True)
         self._thread.start()
 
     def follow(self, files: Iterable[Followed]) -> None:
-        """Add files; they may not exist yet."""
-        self._followed = [*self._followed, *files]
+        """Follow these files, which may not exist yet, instead of the earlier ones."""
+        with self._turn:
+            self._finish()
+            self._followed = list(files)
 
     def stop(self) -> None:
-        """Pass on all that was written, and close the files."""
+        """Pass on all that has been written by now, and close the files."""
         self._stop.set()
         self._thread.join()
+        self._finish()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_INTERVAL_S):
+            with self._turn:
+                for followed in self._followed:
+                    self._pass_on(followed, _CHUNK_BYTES)
+
+    def _finish(self) -> None:
         for followed in self._followed:
-            self._pass_on(followed)
+            # Up to its present end: a process that goes on writing is not waited for.
+            size = followed.path.stat().st_size if followed.path.exists() else 0
+            self._pass_on(followed, max(0, size - followed.position))
             if followed.rest:
                 self._write(followed, [followed.rest])
             if followed.file is not None:
                 followed.file.close()
+        self._followed = []
 
-    def _run(self) -> None:
-        while not self._stop.wait(_INTERVAL_S):
-            for followed in self._followed:
-                self._pass_on(followed)
-
-    def _pass_on(self, followed: Followed) -> None:
+    def _pass_on(self, followed: Followed, limit: int) -> None:
         if followed.file is None:
             try:
                 followed.file = followed.path.open("rb")
             except FileNotFoundError:
                 return
-        while chunk := followed.file.read(_CHUNK_BYTES):
+        while limit > 0 and (chunk := followed.file.read(min(limit, _CHUNK_BYTES))):
+            limit -= len(chunk)
             *lines, followed.rest = (followed.rest + chunk).split(b"\n")
             self._write(followed, lines)
 
@@ -70,6 +86,6 @@ class Follower:
         if lines:
             text = "".join(f"{followed.prefix} {line.decode(errors='replace')}\n" for line in lines)
             # Whoever read our output may have gone, as in `mimo-launch run ... | head`; the files have it all.
-            with suppress(BrokenPipeError):
+            with suppress(OSError, ValueError):
                 followed.sink.write(text)
                 followed.sink.flush()

@@ -5,6 +5,7 @@ import gc
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def run(plan: LaunchPlan, config_text: str, *, out: TextIO, err: TextIO) -> Outc
     """
     check(plan)
     run_dir = RunDir(Path(plan.run_dir), config_text, plan.to_json())
+    logger.info("run folder %s, run id %s", run_dir.path, run_dir.run_id)
     try:
         forkserver.start_tracker()
         _set_environment(plan, run_dir.run_id)
@@ -110,9 +112,11 @@ def _run_agent(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> "
         # Before this process imports torch: the server imports it at the same time.
         forkserver.start()
     gc.disable()  # as in preload.py
+    started = time.perf_counter()
     from launcher import agent
 
     gc.enable()
+    logger.info("imported torch in %.2f s", time.perf_counter() - started)
     return agent.run(plan, run_dir, out, err)
 
 

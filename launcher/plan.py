@@ -1,6 +1,7 @@
 """JobConfig -> LaunchPlan: all that is decided before launch. It travels as one JSON file."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from launcher import machine
 from launcher.errors import ConfigError
 from launcher.placement import LOCAL_POOL, Node, PlanWarning, place, warnings
 from launcher.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
-from mimo_role import MimoError, Topology, TopologyError, UnknownWorldSizeError, environ
+from mimo_role import MimoError, ModuleLayout, Topology, TopologyError, UnknownWorldSizeError, environ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: list[str]) -> L
         max_restarts=config.runtime.max_restarts,
         env=config.env,
         module_env={name: module.env for name, module in config.modules.items()},
-        run_dir=str(Path(config.run_dir).absolute()),
+        run_dir=str(_expanded(config.run_dir, "run_dir").absolute()),
         warnings=tuple(warnings(nodes, pools)),
     )
 
@@ -134,8 +135,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: list[str]) -> L
 def _topology(config: JobConfig) -> Topology:
     """Arrange the modules; `dp: auto` shares out the pools, or this machine where the config names none."""
     if config.pools is not None:
-        slots = sum(pool.nodes * pool.procs_per_node for pool in config.pools.values())
-        return Topology.from_modules(config.modules, layout=config.layout, world_size=slots)
+        return Topology.from_modules(config.modules, layout=config.layout, world_size=_slots(config, config.pools))
     try:
         return Topology.from_modules(config.modules, layout=config.layout)
     except UnknownWorldSizeError as unknown:
@@ -149,16 +149,27 @@ def _topology(config: JobConfig) -> Topology:
             ) from None
 
 
+def _slots(config: JobConfig, pools: Mapping[str, PoolConfig]) -> int:
+    """How many ranks the pools take; where `dp: auto` is on a pool, that pool's and the modules' elsewhere."""
+    sizes = {name: pool.nodes * pool.procs_per_node for name, pool in pools.items()}
+    pinned = {module.pool for module in config.modules.values() if module.dp == "auto" and module.pool is not None}
+    if config.layout is ModuleLayout.COLOCATED or len(pinned) != 1:
+        return sum(sizes.values())
+    (pool,) = pinned
+    elsewhere = [module for module in config.modules.values() if module.pool != pool and module.colocate_with is None]
+    return sizes[pool] + sum(module.size or 0 for module in elsewhere)
+
+
 def _entry(config: JobConfig, config_path: Path, script_args: list[str]) -> Entry:
     args = (*config.args, *script_args)
     if config.entry.script is not None:
-        script = (config_path.parent / Path(config.entry.script).expanduser()).absolute()
-        if not script.is_file():
-            what = "is a folder" if script.is_dir() else "no such file"
+        script = (config_path.parent / _expanded(config.entry.script, "entry.script")).absolute()
+        if not os.path.isfile(script):  # noqa: PTH113 (a name too long is an error to pathlib)
+            what = "is a folder" if os.path.isdir(script) else "no such file"  # noqa: PTH112
             raise ConfigError(f"entry.script={config.entry.script}: {what}: {script} (scripts lie relative to the config)")
         return Entry(script=str(script), args=args)
     if config.entry.module is not None:
-        if not _module_exists(config.entry.module):
+        if not _module_exists(config.entry.module, config.env.get("PYTHONPATH", "")):
             raise ConfigError(f"entry.module={config.entry.module}: no such module here or in this Python's packages")
         return Entry(module=config.entry.module, args=args)
     assert config.entry.command is not None
@@ -168,12 +179,20 @@ def _entry(config: JobConfig, config_path: Path, script_args: list[str]) -> Entr
     return Entry(command=config.entry.command, args=args)
 
 
-def _module_exists(name: str) -> bool:
+def _expanded(path: str, key: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}={path}: {error}") from None
+
+
+def _module_exists(name: str, python_path: str) -> bool:
     """Look for the top-level package only: finding a submodule would import its parents."""
-    sys.path.insert(0, str(Path.cwd()))
+    found = sys.path
+    sys.path = [str(Path.cwd()), *python_path.split(os.pathsep), *found]
     try:
         return find_spec(name.partition(".")[0]) is not None
     except ValueError:
         return False
     finally:
-        sys.path.pop(0)
+        sys.path = found

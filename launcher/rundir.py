@@ -9,7 +9,6 @@ previous/       the same of earlier runs, by their ids
 
 import fcntl
 import os
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -31,13 +30,14 @@ class RunDir:
         self.run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._check_is_ours()
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._take_lock()
             self._put_aside()
+            (path / "run_id").write_text(self.run_id, encoding="utf-8")
             (path / "logs").mkdir()
             (path / "config.yaml").write_text(config_text, encoding="utf-8")
             self.plan_file.write_text(plan_text, encoding="utf-8")
-            (path / "run_id").write_text(self.run_id, encoding="utf-8")
         except OSError as error:
             raise LaunchError(f"run_dir: {error.filename or path}: {error.strerror}; choose another with run_dir=...") from None
 
@@ -58,6 +58,14 @@ class RunDir:
         """Let others have the folder."""
         os.close(self._lock)
 
+    def _check_is_ours(self) -> None:
+        """Files of these names in a folder without a run's id are somebody's own."""
+        found = [name for name in _OURS if (self.path / name).exists()]
+        if found and "run_id" not in found:
+            raise LaunchError(
+                f"run_dir: {self.path} has a {found[0]} and is not a run folder of mimo-launch; choose another with run_dir=..."
+            )
+
     def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,9 +84,7 @@ class RunDir:
         found = [self.path / name for name in _OURS if (self.path / name).exists()]
         if not found:
             return
-        earlier = "unknown"
-        with suppress(OSError):
-            earlier = (self.path / "run_id").read_text(encoding="utf-8").strip()
+        earlier = (self.path / "run_id").read_text(encoding="utf-8").strip()
         shelf = self.path / "previous" / earlier
         shelf.mkdir(parents=True, exist_ok=True)
         for file in found:

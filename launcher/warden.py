@@ -26,10 +26,13 @@ def processes_of(run_id: str) -> list[int]:
     return found
 
 
-def end_all(run_id: str) -> list[int]:
-    """SIGKILL the run's processes until none is left; return those that would not die."""
+def end_all(run_id: str, spare: int | None = None) -> list[int]:
+    """SIGKILL the run's processes until none is left; return those that would not die.
+
+    The children of process `spare` are left alone.
+    """
     deadline = time.monotonic() + _PATIENCE_S
-    while left := processes_of(run_id):
+    while left := [pid for pid in processes_of(run_id) if spare is None or _parent_of(pid) != spare]:
         if time.monotonic() > deadline:
             break
         for pid in left:
@@ -39,6 +42,14 @@ def end_all(run_id: str) -> list[int]:
                 continue
         time.sleep(0.01)
     return left
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def _environ(pid: str) -> bytes:

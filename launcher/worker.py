@@ -6,6 +6,7 @@ import runpy
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -35,15 +36,17 @@ def run_python(plan_file: str, run_id: str) -> NoReturn:
         if plan.join is Join.LAUNCHER:
             _join(plan)
         _run_as_main(plan.entry)
-        _leave()
+    except SystemExit:
+        raise
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)  # torch.multiprocessing takes the exception itself for success
-    except Exception as error:
+    except BaseException as error:
         _report(error, plan)
-        raise
+        sys.exit(1)
     finally:
         # multiprocessing leaves out what a script registers with atexit.
         run_exit_functions()
+    _leave()
     sys.exit()
 
 
@@ -105,12 +108,12 @@ def _run_as_main(entry: Entry) -> None:
     try:
         if entry.script is not None:
             sys.argv = [entry.script, *entry.args]
-            sys.path[0] = str(Path(entry.script).parent)
+            _set_first_path(str(Path(entry.script).resolve().parent))
             runpy.run_path(entry.script, run_name="__main__")
         else:
             assert entry.module is not None
             sys.argv = [entry.module, *entry.args]
-            sys.path[0] = os.getcwd()  # noqa: PTH109
+            _set_first_path(os.getcwd())  # noqa: PTH109
             runpy.run_module(entry.module, run_name="__main__", alter_sys=True)
     except SystemExit as ending:
         if isinstance(ending.code, int) and ending.code != 0:
@@ -119,13 +122,24 @@ def _run_as_main(entry: Entry) -> None:
             _exit_with_message(ending)
 
 
+def _set_first_path(folder: str) -> None:
+    """Put the script's folder where Python would, in place of mimo-launch's own; Python's safe path has neither."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder
+
+
 def _exit_with_message(ending: SystemExit) -> NoReturn:
     """`sys.exit("text")`: print the text while output still goes to the rank's file, and write it down as its error."""
+    sys.stderr.write(f"{ending.code}\n")
+    _record(ending)
+    sys.exit(1)
+
+
+def _record(error: BaseException) -> None:
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    sys.stderr.write(f"{ending.code}\n")
-    get_error_handler().record_exception(ending)
-    sys.exit(1)
+    with suppress(Exception):  # an exception whose text cannot be made is told by its traceback alone
+        get_error_handler().record_exception(error)
 
 
 def _report(error: BaseException, plan: LaunchPlan) -> None:
@@ -140,6 +154,7 @@ def _report(error: BaseException, plan: LaunchPlan) -> None:
         error.args = (f"{error} ({JOIN_HINT})",)
     sys.stderr.write(shown)
     sys.stderr.flush()
+    _record(error)
 
 
 def _is_from_joining(frames: TracebackType | None) -> bool:
@@ -152,7 +167,7 @@ def _is_from_joining(frames: TracebackType | None) -> bool:
 
 def _joined_twice(error: BaseException) -> bool:
     """Whether the script joined by torch after the launcher had, told by torch's message, which a test holds it to."""
-    return isinstance(error, ValueError) and "default process group twice" in str(error)
+    return isinstance(error, ValueError) and any("default process group twice" in str(text) for text in error.args)
 
 
 def _script_frames(frames: TracebackType | None) -> TracebackType | None:

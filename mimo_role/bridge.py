@@ -8,6 +8,22 @@ import torch.distributed as dist
 from mimo_role.errors import BridgeError
 from mimo_role.routing import Endpoint, lane_samples, receives, sends
 
+_INTRODUCTION = 16
+"""Numbers in the one message that tells a sample's dtype and shape: its dtype, its dimensions, -1."""
+
+_DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+
 
 class Bridge:
     """Moves a batch of activations from one stage to another, and their gradients back.
@@ -23,6 +39,7 @@ class Bridge:
         self._rank = rank
         self._device = device
         self._tag = tag
+        self._introduced = False
         self._in_flight: list[tuple[dist.Work, torch.Tensor]] = []
 
     @property
@@ -69,6 +86,8 @@ class Bridge:
             raise BridgeError(f"rank {self._rank} only receives over {self}; pass no activations")
         if sample_shape is None or dtype is None:
             raise BridgeError(f"rank {self._rank} only receives over {self}; it needs sample_shape and dtype")
+        if len(sample_shape) > _INTRODUCTION - 2 or dtype not in _DTYPES:
+            raise BridgeError(f"{self} does not carry samples of {dtype} {list(sample_shape)}")
         # A sender whose activations need no gradient must still take what the other side sends.
         anchor = torch.zeros((), dtype=dtype, device=self._device, requires_grad=requires_grad and dtype.is_floating_point)
         with torch.set_grad_enabled(requires_grad and torch.is_grad_enabled()):
@@ -113,6 +132,9 @@ class Bridge:
         tag = 2 * self._tag + back
         received, operations = None, []
         self.wait()
+        if not self._introduced:
+            self._introduce(like)
+            self._introduced = True
         if (place := receiver.place(self._rank)) is not None:
             own = lane_samples(batch_size, receiver.lanes, place[0])
             received = like.new_empty((len(own), *like.shape[1:]))
@@ -123,7 +145,8 @@ class Bridge:
         if (place := sender.place(self._rank)) is not None:
             assert tensor is not None
             held = lane_samples(batch_size, sender.lanes, place[0])
-            tensor = tensor.detach().contiguous()
+            # A copy: what is sent may be read after this call has returned.
+            tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
             for transfer in sends(self._rank, sender, receiver, batch_size):
                 part = tensor[transfer.start - held.start : transfer.stop - held.start]
                 if transfer.peer != self._rank:
@@ -132,6 +155,28 @@ class Bridge:
                     received[transfer.start - own.start : transfer.stop - own.start] = part
         self._run(operations)
         return received
+
+    def _introduce(self, like: torch.Tensor) -> None:
+        """Once, before the first batch: what both sides take a sample to be. gloo compares neither shapes nor dtypes.
+
+        Every sender tells every receiver of its pairing: one pass over a batch with a sample for each lane of both sides.
+        """
+        lanes = self.source.lanes * self.destination.lanes
+        mine = torch.zeros(_INTRODUCTION, dtype=torch.int64, device=self._device)
+        mine[: len(like.shape) + 1] = torch.tensor([_DTYPES.index(like.dtype), *like.shape[1:], -1], device=self._device)
+        operations = [
+            dist.P2POp(dist.isend, mine, peer, tag=2 * self._tag)
+            for peer in {transfer.peer for transfer in sends(self._rank, self.source, self.destination, lanes)} - {self._rank}
+        ]
+        peers = {transfer.peer for transfer in receives(self._rank, self.source, self.destination, lanes)} - {self._rank}
+        told = {peer: torch.empty_like(mine) for peer in peers}
+        operations += [dist.P2POp(dist.irecv, theirs, peer, tag=2 * self._tag) for peer, theirs in told.items()]
+        self._run(operations)
+        for peer, theirs in told.items():
+            if not torch.equal(theirs, mine):
+                raise BridgeError(
+                    f"rank {self._rank} expects samples of {_told(mine)} over {self}, but rank {peer} sends {_told(theirs)}"
+                )
 
     def _run(self, operations: list[dist.P2POp]) -> None:
         if not operations:
@@ -146,6 +191,11 @@ class Bridge:
                 work.wait()
             else:
                 self._in_flight.append((work, operation.tensor))
+
+
+def _told(message: torch.Tensor) -> str:
+    dtype, *dimensions = message.tolist()
+    return f"{_DTYPES[dtype]} {dimensions[: dimensions.index(-1)]}"
 
 
 class _Cross(torch.autograd.Function):

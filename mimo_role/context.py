@@ -193,6 +193,10 @@ def current() -> RoleContext:
     Raises:
         ContextError: there is none yet.
     """
+    if _current is None and environ.is_set():
+        raise ContextError(
+            "no context yet: with runtime.join: script the script calls mimo_role.init() first, without arguments"
+        )
     if _current is None:
         raise ContextError(
             "no context yet: start the script with mimo-launch (which joins before the script unless the config says "

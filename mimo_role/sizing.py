@@ -48,6 +48,8 @@ class ModuleSizes:
                 key = sorted(unknown)[0]
                 raise TopologyError(f"modules.{name}.{key}", f"unknown; it has {', '.join(f.name for f in fields(cls))}")
             value = cls(**value)
+        if not isinstance(value, ModuleSizes):
+            raise TopologyError(f"modules.{name}", f"={value!r} is not a mapping of axes to sizes")
         for axis in (*AXES, "ep", "expt_tp"):
             size = getattr(value, axis)
             if axis == "dp" and size == AUTO:
@@ -93,15 +95,18 @@ def arrange(
     for share in shares:
         _size_from_modules(share, modules)
     _size_from_what_is_left(shares, modules, world_size)
+    by_hand = sorted((share.offset, share.size) for share in shares if share.offset is not None and share.size is not None)
     cursor = 0
     spans: dict[str, tuple[int, int]] = {}
     for share in shares:
         assert share.size is not None
-        offset = cursor if share.offset is None else share.offset
-        cursor = offset + share.size
-        if world_size is not None and cursor > world_size:
+        offset = _next_free(cursor, share.size, by_hand) if share.offset is None else share.offset
+        end = offset + share.size
+        if share.offset is None:
+            cursor = end
+        if world_size is not None and end > world_size:
             raise TopologyError(
-                f"modules.{share.names[0]}", f"ends at rank {cursor - 1}, but there is room for {world_size} ranks"
+                f"modules.{share.names[0]}", f"ends at rank {end - 1}, but there is room for {world_size} ranks"
             )
         spans.update(dict.fromkeys(share.names, (offset, share.size)))
     grids = {name: _grid(name, sizes, *spans[name]) for name, sizes in modules.items()}
@@ -111,11 +116,19 @@ def arrange(
     return grids, experts
 
 
+def _next_free(cursor: int, size: int, by_hand: list[tuple[int, int]]) -> int:
+    """The first offset from the cursor on where so many ranks lie clear of those placed by hand."""
+    for offset, held in by_hand:
+        if offset < cursor + size and cursor < offset + held:
+            cursor = offset + held
+    return cursor
+
+
 def _colocated_share(modules: Mapping[str, ModuleSizes]) -> list[_Share]:
     for name, sizes in modules.items():
         if sizes.colocate_with is not None:
             _check_partner(name, sizes.colocate_with, modules)
-    return [_Share(names=list(modules), offset=0)] if modules else []
+    return [_Share(names=list(modules))] if modules else []
 
 
 def _shares(modules: Mapping[str, ModuleSizes]) -> list[_Share]:
@@ -162,7 +175,7 @@ def _check_partner(name: str, partner: str, modules: Mapping[str, ModuleSizes]) 
 
 
 def _parse_ranks(name: str, text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text.strip())
     first = int(match[1]) if match else 0
     last = int(match[2] or match[1]) if match else -1
     if last < first:
@@ -174,8 +187,16 @@ def _size_from_modules(share: _Share, modules: Mapping[str, ModuleSizes]) -> Non
     """Take the share's size from its `ranks`, or from a module whose sizes are all numbers; let them agree."""
     for name in share.names:
         ranks = modules[name].ranks
-        if share.size is None and ranks is not None:
-            share.offset, share.size = _parse_ranks(name, ranks)
+        if ranks is None:
+            continue
+        found = _parse_ranks(name, ranks)
+        if share.size is not None and found != (share.offset, share.size):
+            assert share.offset is not None
+            held = f"{share.offset}-{share.offset + share.size - 1}"
+            raise TopologyError(
+                f"modules.{name}.ranks", f"={ranks}, but it shares the ranks {held} of modules.{share.names[0]}"
+            )
+        share.offset, share.size = found
     if share.size is None:
         sizes = [modules[name].size for name in share.names]
         share.size = next((size for size in sizes if size is not None), None)

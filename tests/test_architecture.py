@@ -13,7 +13,8 @@ ALLOWED = {
     "launcher.__main__": {"launcher.cli"},
     "launcher.ending": set(),
     "launcher.cli": {"launcher.config", "launcher.ending", "launcher.local", "launcher.plan", "launcher.render"},
-    "launcher.config": {"launcher.errors", "launcher.schema"},
+    "launcher.config": {"launcher.errors", "launcher.schema", "launcher.source"},
+    "launcher.source": set(),
     "launcher.errors": set(),
     "launcher.schema": set(),
     "launcher.machine": set(),
@@ -34,6 +35,7 @@ ALLOWED = {
         "launcher.plan",
         "launcher.rendezvous",
         "launcher.rundir",
+        "launcher.warden",
         "launcher.worker",
     },
     "launcher.local": {

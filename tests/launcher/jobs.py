@@ -26,13 +26,14 @@ class Job:
     config: str = SMALL
     name: str = "job.yaml"
     environ: dict[str, str] = field(default_factory=dict)
+    program: list[str] = field(default_factory=lambda: [sys.executable, "-m", "launcher"])
 
     def write(self, script: str) -> None:
         (self.folder / self.name).write_text(self.config, encoding="utf-8")
         (self.folder / "script.py").write_text(script, encoding="utf-8")
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "launcher", "run", self.name, *words]
+        return [*self.program, "run", self.name, *words]
 
     def start(self, script: str, *words: str) -> subprocess.Popen:
         """Start a run and return while it is going on; the caller ends it."""

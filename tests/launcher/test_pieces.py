@@ -67,7 +67,8 @@ def test_a_failure_is_told_in_role_terms(tmp_path, code, ending, exit_code):
 def test_a_broken_error_file_is_no_second_failure(tmp_path, text):
     (tmp_path / "error.json").write_text(text)
     described = Failure(0, 1).describe(TOPOLOGY, tmp_path / "error.json", [])
-    assert described == "rank 0 (vision) failed first: exit code 1"
+    assert described.splitlines()[0] == "rank 0 (vision) failed first: exit code 1"
+    assert described.splitlines()[1:] == [f"  it wrote nothing; all ranks' output: {tmp_path}"]
 
 
 def test_a_run_folder_has_one_owner_and_keeps_what_was_there(tmp_path):
@@ -79,6 +80,47 @@ def test_a_run_folder_has_one_owner_and_keeps_what_was_there(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "other"
     assert (tmp_path / "previous" / first.run_id / "config.yaml").read_text() == "config"
     second.close()
+
+
+def test_a_folder_of_the_users_own_is_not_taken_for_a_run_folder(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(LaunchError, match=r"has a config.yaml and is not a run folder of mimo-launch"):
+        RunDir(tmp_path, "config", "plan")
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def test_a_follower_does_not_wait_for_a_writer_without_end(tmp_path):
+    with (tmp_path / "a").open("wb") as file:
+        writer = subprocess.Popen([sys.executable, "-c", "while True: print('x' * 1000)"], stdout=file)
+    try:
+        sink = io.StringIO()
+        follower = Follower()
+        follower.follow([Followed(tmp_path / "a", "[a]", sink)])
+        while not sink.getvalue():
+            os.sched_yield()
+        follower.stop()
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_a_sink_that_fails_does_not_stop_the_others(tmp_path):
+    (tmp_path / "a").write_text("one\n")
+    closed, sink = io.StringIO(), io.StringIO()
+    closed.close()
+    follower = Follower()
+    follower.follow([Followed(tmp_path / "a", "[a]", closed), Followed(tmp_path / "a", "[b]", sink)])
+    follower.stop()
+    assert sink.getvalue() == "[b] one\n"
+
+
+def test_a_process_that_has_gone_counts_as_ended_first():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    order = ExitOrder({"alive": alive.pid, "gone": gone.pid})
+    alive.communicate(b"\n")
+    assert order.ended() == ["gone", "alive"]
 
 
 def test_a_run_folder_under_a_file_is_refused(tmp_path):

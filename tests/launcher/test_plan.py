@@ -51,7 +51,7 @@ def test_the_design_documents_example_becomes_a_plan(folder):
     assert [grid.ranks for grid in plan.topology.grids.values()] == [range(2), range(2), range(2, 10)]
     assert plan.nodes == (Node("node0", "encoders", 0, 2), Node("node1", "llm", 2, 4), Node("node2", "llm", 6, 4))
     assert plan.entry.script == str(folder / "train.py")
-    assert plan.entry.args == ("--steps", "300", "--rate", "0.001", "--more")
+    assert plan.entry.args == ("--steps", "300", "--rate", "1e-3", "--more")
     assert (plan.backend, plan.join, plan.timeout_s) == (Backend.GLOO, Join.LAUNCHER, 60.0)
     assert plan.run_dir == str(folder / "out" / "digits-vlm")
     assert plan.warnings == ()
@@ -67,6 +67,46 @@ def test_a_plan_travels_as_json_and_loses_nothing(folder):
     for overrides in ([], ["entry.script=null", 'entry.command=[bash, -c, "a, b"]'], ["pools.llm.nodes=3"]):
         plan = plan_of(folder, *overrides)
         assert LaunchPlan.from_json(plan.to_json()) == plan
+
+
+TYPED = ["0042", "1.50", "1e-3", "0x10", "1_000", "12:30:00", "3e8", "7"]
+
+
+def test_arguments_and_variables_reach_the_script_as_they_were_written(folder):
+    in_file = FULL.replace('args:     [--steps, "300", --rate, 1e-3]', f"args: [{', '.join(TYPED)}]")
+    (folder / "job.yaml").write_text(in_file.replace("SIDE: left", "SIDE: 0042"))
+    plan = plan_of(folder)
+    assert plan.entry.args == tuple(TYPED)
+    assert plan.env["SIDE"] == "0042"
+    changed = plan_of(folder, f"args=[{', '.join(reversed(TYPED))}]", "name=007", "env.SIDE=1.50")
+    assert changed.entry.args == tuple(reversed(TYPED))
+    assert (changed.name, changed.env["SIDE"]) == ("007", "1.50")
+
+
+def test_the_resolved_config_gives_the_same_job_again_from_wherever_it_lies(folder, tmp_path_factory):
+    overrides = ["args=[0042, '\\${x}']", "name=007"]
+    _, text = load(folder / "job.yaml", overrides)
+    saved = tmp_path_factory.mktemp("saved") / "config.yaml"
+    saved.write_text(text)
+    first, again = plan_of(folder, *overrides), make_plan(load(saved, [])[0], saved, [])
+    assert again == first
+    assert first.entry.args == ("0042", "${x}")
+
+
+def test_an_entry_on_the_command_line_takes_the_files_place(folder):
+    assert plan_of(folder, "entry.command=[bash]").entry.command == ("bash",)
+    assert plan_of(folder, "entry={module: json}").entry.module == "json"
+
+
+def test_auto_on_a_pool_takes_what_that_pool_has_left(folder):
+    plan = plan_of(folder, "pools.encoders.procs_per_node=4")
+    assert plan.topology.grids["language"].size == 8
+
+
+def test_a_search_path_of_the_jobs_own_is_searched_for_its_module(folder):
+    (folder / "src" / "trainer").mkdir(parents=True)
+    (folder / "src" / "trainer" / "__init__.py").touch()
+    assert plan_of(folder, "entry.module=trainer", f"env.PYTHONPATH={folder / 'src'}").entry.module == "trainer"
 
 
 def test_overrides_change_single_values_and_lists(folder):
@@ -85,13 +125,13 @@ def test_a_script_lies_beside_its_config_wherever_the_command_is_given(folder, m
 
 
 def test_without_pools_all_ranks_are_on_one_node(folder):
-    plan = plan_of(folder, "pools=null", "modules.language.pool=null", "modules.vision.pool=null", "modules.language.dp=5")
+    plan = plan_of(folder, "pools=null", "modules.language.dp=5")
     assert plan.nodes == (Node("node0", "local", 0, 22),)
 
 
 def test_auto_without_pools_shares_out_this_machine_as_torchrun_would(folder, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5")
-    plan = plan_of(folder, "pools=null", "modules.language.pool=null", "modules.vision.pool=null")
+    plan = plan_of(folder, "pools=null")
     assert plan.topology.world_size == 6
 
 
@@ -130,7 +170,10 @@ def test_every_rank_is_on_one_node_and_no_node_is_overfull(sizes, shapes):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["modules.vision.pool=llm", "modules.audio.pool=encoders"], "modules on the same ranks are on the same pool"),
+        (
+            ["modules.vision.pool=llm", "modules.audio.pool=encoders", "modules.language.dp=1"],
+            "modules on the same ranks are on the same pool",
+        ),
         (
             ["modules.vision.dp=3", "modules.audio.dp=3", "modules.language.dp=1"],
             "do not fit: there are 1 x 2 on pool encoders",

@@ -3,6 +3,9 @@
 import json
 import shlex
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -66,7 +69,7 @@ print(sys.argv[1:], pathlib.Path(sys.argv[0]).name, pathlib.Path(sys.path[0]).na
 def test_a_script_finds_what_a_fresh_interpreter_would_give_it(job, start_method):
     (job.folder / "neighbour.py").write_text("")
     (job.folder / "launcher.py").write_text("raise ImportError('the user has a launcher of their own')")
-    job.environ["PYTHONSAFEPATH"] = "1"  # for -m launcher in this test, which would find the user's
+    job.program = [str(Path(sys.executable).with_name("mimo-launch"))]  # -m launcher would find the user's
     done = job.run(AS_MAIN, f"runtime.start_method={start_method}", "args=[--steps, 3]", "--", "--name", "a b", "--", "c")
     assert (done.returncode, done.stderr) == (0, "")
     expected = ["['--steps', '3', '--name', 'a b', '--', 'c'] script.py a folder with spaces script.py", "at exit"]
@@ -207,6 +210,85 @@ def test_a_scripts_traceback_begins_in_the_script(job):
     assert shown[0] == "Traceback (most recent call last):"
     assert shown[1].endswith('script.py", line 4, in <module>')
     assert shown[-1] == "ValueError: boom"
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("class Stop(BaseException): pass\nraise Stop('why')", "Stop: why"),
+        ("import asyncio\nraise asyncio.CancelledError('why')", "CancelledError: why"),
+        ("class Mute(ValueError):\n    def __str__(self): raise RuntimeError\nraise Mute", "Mute: <exception str() failed>"),
+        ("raise ValueError('x' * 1_000_000)", "xxx"),
+        ("raise ValueError(lambda: 0)", "ValueError: <function <lambda>"),
+    ],
+    ids=["base", "cancelled", "mute", "huge", "cannot be pickled"],
+)
+def test_exceptions_of_every_kind_are_in_the_ranks_log(job, raised, told):
+    done = job.run(raised)
+    assert done.returncode == 1
+    assert " failed first: exit code 1\n" in done.stderr
+    logs = (job.folder / "runs" / "small" / "logs" / "attempt0").glob("rank*.stderr.log")
+    assert any(told in log.read_text() for log in logs)
+    assert "torch/multiprocessing" not in done.stderr
+
+
+def test_threads_are_waited_for_while_the_job_is_still_joined(job):
+    script = """
+import atexit, threading, torch.distributed as dist
+def late():
+    threading.main_thread().join(0.5)
+    print("thread", dist.is_initialized())
+threading.Thread(target=late).start()
+atexit.register(lambda: print("at exit", dist.is_initialized()))
+atexit.register(dist.barrier)
+"""
+    done = job.run(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["thread True", "at exit True"]] * 3
+
+
+def test_the_first_of_many_ranks_to_end_is_found_however_early_it_ends(job):
+    script = "import os, time\nif os.environ['RANK'] == '0': os._exit(7)\ntime.sleep(60)"
+    done = job.run(script, "modules.language={tp: 1, dp: 19}", "runtime.join=script")
+    assert done.returncode == 7
+    assert "mimo-launch: rank 0 (vision) failed first: exit code 7" in done.stderr
+
+
+def test_ranks_that_all_end_at_once_are_no_hang(job):
+    assert job.run("import os; os._exit(0)", "runtime.join=script").returncode == 0
+
+
+def test_a_restart_begins_without_what_the_failed_attempt_left_running(job):
+    script = """
+import os, subprocess, sys, mimo_role
+rank, attempt = mimo_role.current().rank, os.environ["TORCHELASTIC_RESTART_COUNT"]
+if attempt == "0":
+    if rank == 1:
+        subprocess.Popen(["sleep", "1001"], start_new_session=True)
+        open("started", "w").close()
+    while not os.path.exists("started"): pass
+    sys.exit(3)
+if rank == 0:
+    print("left", subprocess.run(["pgrep", "-fx", "sleep 1001"], capture_output=True, text=True).stdout.split())
+"""
+    done = job.run(script, "runtime.max_restarts=1")
+    assert done.returncode == 0
+    assert lines_of(done.stdout, RANKS[0]) == ["left []"]
+    assert "failed first: exit code 3; starting all ranks again (1 of 1)\n" in done.stderr
+
+
+def test_after_a_failure_ranks_have_the_grace_time_to_end(job):
+    script = """
+import os, signal, time, mimo_role
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+mimo_role.current()
+import torch.distributed as dist; dist.barrier()
+if os.environ["RANK"] == "1": os._exit(3)
+time.sleep(100)
+"""
+    started = time.monotonic()
+    assert job.run(script, "runtime.grace_s=1").returncode == 3
+    assert time.monotonic() - started < 25  # torch's own patience is 30 s
 
 
 @pytest.mark.parametrize("ending", ["sys.exit()", "sys.exit(0)", "os._exit(0)", "pass"])

@@ -152,3 +152,53 @@ def test_a_tensor_that_does_not_fit_is_refused_before_anything_is_sent():
         "rank 2 only receives over the bridge vision stage 0 -> language stage 0; pass no activations",
     ]
     assert uninvolved == ["rank 3 takes no part in the bridge vision stage 0 -> language stage 0"] * 3
+
+
+def other_ideas_of_a_sample(shape, dtype):
+    bridge = mimo_role.current().bridge("vision")
+    if bridge.is_sender:
+        bridge(torch.ones(2, 4, 3), batch_size=4)
+        return None
+    try:
+        bridge(batch_size=4, sample_shape=shape, dtype=dtype)
+    except BridgeError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((4, 3), torch.bfloat16, "torch.bfloat16 [4, 3]"),
+        ((3, 4), torch.float32, "torch.float32 [3, 4]"),
+        ((12,), torch.float32, "torch.float32 [12]"),
+        ((2,), torch.float32, "torch.float32 [2]"),
+    ],
+)
+def test_two_sides_with_other_ideas_of_a_sample_are_told(shape, dtype, expected):
+    topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"dp": 1}})
+    found = run_ranks(other_ideas_of_a_sample, topology, shape, dtype)[2]
+    assert found.startswith(
+        f"rank 2 expects samples of {expected} over the bridge vision stage 0 -> language stage 0, but rank "
+    )
+    assert found.endswith(" sends torch.float32 [4, 3]")
+
+
+def reuse_of_a_buffer():
+    """The sender changes its tensor as soon as the call returns; the receiver is late."""
+    bridge = mimo_role.current().bridge("vision")
+    buffer, got = torch.zeros(1, 2), []
+    with torch.no_grad():
+        for number in (1.0, 2.0, 3.0):
+            if bridge.is_sender:
+                buffer.fill_(number)
+                bridge(buffer, batch_size=1)
+                buffer.fill_(-1.0)
+            else:
+                torch.randn(400, 400).mm(torch.randn(400, 400))
+                got.append(bridge(batch_size=1, sample_shape=(2,), dtype=torch.float32)[0, 0].item())
+    return got
+
+
+def test_what_arrives_is_what_was_passed_whatever_the_sender_does_next():
+    assert run_ranks(reuse_of_a_buffer, Topology.from_modules({"vision": {}, "language": {}}))[1] == [1.0, 2.0, 3.0]
