@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LEFT_ALONE = {"git", "cd", "source", ".", "cat", "tail", "ls"}
+LEFT_ALONE = {"git", "cd", "source", ".", "cat", "tail", "ls", "pip"}
 MIMO_LAUNCH = [sys.executable, "-m", "launcher"]
 
 
