@@ -186,6 +186,8 @@ def _replace_entry(tree: DictConfig, changes: DictConfig) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        return f"not YAML: {error.problem}"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

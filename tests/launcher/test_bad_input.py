@@ -191,7 +191,7 @@ def test_a_config_that_cannot_be_read_is_told(job, capsys):
         (["modules.vision.tp=two"], "command line, modules.vision.tp=two: modules.vision.tp='two' is not a whole number"),
         (["train.py"], "'train.py' is not an override; write key.path=value (arguments of the script follow --)"),
         (["=2"], "'=2' is not an override"),
-        (["name=[a"], "command line: name=[a"),
+        (["name=[a"], "command line: name=[a: not YAML: did not find expected ',' or ']'"),
         (["args=[a]", "args.foo=x"], "command line"),
         (["modules=[1]"], "does not fit job.yaml"),
         (["[=1"], "command line"),
