@@ -102,7 +102,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from launcher.render import as_json, as_table
 
     config, _ = load(arguments.config, arguments.overrides)
-    plan = make_plan(config, arguments.config, arguments.script_args)
+    plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
     print(as_json(plan) if arguments.json else as_table(plan))
     return DONE
 
@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from launcher.plan import make_plan
 
     config, config_text = load(arguments.config, arguments.overrides)
-    plan = make_plan(config, arguments.config, arguments.script_args)
+    plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
     for warning in plan.warnings:
         _say(f"warning ({warning.code}): {warning.message}")
     outcome = local.run(plan, config_text, out=sys.stdout, err=sys.stderr)

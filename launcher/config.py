@@ -8,7 +8,7 @@ an environment variable should be.
 import difflib
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -62,13 +62,13 @@ def load(path: Path, overrides: list[str]) -> tuple[JobConfig, str]:
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
         problem = (error.msg or str(error)).splitlines()[0]
-        raise ConfigError(f"{_source(path, key, overrides)}: {_join(key, problem)}") from None
+        raise ConfigError(f"{source_of(path, key, overrides)}: {_join(key, problem)}") from None
     except _MISFITS as error:
         if not overrides:
             raise ConfigError(f"{path}: {_first_line(error)}") from None
         raise ConfigError(f"command line, {' '.join(overrides)}: does not fit {path}: {_first_line(error)}") from None
     except _ValueProblemError as problem:
-        raise ConfigError(f"{_source(path, problem.key, overrides)}: {_join(problem.key, problem.text)}") from None
+        raise ConfigError(f"{source_of(path, problem.key, overrides)}: {_join(problem.key, problem.text)}") from None
     return config, _resolved_text(plain, config, path)
 
 
@@ -96,7 +96,7 @@ class _ValueProblemError(Exception):
         self.text = text
 
 
-def _source(path: Path, key: str, overrides: list[str]) -> str:
+def source_of(path: Path, key: str, overrides: Sequence[str]) -> str:
     """The file, or the override that last set the key or a part of it."""
     for override in reversed(overrides):
         target = override.split("=", 1)[0]

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from launcher import machine
+from launcher.config import source_of
 from launcher.errors import ConfigError
 from launcher.placement import LOCAL_POOL, Node, PlanWarning, place, warnings
 from launcher.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
@@ -96,13 +97,14 @@ class LaunchPlan:
         )
 
 
-def make_plan(config: JobConfig, config_path: Path, script_args: list[str]) -> LaunchPlan:
+def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], overrides: Sequence[str] = ()) -> LaunchPlan:
     """Decide all that a launch needs, and refuse what cannot work.
 
     Args:
         config: the job.
         config_path: the file it came from; `entry.script` is relative to its folder.
         script_args: arguments after `--` on the command line.
+        overrides: the command line's changes to the config, which a message blames where they are at fault.
 
     Raises:
         ConfigError: the modules make no world, the ranks do not fit the pools, or the entry does not exist.
@@ -112,6 +114,8 @@ def make_plan(config: JobConfig, config_path: Path, script_args: list[str]) -> L
         pools = config.pools or {LOCAL_POOL: PoolConfig(procs_per_node=topology.world_size)}
         nodes = place(topology, pools, {name: module.pool for name, module in config.modules.items()})
         entry = _entry(config, config_path, script_args)
+    except TopologyError as error:
+        raise ConfigError(f"{source_of(config_path, error.key, overrides)}: {error}") from None
     except MimoError as error:
         raise ConfigError(f"{config_path}: {error}") from None
     return LaunchPlan(
@@ -160,7 +164,7 @@ def _slots(config: JobConfig, pools: Mapping[str, PoolConfig]) -> int:
     return sizes[pool] + sum(module.size or 0 for module in elsewhere)
 
 
-def _entry(config: JobConfig, config_path: Path, script_args: list[str]) -> Entry:
+def _entry(config: JobConfig, config_path: Path, script_args: Sequence[str]) -> Entry:
     args = (*config.args, *script_args)
     if config.entry.script is not None:
         script = (config_path.parent / _expanded(config.entry.script, "entry.script")).absolute()

@@ -19,7 +19,7 @@ ALLOWED = {
     "launcher.schema": set(),
     "launcher.machine": set(),
     "launcher.placement": {"launcher.errors", "launcher.schema"},
-    "launcher.plan": {"launcher.errors", "launcher.machine", "launcher.placement", "launcher.schema"},
+    "launcher.plan": {"launcher.config", "launcher.errors", "launcher.machine", "launcher.placement", "launcher.schema"},
     "launcher.render": {"launcher.placement", "launcher.plan"},
     "launcher.rundir": {"launcher.errors"},
     "launcher.warden": set(),

@@ -188,6 +188,7 @@ def test_a_config_that_cannot_be_read_is_told(job, capsys):
     [
         (["modules.vision.tpp=2"], "command line, modules.vision.tpp=2: modules.vision.tpp: unknown key; did you mean 'tp'?"),
         (["modules.visoin.tp=2"], "modules.visoin: no such module; did you mean 'vision'?"),
+        (["modules.vision.dp=0"], "command line, modules.vision.dp=0: modules.vision.dp=0 is not a positive number or auto"),
         (["modules.vision.tp=two"], "command line, modules.vision.tp=two: modules.vision.tp='two' is not a whole number"),
         (["train.py"], "'train.py' is not an override; write key.path=value (arguments of the script follow --)"),
         (["=2"], "'=2' is not an override"),
