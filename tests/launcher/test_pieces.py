@@ -34,9 +34,9 @@ def test_a_follower_passes_on_files_that_appear_later(tmp_path):
 def test_exits_are_told_in_their_order():
     children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(3)]
     order = ExitOrder({key: child.pid for key, child in zip("abc", children, strict=True)})
-    for child in (children[1], children[2], children[0]):
+    for already, child in enumerate((children[1], children[2], children[0])):
         child.communicate(b"\n", timeout=20)
-        while child.args and len(order._order) <= [children[1], children[2], children[0]].index(child):
+        while len(order.so_far()) <= already:
             os.sched_yield()
     assert order.ended() == ["b", "c", "a"]
 
