@@ -131,10 +131,8 @@ class RoleAgent(LocalElasticAgent):
         codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
         codes |= {rank: process.exitcode or 0 for rank, process in self._processes.items()}
         assert self._exits is not None
-        for rank in self._exits.ended():
-            if codes.get(rank, 0) != 0:
-                return Failure(rank, codes[rank])
-        return Failure(*next(iter(codes.items())))
+        in_order = [*self._exits.ended(), *result.failures]
+        return next(Failure(rank, codes[rank]) for rank in in_order if codes.get(rank))
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self.attempt:

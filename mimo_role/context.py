@@ -169,7 +169,10 @@ def init(topology: Topology | None = None, *, backend: str | None = None, timeou
         _check_same_topology(topology, device)
         if dist.get_world_size() != topology.world_size:
             raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
-        _current = RoleContext(topology, dist.get_rank(), device, timeout, owns_world=owns_world)
+        context = RoleContext(topology, dist.get_rank(), device, timeout, owns_world=owns_world)
+        # A rank that went on and ended would break the connections of those that still make their groups.
+        dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+        _current = context
     except BaseException:
         if owns_world:
             dist.destroy_process_group()
