@@ -264,6 +264,10 @@ def _convert_scalar(hint: type, value: Any, key: str) -> Any:
         if abs(value) > LARGEST_INT:
             raise _wrong(key, value, f"below {LARGEST_INT}")
         return int(value)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise _wrong(key, value, "true or false")
+        return value
     assert hint is float
     if isinstance(value, bool) or not isinstance(value, int | float) or not -LONGEST_S <= value <= LONGEST_S:
         raise _wrong(key, value, f"a number up to {LONGEST_S:g}")
@@ -319,6 +323,12 @@ def _check_module(config: JobConfig, name: str, module: ModuleConfig) -> None:
     if module.pool is not None and module.pool not in (config.pools or {}):
         known = ", ".join(config.pools or {}) or "none"
         raise _ValueProblemError(f"modules.{name}.pool", f"={module.pool} is not a pool; there is {known}")
+    if module.groups.timeout_s is not None and module.groups.timeout_s <= 0:
+        raise _ValueProblemError(f"modules.{name}.groups.timeout_s", f"={module.groups.timeout_s:g} is not above 0")
+    for field in ("cga_cluster_size", "min_ctas", "max_ctas"):
+        value = getattr(module.groups.nccl, field)
+        if value is not None:
+            _at_least(f"modules.{name}.groups.nccl.{field}", value, 0 if field == "cga_cluster_size" else 1)
 
 
 def _at_least(key: str, value: int, least: int) -> None:

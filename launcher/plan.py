@@ -15,7 +15,8 @@ from launcher.config import source_of
 from launcher.errors import ConfigError
 from launcher.placement import LOCAL_POOL, Node, PlanWarning, place, warnings
 from launcher.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
-from mimo_role import MimoError, ModuleLayout, Topology, TopologyError, UnknownWorldSizeError, environ
+from mimo_role import GroupOptions, MimoError, ModuleLayout, Topology, TopologyError, UnknownWorldSizeError, environ
+from mimo_role.rounds import schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class LaunchPlan:
     """Environment of every rank."""
     module_env: Mapping[str, Mapping[str, str]]
     """Environment of one module's ranks, over `env`."""
+    groups: Mapping[str, GroupOptions]
+    """Each module's group options, where they are not the defaults."""
     run_dir: str
     """An absolute path."""
     warnings: tuple[PlanWarning, ...] = ()
@@ -69,6 +72,7 @@ class LaunchPlan:
             "join": self.join.value,
             "env": dict(self.env),
             "module_env": {name: dict(env) for name, env in self.module_env.items()},
+            "groups": {name: options.as_dict() for name, options in self.groups.items()},
             "warnings": [asdict(warning) for warning in self.warnings],
         }
         return json.dumps(value, indent=1)
@@ -92,6 +96,7 @@ class LaunchPlan:
                 "backend": Backend(value["backend"]),
                 "start_method": StartMethod(value["start_method"]),
                 "join": Join(value["join"]),
+                "groups": {name: GroupOptions.from_dict(options) for name, options in value["groups"].items()},
                 "warnings": tuple(PlanWarning(**warning) for warning in value["warnings"]),
             }
         )
@@ -113,6 +118,8 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         topology = _topology(config)
         pools = config.pools or {LOCAL_POOL: PoolConfig(procs_per_node=topology.world_size)}
         nodes = place(topology, pools, {name: module.pool for name, module in config.modules.items()})
+        groups = {name: module.groups for name, module in config.modules.items() if module.groups != GroupOptions()}
+        schedule(topology, groups)  # refuses axes that a module does not have
         entry = _entry(config, config_path, script_args)
     except TopologyError as error:
         raise ConfigError(f"{source_of(config_path, error.key, overrides)}: {error}") from None
@@ -131,6 +138,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         max_restarts=config.runtime.max_restarts,
         env=config.env,
         module_env={name: module.env for name, module in config.modules.items()},
+        groups=groups,
         run_dir=str(_expanded(config.run_dir, "run_dir").absolute()),
         warnings=tuple(warnings(nodes, pools)),
     )

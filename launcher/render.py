@@ -16,6 +16,7 @@ FULL_TABLE_RANKS = 64
 def as_json(plan: LaunchPlan) -> str:
     """The plan with every rank spelled out."""
     topology = plan.topology
+    rounds = schedule(topology, plan.groups)
     return json.dumps(
         {
             "name": plan.name,
@@ -34,7 +35,8 @@ def as_json(plan: LaunchPlan) -> str:
                 for local_rank, rank in enumerate(node.ranks)
             ],
             "warnings": [{"code": warning.code, "message": warning.message} for warning in plan.warnings],
-            "rounds": len(schedule(topology)),
+            "rounds": len(rounds),
+            "groups": rounds.as_list(),
         }
     )
 

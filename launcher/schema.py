@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from mimo_role import ModuleLayout, ModuleSizes
+from mimo_role import GroupOptions, ModuleLayout, ModuleSizes
 
 
 class Backend(Enum):
@@ -37,12 +37,14 @@ class Join(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleConfig(ModuleSizes):
-    """One module: the sizes of its axes, which ranks it takes, and where those are."""
+    """One module: the sizes of its axes, which ranks it takes, where those are, and their groups."""
 
     pool: str | None = None
     """The pool whose nodes it runs on."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment of this module's ranks, over the job's `env`."""
+    groups: GroupOptions = field(default_factory=GroupOptions)
+    """Which process groups it gets, and how they are made."""
 
 
 @dataclass(frozen=True, kw_only=True)

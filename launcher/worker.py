@@ -70,6 +70,7 @@ def prepare(plan_file: Path, run_id: str) -> LaunchPlan:
         run_id=run_id,
         backend=plan.backend.value,
         timeout_s=plan.timeout_s,
+        groups=plan.groups,
     )
     environ.export(plan.env_of(rank) | contract.to_environ())
     return plan
@@ -94,7 +95,7 @@ def _undo_fork_server() -> None:
 def _join(plan: LaunchPlan) -> None:
     import mimo_role
 
-    mimo_role.init(plan.topology, backend=plan.backend.value, timeout_s=plan.timeout_s)
+    mimo_role.init(plan.topology, backend=plan.backend.value, timeout_s=plan.timeout_s, groups=plan.groups)
 
 
 def _leave() -> None:

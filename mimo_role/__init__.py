@@ -1,7 +1,7 @@
 """What each process of a multimodal training job runs: its role, its place, its groups.
 
-Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext` and `Bridge` need torch; the rest does
-not.
+Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext`, `HyperCommGrid` and `Bridge` need torch; the
+rest does not.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,17 @@ if TYPE_CHECKING:
         BridgeError,
         ContextError,
         EnvironError,
+        GridError,
         MimoError,
         RankNotInGridError,
         TopologyError,
         TopologyMismatchError,
         UnknownWorldSizeError,
+        WorldSizeError,
     )
+    from mimo_role.families import GroupOptions, NcclOptions
     from mimo_role.grid import RankGrid
+    from mimo_role.hyper_comm_grid import HyperCommGrid
     from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
     from mimo_role.sizing import ModuleSizes
     from mimo_role.topology import Topology
@@ -35,10 +39,14 @@ __all__ = [
     "BridgeError",
     "ContextError",
     "EnvironError",
+    "GridError",
+    "GroupOptions",
+    "HyperCommGrid",
     "MimoError",
     "ModuleLayout",
     "ModuleSizes",
     "ModuleStageInfo",
+    "NcclOptions",
     "RankEnviron",
     "RankGrid",
     "RankNotInGridError",
@@ -48,6 +56,7 @@ __all__ = [
     "TopologyError",
     "TopologyMismatchError",
     "UnknownWorldSizeError",
+    "WorldSizeError",
     "current",
     "init",
     "shutdown",
@@ -58,24 +67,29 @@ _HOMES = {
     "Bridge": "bridge",
     "BridgeError": "errors",
     "ContextError": "errors",
+    "current": "context",
     "EnvironError": "errors",
+    "GridError": "errors",
+    "GroupOptions": "families",
+    "HyperCommGrid": "hyper_comm_grid",
+    "init": "context",
     "MIMO_LANGUAGE_MODULE_KEY": "role",
     "MimoError": "errors",
     "ModuleLayout": "role",
     "ModuleSizes": "sizing",
     "ModuleStageInfo": "role",
+    "NcclOptions": "families",
     "RankEnviron": "environ",
     "RankGrid": "grid",
     "RankNotInGridError": "errors",
     "RankRole": "role",
     "RoleContext": "context",
+    "shutdown": "context",
     "Topology": "topology",
     "TopologyError": "errors",
     "TopologyMismatchError": "errors",
     "UnknownWorldSizeError": "errors",
-    "current": "context",
-    "init": "context",
-    "shutdown": "context",
+    "WorldSizeError": "errors",
 }
 
 

@@ -1,10 +1,14 @@
 """One process's place in a running job: `init()`, `current()`, `shutdown()` and what they give."""
 
+import hashlib
+import json
 import logging
 import socket
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,9 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from mimo_role import environ
 from mimo_role.bridge import Bridge
 from mimo_role.errors import AxisError, BridgeError, ContextError, TopologyMismatchError
+from mimo_role.families import GroupOptions
 from mimo_role.grid import RankGrid
-from mimo_role.groups import Groups
+from mimo_role.groups import Groups, share
+from mimo_role.hyper_comm_grid import HyperCommGrid
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
+from mimo_role.rounds import schedule
 from mimo_role.routing import Endpoint
 from mimo_role.topology import Topology
 
@@ -30,7 +37,16 @@ _current: "RoleContext | None" = None
 class RoleContext:
     """What this process runs, where it stands, and its groups. Made by `init()`, found by `current()`."""
 
-    def __init__(self, topology: Topology, rank: int, device: torch.device, timeout: timedelta, *, owns_world: bool) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        rank: int,
+        device: torch.device,
+        timeout: timedelta,
+        options: Mapping[str, GroupOptions],
+        *,
+        owns_world: bool,
+    ) -> None:
         self.topology = topology
         self.rank = rank
         self.device = device
@@ -40,7 +56,11 @@ class RoleContext:
         self._exported: list[str] = []
         self._bridges: dict[tuple[str, int | None], Bridge] = {}
         self._meshes: dict[str, DeviceMesh] = {}
-        self._groups = Groups(topology, rank, timeout)
+        self._groups = Groups(topology, rank, timeout, options)
+        self._grids = {
+            name: HyperCommGrid.over(grid, topology.expert_grids.get(name), self._groups)
+            for name, grid in topology.grids.items()
+        }
 
     @property
     def world_size(self) -> int:
@@ -48,9 +68,9 @@ class RoleContext:
         return self.topology.world_size
 
     @property
-    def module_to_grid_map(self) -> Mapping[str, RankGrid]:
-        """Every module's grid, in the config's order."""
-        return self.topology.grids
+    def module_to_grid_map(self) -> Mapping[str, HyperCommGrid]:
+        """Every module's grid with this context's groups, in the config's order."""
+        return MappingProxyType(self._grids)
 
     def coords(self, module: str) -> dict[str, int]:
         """This rank's coordinates in a module that it runs: `{"tp": 0, "cp": 0, "dp": 1, "pp": 0}`.
@@ -82,6 +102,30 @@ class RoleContext:
             groups = [self.group(module, axis) for axis in axes]
             self._meshes[module] = DeviceMesh.from_group(groups, self.device.type, mesh=ranks, mesh_dim_names=axes)
         return self._meshes[module]
+
+    def megatron_grid_map(self) -> dict[str, Any]:
+        """Every module's grid as Megatron-Core's own `HyperCommGrid`, filled with this context's groups; none is made.
+
+        Raises:
+            ContextError: Megatron-Core is not installed.
+        """
+        from mimo_role import megatron
+
+        return megatron.grid_map(self.topology, self.rank, self.group)
+
+    def megatron_process_groups(self, module: str) -> Any:
+        """A module's groups as Megatron-Core's `ProcessGroupCollection`; none is made.
+
+        The language module's embedding groups need `groups: {families: megatron}` where it has more than two stages.
+
+        Raises:
+            AxisError: there is no such module, this rank does not run it, or its options leave out a group that is needed.
+            ContextError: Megatron-Core is not installed.
+        """
+        from mimo_role import megatron
+
+        self._own_grid(module)
+        return megatron.process_groups(self.topology, module, self.rank, self.group, self._groups.get_ends)
 
     def bridge(self, module: str, *, stage: int | None = None) -> Bridge:
         """The bridge from a modality module's last stage to the language module's first.
@@ -129,15 +173,23 @@ class RoleContext:
 
     def _close(self) -> None:
         environ.withdraw(self._exported)
+        share(None)
         if dist.is_initialized():
             for bridge in self._bridges.values():
                 bridge.wait()
-            self._groups.destroy()
             if self._owns_world:
-                dist.destroy_process_group()
+                dist.destroy_process_group()  # and all groups with it
+            else:
+                self._groups.destroy()
 
 
-def init(topology: Topology | None = None, *, backend: str | None = None, timeout_s: float | None = None) -> RoleContext:
+def init(
+    topology: Topology | None = None,
+    *,
+    backend: str | None = None,
+    timeout_s: float | None = None,
+    groups: Mapping[str, GroupOptions] | None = None,
+) -> RoleContext:
     """Join the job, check that all ranks hold the same topology, make the groups and export the environment.
 
     Collective over the world. A process group that is already there is used as it is; otherwise this joins by torch's
@@ -147,10 +199,12 @@ def init(topology: Topology | None = None, *, backend: str | None = None, timeou
         topology: by default the one in the environment, which mimo-launch sets.
         backend: `nccl`, `gloo` or `auto` (NCCL if torch sees a GPU). Default: the config's, else `auto`.
         timeout_s: for joining and for each collective. Default: the config's, else 600.
+        groups: which process groups each module gets, and how. Default: the config's, else those of `GroupOptions()`.
 
     Raises:
         ContextError: already initialized; no topology; not startable from this environment; a world of another size.
-        TopologyMismatchError: ranks hold different topologies; the odd ones are named with their hosts.
+        TopologyError: `groups` names a module or an axis that there is not.
+        TopologyMismatchError: ranks hold different topologies or group options; the odd ones are named with their hosts.
         EnvironError: a malformed variable.
     """
     global _current
@@ -163,16 +217,19 @@ def init(topology: Topology | None = None, *, backend: str | None = None, timeou
     backend = backend or (found.backend if found else None) or "auto"
     timeout_s = timeout_s or (found.timeout_s if found else None) or DEFAULT_TIMEOUT_S
     timeout = timedelta(seconds=timeout_s)
+    options = dict(groups) if groups is not None else dict(found.groups) if found else {}
+    schedule(topology, options)  # refuses unknown modules and axes before anything is joined
     owns_world = not dist.is_initialized()
     device = _join(topology, backend, timeout) if owns_world else _device_of(dist.get_backend())
     try:
-        _check_same_topology(topology, device)
+        _check_same_topology(topology, options, device)
         if dist.get_world_size() != topology.world_size:
             raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
-        context = RoleContext(topology, dist.get_rank(), device, timeout, owns_world=owns_world)
+        context = RoleContext(topology, dist.get_rank(), device, timeout, options, owns_world=owns_world)
         # A rank that went on and ended would break the connections of those that still make their groups.
         dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
         _current = context
+        share(context._groups)
     except BaseException:
         if owns_world:
             dist.destroy_process_group()
@@ -184,6 +241,7 @@ def init(topology: Topology | None = None, *, backend: str | None = None, timeou
         run_id=found.run_id if found else None,
         backend=backend,
         timeout_s=timeout_s,
+        groups=options,
     )
     ranks = {"RANK": str(_current.rank), "WORLD_SIZE": str(_current.world_size)}
     _current._exported = environ.export(ranks | contract.to_environ())
@@ -263,20 +321,24 @@ def _device_of(backend: str) -> torch.device:
     return device
 
 
-def _check_same_topology(topology: Topology, device: torch.device) -> None:
+def _check_same_topology(topology: Topology, options: Mapping[str, GroupOptions], device: torch.device) -> None:
     """Compare digests by one all-reduce; gather the details only where they differ."""
-    words = [int(topology.digest[at : at + 8], 16) for at in range(0, 64, 8)]
+    plain = {name: own.as_dict() for name, own in options.items() if own != GroupOptions()}
+    groups_digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(f"{topology.digest} {groups_digest}".encode()).hexdigest()
+    words = [int(digest[at : at + 8], 16) for at in range(0, 64, 8)]
     lowest = torch.tensor([*words, *(-word for word in words)], dtype=torch.int64, device=device)
     dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
     low, high = lowest.cpu().chunk(2)
     if torch.equal(low, -high):
         return
-    everyone: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
-    dist.all_gather_object(everyone, (topology.digest, socket.gethostname()))
-    raise TopologyMismatchError(_describe_mismatch(everyone))
+    everyone: list[tuple[str, str, str]] = [("", "", "")] * dist.get_world_size()
+    dist.all_gather_object(everyone, (topology.digest, groups_digest, socket.gethostname()))
+    what, at = ("topologies", 0) if len({found[0] for found in everyone}) > 1 else ("group options", 1)
+    raise TopologyMismatchError(_describe_mismatch(what, [(found[at], found[2]) for found in everyone]))
 
 
-def _describe_mismatch(everyone: list[tuple[str, str]]) -> str:
+def _describe_mismatch(what: str, everyone: list[tuple[str, str]]) -> str:
     holders: dict[str, list[int]] = defaultdict(list)
     for rank, (digest, _) in enumerate(everyone):
         holders[digest].append(rank)
@@ -289,6 +351,6 @@ def _describe_mismatch(everyone: list[tuple[str, str]]) -> str:
     ]
     shown = odd[:16] + ([f"and {len(odd) - 16} more"] if len(odd) > 16 else [])
     return (
-        f"ranks hold different topologies: {len(holders[usual])} of {len(everyone)} hold {usual[:12]}, but "
+        f"ranks hold different {what}: {len(holders[usual])} of {len(everyone)} hold {usual[:12]}, but "
         f"{', '.join(shown)}. Start all of them from the same config"
     )

@@ -3,9 +3,10 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mimo_role.errors import EnvironError, RankNotInGridError, TopologyError
+from mimo_role.families import GroupOptions
 from mimo_role.role import RankRole
 from mimo_role.topology import Topology
 
@@ -21,6 +22,7 @@ RUN_DIR = "MIMO_RUN_DIR"
 RUN_ID = "MIMO_RUN_ID"
 BACKEND = "MIMO_BACKEND"
 TIMEOUT_S = "MIMO_TIMEOUT_S"
+GROUPS = "MIMO_GROUPS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class RankEnviron:
     """The backend that the config asks for, `auto` included."""
     timeout_s: float | None = None
     """The config's limit for joining and for each collective."""
+    groups: Mapping[str, GroupOptions] = field(default_factory=dict)
+    """Each module's group options, where they are not the defaults."""
 
     @property
     def role(self) -> RankRole:
@@ -50,6 +54,7 @@ class RankEnviron:
             RUN_ID: self.run_id,
             BACKEND: self.backend,
             TIMEOUT_S: None if self.timeout_s is None else repr(self.timeout_s),
+            GROUPS: json.dumps({name: options.as_dict() for name, options in self.groups.items()}) if self.groups else None,
         }
         return values | {name: value for name, value in optional.items() if value is not None}
 
@@ -88,6 +93,7 @@ class RankEnviron:
             run_id=environ.get(RUN_ID),
             backend=environ.get(BACKEND),
             timeout_s=_seconds(environ, TIMEOUT_S),
+            groups=_groups(environ),
         )
         found._check_derived(environ)
         return found
@@ -186,6 +192,16 @@ def _integer(environ: Mapping[str, str], name: str) -> int | None:
     if not value.isascii() or not value.isdigit():
         raise EnvironError(name, f"{value!r} is not a whole number")
     return int(value)
+
+
+def _groups(environ: Mapping[str, str]) -> dict[str, GroupOptions]:
+    value = environ.get(GROUPS)
+    if value is None:
+        return {}
+    try:
+        return {name: GroupOptions.from_dict(options) for name, options in json.loads(value).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EnvironError(GROUPS, f"malformed ({error}): {value!r}") from None
 
 
 def _seconds(environ: Mapping[str, str], name: str) -> float | None:

@@ -35,6 +35,14 @@ class RankNotInGridError(MimoError, RuntimeError):
     """A rank that no grid spans."""
 
 
+class GridError(MimoError, ValueError):
+    """A grid whose shape, axes or views do not fit together."""
+
+
+class WorldSizeError(MimoError, RuntimeError):
+    """A grid that does not fit into its world, or a world whose size nothing tells."""
+
+
 class EnvironError(MimoError, ValueError):
     """A variable of the environment contract that is missing, malformed or at odds with another."""
 

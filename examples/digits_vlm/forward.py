@@ -27,7 +27,7 @@ class ForwardPass:
 
     def lane(self, module: str) -> Batch:
         """The samples that this rank's lane of a module holds."""
-        lanes = self._ctx.module_to_grid_map[module].axis_size("dp")
+        lanes = self._ctx.topology.grids[module].axis_size("dp")
         samples = lane_samples(len(self._batch), lanes, self._ctx.coords(module)["dp"])
         return self._batch.take(slice(samples.start, samples.stop))
 

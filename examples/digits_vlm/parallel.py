@@ -31,14 +31,14 @@ def build_modules(ctx: RoleContext, modalities: Sequence[str], seed: int, dtype:
     for name, module in modules.items():
         initialize(module.to(dtype), name, seed)
         module.to(ctx.device)
-        if ctx.module_to_grid_map[name].axis_size("tp") > 1:
+        if ctx.topology.grids[name].axis_size("tp") > 1:
             _split_over_tensor_ranks(module, ctx.mesh(name)["tp"])
     return modules
 
 
 def _stage(ctx: RoleContext, name: str, sizes: Sizes) -> Stage:
     """What of a module this rank builds."""
-    grid = ctx.module_to_grid_map[name]
+    grid = ctx.topology.grids[name]
     tp, pp = grid.axis_size("tp"), grid.axis_size("pp")
     if pp > sizes.depth:
         raise MimoError(f"modules.{name}.pp={pp}: the module has {sizes.depth} layers; use at most {sizes.depth}")
@@ -74,7 +74,7 @@ def make_optimizer(modules: nn.ModuleDict, lr: float, weight_decay: float) -> to
 def sum_gradients(ctx: RoleContext, modules: nn.ModuleDict) -> None:
     """Add up the gradients of each module's lanes, in one all-reduce per module."""
     for name, module in modules.items():
-        if ctx.module_to_grid_map[name].axis_size("dp") == 1:
+        if ctx.topology.grids[name].axis_size("dp") == 1:
             continue
         gradients = [_local_gradient(parameter) for parameter in module.parameters()]
         flat = torch.cat([gradient.flatten() for gradient in gradients])

@@ -213,7 +213,8 @@ def test_a_large_world_is_folded_by_stage(folder, capsys):
 def test_json_spells_every_rank_out(folder, capsys):
     assert main(["plan", "--json", "job.yaml", "pools.llm.nodes=3"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"name", "digest", "topology", "nodes", "ranks", "warnings", "rounds"}
+    assert set(found) == {"name", "digest", "topology", "nodes", "ranks", "warnings", "rounds", "groups"}
+    assert len(found["groups"]) == found["rounds"]
     topology = Topology.from_dict(found["topology"])
     assert found["digest"] == topology.digest
     assert [entry["rank"] for entry in found["ranks"]] == list(range(14))

@@ -107,7 +107,7 @@ def mistakes():
         error_of(mimo_role.init),
         error_of(lambda: context.coords("audio")),
         error_of(lambda: context.group("language", "tp")),
-        error_of(lambda: context.group("vision", "ep")),
+        error_of(lambda: context.group("vision", "sp")),
         error_of(lambda: context.bridge("language")),
         error_of(lambda: context.bridge("language", stage=1)),
         error_of(lambda: context.bridge("audio")),
@@ -122,7 +122,7 @@ def test_mistakes_are_told_apart():
         ),
         "AxisError: no module 'audio'; there are vision, language",
         "AxisError: rank 0 does not run 'language'; it runs vision",
-        "AxisError: module 'vision' has no grid with the axes ep; it has tp, cp, dp, pp",
+        "AxisError: module 'vision' has no grid with the axes sp; it has tp, cp, dp, pp",
         "BridgeError: a bridge ends at the language module; name a modality module, or a stage",
         "BridgeError: module 'language' has 2 stages; no stage follows stage 1",
         "AxisError: no module 'audio'; there are vision, language",
@@ -221,7 +221,7 @@ def test_a_topology_other_than_the_planned_one_is_refused():
 
 def test_many_odd_ranks_are_counted():
     everyone = [("a" * 64, "n1")] * 40 + [("b" * 64, "n2")] * 20
-    assert "and 4 more. Start all of them from the same config" in _describe_mismatch(everyone)
+    assert "and 4 more. Start all of them from the same config" in _describe_mismatch("topologies", everyone)
     assert issubclass(TopologyMismatchError, ContextError)
 
 

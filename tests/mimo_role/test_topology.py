@@ -7,25 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimo_role import ModuleLayout, RankGrid, RankNotInGridError, RankRole, Topology, TopologyError
-
-
-@st.composite
-def topologies(draw):
-    """Random worlds: colocated, or language beside modality modules that share ranks or have their own."""
-    sizes = st.fixed_dictionaries({axis: st.integers(1, 3) for axis in ("tp", "cp", "dp", "pp")})
-    if draw(st.booleans()):
-        world = draw(st.sampled_from([1, 2, 4, 6, 12]))
-        tp = st.sampled_from([size for size in (1, 2, 3) if world % size == 0])
-        modules = {name: {"tp": (size := draw(tp)), "dp": world // size} for name in ("vision", "language")}
-        return Topology.from_modules(modules, layout="colocated")
-    modules = {"vision": draw(sizes)}
-    if draw(st.booleans()):
-        modules["audio"] = modules["vision"] | {"colocate_with": "vision"}
-    if draw(st.booleans()):
-        modules["depth"] = draw(sizes)
-    modules["language"] = draw(sizes)
-    names = draw(st.permutations(list(modules)))
-    return Topology.from_modules({name: modules[name] for name in names}, layout="non_colocated")
+from tests.mimo_role.worlds import topologies
 
 
 def test_modules_take_ranks_one_after_another():

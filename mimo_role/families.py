@@ -1,0 +1,141 @@
+"""Which rows of a module's ranks get process groups, and with which options."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from mimo_role.errors import AxisError, TopologyError
+from mimo_role.grid import RankGrid
+from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
+from mimo_role.topology import Topology
+
+DENSE_FAMILIES: tuple[tuple[str, ...], ...] = (
+    ("tp",),
+    ("cp",),
+    ("dp",),
+    ("pp",),
+    ("dp", "cp"),
+    ("tp", "cp"),
+    ("tp", "pp"),
+    ("tp", "dp"),
+    ("tp", "dp", "cp"),
+    ("tp", "cp", "dp", "pp"),
+)
+"""The axis sets over which a transformer's dense layers, gradients and optimizer communicate, as Megatron-Core lists them."""
+
+EXPERT_FAMILIES: tuple[tuple[str, ...], ...] = (("ep",), ("expt_tp",), ("expt_dp",), ("expt_tp", "ep"), ("expt_tp", "ep", "pp"))
+"""The same for expert layers."""
+
+EMBEDDING = "embd"
+"""The family of a language module's first and last stages, which share the embedding's weights."""
+
+DEFAULT: Literal["default"] = "default"
+MEGATRON: Literal["megatron"] = "megatron"
+
+_IN_DENSE_AXES = {"ep": (), "expt_tp": (), "expt_dp": ("tp", "cp", "dp"), "pp": ("pp",)}
+"""What expert axes are in a module without experts: `ep` and `expt_tp` have size one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NcclOptions:
+    """Fields of NCCL's communicator configuration; `None` leaves NCCL's default. See NCCL's `ncclConfig_t`."""
+
+    cga_cluster_size: int | None = None
+    min_ctas: int | None = None
+    max_ctas: int | None = None
+    net_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """The process groups of one module."""
+
+    families: tuple[tuple[str, ...], ...] | Literal["default", "megatron"] = DEFAULT
+    """`default`: each axis, and the combinations that training needs (`DENSE_FAMILIES`, `EXPERT_FAMILIES`).
+    `megatron`: also the language module's embedding groups. Or axis sets of your own, beside the single axes."""
+    timeout_s: float | None = None
+    """The limit for each collective of these groups; default: the job's."""
+    is_high_priority_stream: bool = False
+    """Whether NCCL's kernels of these groups run on streams of high priority."""
+    nccl: NcclOptions = field(default_factory=NcclOptions)
+
+    @property
+    def communicator(self) -> "GroupOptions":
+        """All but the families: groups with equal members are one group where this is equal."""
+        return replace(self, families=DEFAULT)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form; what is left at its default is left out."""
+        value = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
+        if not isinstance(self.families, str):
+            value["families"] = [list(axes) for axes in self.families]
+        value["nccl"] = {name: item for name, item in asdict(self.nccl).items() if item is not None}
+        return {name: item for name, item in value.items() if item != {}}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "GroupOptions":
+        """The inverse of `as_dict`.
+
+        Raises:
+            ValueError: of another form.
+        """
+        rest = dict(value)
+        try:
+            families = rest.pop("families", DEFAULT)
+            if not isinstance(families, str):
+                families = tuple(tuple(map(str, axes)) for axes in families)
+            options = cls(families=families, nccl=NcclOptions(**rest.pop("nccl", {})), **rest)
+        except TypeError as error:
+            raise ValueError(f"group options {value}: {error}") from None
+        if isinstance(families, str) and families not in (DEFAULT, MEGATRON):
+            raise ValueError(f"families {families!r} is not {DEFAULT} or {MEGATRON}")
+        return options
+
+
+def locate(topology: Topology, module: str, axes: tuple[str, ...]) -> tuple[RankGrid, tuple[str, ...]]:
+    """The grid of the module whose axes these are: its own, or that of its experts.
+
+    A module without experts has their axes too: `ep` and `expt_tp` of size one, and `expt_dp` for the rest of a stage.
+
+    Raises:
+        AxisError: the module has no grid with these axes.
+    """
+    grid, experts = topology.grids[module], topology.expert_grids.get(module)
+    if set(axes) <= set(grid.dim_names):
+        return grid, axes
+    if experts is not None and set(axes) <= set(experts.dim_names):
+        return experts, axes
+    if experts is None and set(axes) <= set(_IN_DENSE_AXES):
+        dense = [dense for axis in axes for dense in _IN_DENSE_AXES[axis]]
+        return grid, tuple(axis for axis in dense if axis in grid.dim_names)
+    known = [", ".join(view.dim_names) for view in (grid, experts) if view is not None]
+    raise AxisError(f"module {module!r} has no grid with the axes {', '.join(axes) or '(none)'}; it has {'; or '.join(known)}")
+
+
+def families_of(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, ...]]:
+    """The axis sets of one module that get groups, single axes first; several may have equal rows.
+
+    Raises:
+        TopologyError: the options name an axis that the module does not have.
+    """
+    grid, experts = topology.grids[module], topology.expert_grids.get(module)
+    for view in (grid, experts):
+        if view is not None:
+            yield from ((axis,) for axis in view.dim_names)
+    if isinstance(options.families, str):
+        known = {*grid.dim_names, *(experts.dim_names if experts is not None else ())}
+        yield from (axes for axes in (*DENSE_FAMILIES, *EXPERT_FAMILIES) if set(axes) <= known)
+        if set(grid.dim_names) not in map(set, DENSE_FAMILIES):
+            yield grid.dim_names
+        return
+    for index, axes in enumerate(options.families):
+        try:
+            locate(topology, module, axes)
+        except AxisError as error:
+            raise TopologyError(f"modules.{module}.groups.families[{index}]", f"={list(axes)}: {error}") from None
+        yield axes
+
+
+def has_embedding_groups(module: str, options: GroupOptions) -> bool:
+    """Whether the module's first and last stages get groups of their own."""
+    return options.families == MEGATRON and module == MIMO_LANGUAGE_MODULE_KEY
