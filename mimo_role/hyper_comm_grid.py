@@ -75,7 +75,7 @@ class HyperCommGrid:
         made._set_base(grid, None)
         made._context_groups = groups
         if experts is not None:
-            made.register_view(EXPERT_VIEW, experts.shape, experts.dim_names, shared_dims=["pp"])
+            made.register_view(EXPERT_VIEW, experts.shape, experts.dim_names, shared_axes(grid, experts))
         return made
 
     def __repr__(self) -> str:
@@ -218,6 +218,11 @@ class HyperCommGrid:
             name, grid = BASE_VIEW, self._views[BASE_VIEW]
         ordered = tuple(axis for axis in reversed(grid.dim_names) if axis in wanted)
         return (name, ordered), grid, ordered
+
+
+def shared_axes(grid: RankGrid, experts: RankGrid) -> list[str]:
+    """The axes that a module's grid and its experts' have in common; a topology has checked that their rows are the same."""
+    return [axis for axis in experts.dim_names if axis in grid.dim_names]
 
 
 def _check_lengths(shape: Sequence[int], dim_names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from mimo_role.errors import AxisError, ContextError
 from mimo_role.families import DENSE_FAMILIES, EXPERT_FAMILIES
 from mimo_role.grid import RankGrid
-from mimo_role.hyper_comm_grid import EXPERT_VIEW
+from mimo_role.hyper_comm_grid import EXPERT_VIEW, shared_axes
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology import Topology
 
@@ -64,7 +64,9 @@ def grid_map(topology: Topology, rank: int, find: FindGroup) -> dict[str, Any]:
                 wanted["-".join(_slowest_first(grid, family))] = family
         experts = topology.expert_grids.get(module)
         if experts is not None and hasattr(theirs, "register_view"):
-            theirs.register_view(EXPERT_VIEW, list(experts.shape), list(experts.dim_names), shared_dims=["pp"])
+            theirs.register_view(
+                EXPERT_VIEW, list(experts.shape), list(experts.dim_names), shared_dims=shared_axes(grid, experts)
+            )
             wanted |= {(EXPERT_VIEW, tuple(_slowest_first(experts, axes))): axes for axes in EXPERT_FAMILIES}
         for key, axes in wanted.items():
             with suppress(AxisError):  # a module's options may leave groups out

@@ -4,7 +4,7 @@ import multiprocessing
 import pickle
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,7 +22,9 @@ class RankFailedError(AssertionError):
     """A rank raised, died or did not finish in time; the message carries its traceback."""
 
 
-def run_ranks(fn: Callable[..., Any], world: Topology | int, *args: Any, timeout_s: float = 60.0) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], world: Topology | int, *args: Any, timeout_s: float = 60.0, preload: Sequence[str] = ()
+) -> list[Any]:
     """Call `fn(*args)` in one process per rank and return what each rank returned, in rank order.
 
     Args:
@@ -30,6 +32,7 @@ def run_ranks(fn: Callable[..., Any], world: Topology | int, *args: Any, timeout
         world: a topology, which every rank joins before `fn` and leaves after it, so that `fn` finds
             `mimo_role.current()`; or a number of ranks, which find the variables for joining and join for themselves.
         timeout_s: for the whole call.
+        preload: modules that all ranks find imported; heeded by the first call of a process, which starts the fork server.
 
     Raises:
         RankFailedError: the first rank's failure; all ranks have ended.
@@ -38,7 +41,7 @@ def run_ranks(fn: Callable[..., Any], world: Topology | int, *args: Any, timeout
     deadline = time.monotonic() + timeout_s
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
     start = multiprocessing.get_context("forkserver")
-    start.set_forkserver_preload(["mimo_role.testing"])
+    start.set_forkserver_preload(["mimo_role.testing", *preload])
     results: dict[Connection, int] = {}
     started: list[BaseProcess] = []
     try:

@@ -49,6 +49,36 @@ CASES = [
         "modules.vision.tpp: unknown key; did you mean 'tp'?",
         id="misspelt axis",
     ),
+    pytest.param(
+        good(modules="{vision: {groups: {familys: megatron}}, language: {}}"),
+        "modules.vision.groups.familys: unknown key; did you mean 'families'?",
+        id="misspelt group option",
+    ),
+    pytest.param(
+        good(modules="{vision: {groups: {families: all}}, language: {}}"),
+        "modules.vision.groups.families='all' is not a list or default or megatron",
+        id="unknown families",
+    ),
+    pytest.param(
+        good(modules="{vision: {groups: {families: [[dp, tq]]}}, language: {}}"),
+        "job.yaml: modules.vision.groups.families[0]=['dp', 'tq']: module 'vision' has no grid with the axes dp, tq",
+        id="families of an axis that there is not",
+    ),
+    pytest.param(
+        good(modules="{vision: {groups: {is_high_priority_stream: 1}}, language: {}}"),
+        "modules.vision.groups.is_high_priority_stream=1 is not true or false",
+        id="a number for a boolean",
+    ),
+    pytest.param(
+        good(modules="{vision: {groups: {timeout_s: 0}}, language: {}}"),
+        "modules.vision.groups.timeout_s=0 is not above 0",
+        id="no time for a group",
+    ),
+    pytest.param(
+        good(modules="{vision: {groups: {nccl: {max_ctas: 0}}}, language: {}}"),
+        "modules.vision.groups.nccl.max_ctas=0 is less than 1",
+        id="no CTAs",
+    ),
     pytest.param(good(name=None), "job.yaml: name: missing", id="no name"),
     pytest.param(good(name="'  '"), "job.yaml: name: empty", id="empty name"),
     pytest.param(good(name="true"), 'name=true is not text; quote it: "true"', id="a boolean for text"),

@@ -30,6 +30,21 @@ def test_a_script_runs_on_every_rank_in_its_role(job):
     assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["3 False"], ["3 True"], ["3 True"]]
 
 
+GROUPS = """
+import mimo_role, torch
+context = mimo_role.current()
+module = next(iter(context.role.modules))
+group = context.group(module, "tp")
+print(mimo_role.RankEnviron.from_environ().groups == {"language": mimo_role.GroupOptions(timeout_s=7.0)}, group.group_desc)
+"""
+
+
+def test_a_modules_group_options_reach_its_ranks(job):
+    done = job.run(GROUPS, "modules.language.groups.timeout_s=7")
+    assert done.returncode == 0, done.stderr
+    assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["True self"], ["True language.tp"], ["True language.tp"]]
+
+
 def test_the_run_folder_keeps_config_plan_and_each_ranks_output(job):
     done = job.run("import sys; print('out'); print('err', file=sys.stderr)", "name=other", "--", "--x")
     assert done.returncode == 0

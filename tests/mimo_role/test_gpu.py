@@ -1,0 +1,51 @@
+"""NCCL on one GPU, and gloo ranks whose tensors are on a GPU. docs/gpu.md says where these have been run."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import mimo_role
+from mimo_role import GroupOptions, NcclOptions, Topology
+from mimo_role.testing import run_ranks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU (or this is its CPU build)"),
+]
+
+ALONE = Topology.from_modules({"vision": {}, "language": {}}, layout="colocated")
+SEVERAL = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2}})
+
+
+def nccl_alone():
+    options = {"language": GroupOptions(timeout_s=30, is_high_priority_stream=True, nccl=NcclOptions(max_ctas=4))}
+    context = mimo_role.init(ALONE, backend="nccl", timeout_s=60, groups=options)
+    total = torch.ones((), device=context.device)
+    for module in ("vision", "language"):
+        for axis in ("tp", "dp", "pp", "cp"):
+            dist.all_reduce(total, group=context.group(module, axis))
+    backend = dist.get_backend(context.group("language", "tp"))
+    mesh = context.mesh("language").device_type
+    mimo_role.shutdown()
+    return float(total), str(context.device), backend, mesh
+
+
+def test_a_job_of_one_gpu_joins_makes_its_groups_and_leaves():
+    assert run_ranks(nccl_alone, 1, timeout_s=120) == [(1.0, "cuda:0", "nccl", "cuda")]
+
+
+def cuda_tensors_over_gloo():
+    context = mimo_role.current()
+    found = {}
+    for module in context.role.modules:
+        for axes in [("tp",), ("dp",), ("tp", "dp")]:
+            total = torch.full((), float(context.rank), device="cuda")
+            dist.all_reduce(total, group=context.group(module, *axes))
+            found[module, axes] = float(total)
+    return found
+
+
+def test_gloo_ranks_share_one_gpu():
+    for rank, found in enumerate(run_ranks(cuda_tensors_over_gloo, SEVERAL, timeout_s=120)):
+        for (module, axes), total in found.items():
+            assert total == sum(SEVERAL.grids[module].row_of(rank, axes))

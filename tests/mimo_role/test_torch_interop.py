@@ -1,0 +1,156 @@
+"""FSDP2, DTensor and torch's pipelining on a context's mesh, on a module that has only a part of the world."""
+
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import mimo_role
+from mimo_role import Topology
+from mimo_role.testing import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+WIDTH, BATCH = 8, 12
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)).double()
+
+
+def batch():
+    return torch.randn(BATCH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def oracle():
+    """Gradients of the whole batch in one process, by parameter."""
+    model = network()
+    model(batch()).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-12)
+
+
+class CountingGroups:
+    """How many groups torch makes while it is entered."""
+
+    def __enter__(self):
+        self.made = 0
+        self._original = dist.distributed_c10d._new_group_with_tag
+
+        def counting(*args, **settings):
+            self.made += 1
+            return self._original(*args, **settings)
+
+        dist.distributed_c10d._new_group_with_tag = counting
+        return self
+
+    def __exit__(self, *_):
+        dist.distributed_c10d._new_group_with_tag = self._original
+
+
+def sliced_mesh():
+    context = mimo_role.current()
+    if not context.role.has_language_module:
+        return None
+    with CountingGroups() as counted:
+        mesh = context.mesh("language")
+        both = mesh["dp", "cp"]
+        shape, names, own = both.shape, both.mesh_dim_names, both.mesh.tolist()
+        total = torch.tensor(context.rank)
+        dist.all_reduce(total, group=both.get_group("cp"))
+    expected = sum(context.topology.grids["language"].row_of(context.rank, "cp"))
+    return shape, names, own, int(total) == expected, counted.made
+
+
+def test_a_slice_of_two_axes_makes_no_groups():
+    found = run_ranks(sliced_mesh, Topology.from_modules({"vision": {"dp": 1}, "language": {"tp": 2, "cp": 2, "dp": 2}}))
+    assert found[0] is None
+    assert found[1] == ((2, 2), ("dp", "cp"), [[1, 3], [5, 7]], True, 0)
+    assert found[8] == ((2, 2), ("dp", "cp"), [[2, 4], [6, 8]], True, 0)
+
+
+def train_with_fsdp():
+    from torch.distributed.fsdp import fully_shard
+
+    context = mimo_role.current()
+    if not context.role.has_language_module:
+        return None
+    mesh = context.mesh("language")
+    with CountingGroups() as counted:
+        model = network()
+        for layer in (model[0], model[2]):
+            fully_shard(layer, mesh=mesh["dp"])
+        fully_shard(model, mesh=mesh["dp"])
+        lane, lanes = context.coords("language")["dp"], context.topology.grids["language"].axis_size("dp")
+        model(batch().chunk(lanes)[lane]).square().sum().backward()
+        # FSDP2 averages over the lanes.
+        gradients = {name: parameter.grad.full_tensor() * lanes for name, parameter in model.named_parameters()}
+    return gradients, counted.made
+
+
+def test_fully_shard_on_a_part_of_the_world():
+    found = run_ranks(train_with_fsdp, Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 3}}))
+    assert found[:2] == [None, None]
+    for gradients, made in found[2:]:
+        assert_equal(gradients, oracle())
+        assert made == 0
+
+
+def train_with_tensor_parallelism():
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    context = mimo_role.current()
+    if not context.role.has_language_module:
+        return None
+    mesh = context.mesh("language")
+    with CountingGroups() as counted:
+        model = parallelize_module(network(), mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        model(batch()).square().sum().backward()
+        gradients = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+    return gradients, counted.made
+
+
+def test_parallelize_module_on_a_part_of_the_world():
+    found = run_ranks(
+        train_with_tensor_parallelism, Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2}})
+    )
+    assert found[:2] == [None, None]
+    for gradients, made in found[2:]:
+        assert_equal(gradients, oracle())
+        assert made == 0
+
+
+def train_with_pipelining():
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    warnings.filterwarnings("ignore")
+    context = mimo_role.current()
+    if not context.role.has_language_module:
+        return None
+    group = context.mesh("language").get_group("pp")
+    at, stages = context.coords("language")["pp"], 2
+    whole = network()
+    part = nn.Sequential(*([whole[0], whole[1]] if at == 0 else [whole[2]]))
+    stage = PipelineStage(part, at, stages, context.device, group=group)
+    schedule = Schedule1F1B(stage, n_microbatches=3, loss_fn=lambda output, _: output.square().sum(), scale_grads=False)
+    if at == 0:
+        schedule.step(batch())
+    else:
+        schedule.step(target=torch.zeros(BATCH, WIDTH))
+    return {f"{2 * at}.{name.partition('.')[2]}": parameter.grad for name, parameter in part.named_parameters()}
+
+
+def test_pipelining_on_a_part_of_the_world():
+    found = run_ranks(train_with_pipelining, Topology.from_modules({"vision": {"dp": 1}, "language": {"pp": 2, "dp": 2}}))
+    assert found[0] is None
+    expected = oracle()
+    for rank in (1, 2):
+        assert_equal(found[rank] | found[rank + 2], expected)
