@@ -42,6 +42,18 @@ class Encoder(nn.Module):
         return self.layer(self.patch(patches) + self.position)
 
 
+class Attention(nn.Module):
+    """torch's attention in the place of Megatron's, whose buffers are on a GPU: the example also runs without one."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        """[sequence, batch, heads, width] each -> [sequence, batch, heads * width]."""
+        found = F.scaled_dot_product_attention(*(each.permute(1, 2, 0, 3) for each in (query, key, value)), is_causal=True)
+        return found.permute(2, 0, 1, 3).flatten(2)
+
+
 class Language(nn.Module):
     """Megatron-Core's GPT over image embeddings and the prompt: [batch, PATCHES, HIDDEN] -> [batch, words]."""
 
@@ -63,12 +75,14 @@ class Language(nn.Module):
             attention_dropout=0.0,
             use_cpu_initialization=True,
         )
+        layer = get_gpt_layer_local_spec()
+        layer.submodules.self_attention.submodules.core_attention = Attention
+        self._tp = groups.tp
         self.model = GPTModel(
             config,
-            get_gpt_layer_local_spec(),
+            layer,
             vocab_size=WORDS + 1,  # even, so that two tp ranks can share it
             max_sequence_length=PATCHES + 1,
-            parallel_output=False,
             pg_collection=groups,
         )
 
@@ -79,9 +93,14 @@ class Language(nn.Module):
         prompt = torch.full((batch, 1), ASK, device=device)
         asked = self.model.embedding(prompt, positions[:, -1:])
         inputs = torch.cat([embeddings.transpose(0, 1), asked])
-        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=device).triu(1)
-        logits = self.model(None, positions, mask, decoder_input=inputs)
-        return logits[:, -1]
+        return self._all_words(self.model(None, positions, None, decoder_input=inputs)[:, -1].contiguous())
+
+    def _all_words(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of all tp ranks' words; each rank computes the same loss, and takes its gradient through its own."""
+        parts = [torch.empty_like(logits) for _ in range(self._tp.size())]
+        dist.all_gather(parts, logits.detach(), group=self._tp)
+        parts[self._tp.rank()] = logits
+        return torch.cat(parts, dim=-1)
 
 
 def train(ctx: mimo_role.RoleContext, steps: int, batch_size: int) -> None:

@@ -44,7 +44,7 @@ def grids_and_collections():
             for field in fields(collection)
             if hasattr(collection, field.name)
         },
-        "known": {field.name for field in fields(collection)},
+        "known": known,
         "made": len(made),
     }
     dist.new_group = original
