@@ -11,7 +11,7 @@ have joined and stops when the last has all of its groups. Cases:
 With `--fake`, a world of 10,240 ranks in one process, on torch's fake backend, once for a rank of each distinct role:
 
 - `calls`: how often the rank calls torch to make a group; `communicators`: how many of these it is a member of;
-- `seconds`: how long it takes, on this one rank.
+- `seconds`: how long it takes, on this one rank; ours is the whole context.
 """
 
 import json
@@ -72,6 +72,14 @@ def peer(topology: Topology, _: int) -> list[Any]:
             for axes in families:
                 mine.append(made.create_pg(list(axes)))
     return [group for group in mine if group is not None]
+
+
+def context(topology: Topology, _: int) -> list[Any]:
+    """Ours as a user has it: the whole context, its groups among it."""
+    import mimo_role
+
+    found = mimo_role.init(topology, groups=dict.fromkeys(topology.grids, FAMILIES))
+    return [found.group(module, axis) for module in found.role.modules for axis in ("tp", "cp", "dp", "pp")]
 
 
 SIDES = {"ours": ours, "peer": peer}
@@ -176,6 +184,8 @@ def rehearse(make: Make, topology: Topology, rank: int) -> tuple[int, int, float
 
     import torch.distributed as dist
 
+    import mimo_role
+
     original = dist.new_group
     calls = members = 0
 
@@ -190,7 +200,9 @@ def rehearse(make: Make, topology: Topology, rank: int) -> tuple[int, int, float
         with mock.patch(names[0], counting), mock.patch(names[1], counting):
             started = time.perf_counter()
             make(topology, rank)
-            return calls, members, time.perf_counter() - started
+            seconds = time.perf_counter() - started
+        mimo_role.shutdown()
+    return calls, members, seconds
 
 
 def fake_rows() -> list[Row]:
@@ -198,7 +210,7 @@ def fake_rows() -> list[Row]:
     ranks = {str(topology.role_of(rank)): rank for rank in reversed(range(topology.world_size))}
     rows = []
     for rank in sorted(ranks.values()):
-        pairs = zip(rehearse(ours, topology, rank), rehearse(peer, topology, rank), strict=True)
+        pairs = zip(rehearse(context, topology, rank), rehearse(peer, topology, rank), strict=True)
         for what, (mine, theirs) in zip(("calls", "communicators", "seconds"), pairs, strict=True):
             rows.append(Row(f"{topology.label_of(rank)} (rank {rank}), {what}", mine, theirs, mine / theirs, 1))
     return rows

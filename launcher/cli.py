@@ -108,6 +108,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from launcher import local
     from launcher.config import load
     from launcher.plan import make_plan
@@ -116,6 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
     for warning in plan.warnings:
         _say(f"warning ({warning.code}): {warning.message}")
+    plan = replace(plan, verbose=arguments.verbose)
     outcome = local.run(plan, config_text, out=sys.stdout, err=sys.stderr)
     if outcome.failure is not None:
         _say(outcome.failure)

@@ -53,6 +53,8 @@ class LaunchPlan:
     run_dir: str
     """An absolute path."""
     warnings: tuple[PlanWarning, ...] = ()
+    verbose: bool = False
+    """Whether ranks say how joining goes."""
 
     def env_of(self, rank: int) -> dict[str, str]:
         """The configured environment of one rank; where modules share it, a later module's wins."""

@@ -1,12 +1,14 @@
 """One rank, from its start to the user's script."""
 
+import logging
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -95,7 +97,22 @@ def _undo_fork_server() -> None:
 def _join(plan: LaunchPlan) -> None:
     import mimo_role
 
-    mimo_role.init(plan.topology, backend=plan.backend.value, timeout_s=plan.timeout_s, groups=plan.groups)
+    with _log_shown() if plan.verbose else nullcontext():
+        mimo_role.init(plan.topology, backend=plan.backend.value, timeout_s=plan.timeout_s, groups=plan.groups)
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Pass on what mimo_role logs; the script, which sets up logging, has not started yet."""
+    logger, handler = logging.getLogger("mimo_role"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mimo-launch: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(handler)
 
 
 def _leave() -> None:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mimo_role.errors import EnvironError, RankNotInGridError, TopologyError
@@ -128,6 +129,16 @@ def export(values: Mapping[str, str]) -> list[str]:
     added = [name for name in values if name not in os.environ]
     os.environ.update(values)
     return added
+
+
+@contextmanager
+def defaults(values: Mapping[str, str]) -> Iterator[None]:
+    """Set those variables that are not set, for the time of a block."""
+    added = export({name: value for name, value in values.items() if name not in os.environ})
+    try:
+        yield
+    finally:
+        withdraw(added)
 
 
 def withdraw(names: Iterable[str]) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mimo_role import environ
 from mimo_role.errors import AxisError, ContextError
 from mimo_role.families import GroupOptions, locate
 from mimo_role.rounds import GroupSet, Round, RowSet, Schedule, schedule
 from mimo_role.topology import Topology
 
 logger = logging.getLogger(__name__)
+
+CONNECT_AT_FIRST_USE = {"TORCH_GLOO_LAZY_INIT": "1"}
+"""torch's switch for gloo: two ranks of a group connect when they first talk, instead of each with each when it is made."""
 
 _freed = 0
 """How many groups this process has freed since it last made some; see `_keep_names_new`."""
@@ -166,9 +170,9 @@ def _create(
         rows = [list(row) for row in round_.rows(world_size)]
         group = dist.split_group(split_ranks=rows, pg_options=pg_options, **settings)
     else:
-        group = dist.new_group(
-            list(round_.row_of(rank)), backend=backend, pg_options=pg_options, use_local_synchronization=True, **settings
-        )
+        row = list(round_.row_of(rank))
+        with environ.defaults(CONNECT_AT_FIRST_USE):
+            group = dist.new_group(row, backend=backend, pg_options=pg_options, use_local_synchronization=True, **settings)
     assert group is not None, "every rank is in a row of the round"
     return group
 

@@ -57,7 +57,13 @@ ALLOWED = {
     "mimo_role.families": {"mimo_role.errors", "mimo_role.grid", "mimo_role.role", "mimo_role.topology"},
     "mimo_role.rounds": {"mimo_role.errors", "mimo_role.families", "mimo_role.grid", "mimo_role.topology"},
     "mimo_role.routing": {"mimo_role.grid"},
-    "mimo_role.groups": {"mimo_role.errors", "mimo_role.families", "mimo_role.rounds", "mimo_role.topology"},
+    "mimo_role.groups": {
+        "mimo_role.environ",
+        "mimo_role.errors",
+        "mimo_role.families",
+        "mimo_role.rounds",
+        "mimo_role.topology",
+    },
     "mimo_role.hyper_comm_grid": {
         "mimo_role.environ",
         "mimo_role.errors",

@@ -67,6 +67,20 @@ def test_a_signal_to_mimo_launch_ends_everything(job, number, code, last, start_
     wait_until_gone(run_id)
 
 
+def test_a_rank_that_dies_before_a_groups_first_use_ends_the_others(job):
+    script = """
+import os, torch, torch.distributed as dist, mimo_role
+context = mimo_role.current()
+if context.rank == 2:
+    os._exit(7)
+if context.rank == 1:
+    dist.all_reduce(torch.ones(()), group=context.group("language", "tp"))
+"""
+    done = job.run(script, timeout_s=60)
+    assert done.returncode == 7
+    assert "rank 2 (language.tp1) failed first: exit code 7" in done.stderr
+
+
 def test_ranks_that_ignore_sigterm_are_killed_after_the_grace_time(job):
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(1000)"
     process = job.start(script, "runtime.grace_s=1")

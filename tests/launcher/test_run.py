@@ -45,6 +45,16 @@ def test_a_modules_group_options_reach_its_ranks(job):
     assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["True self"], ["True language.tp"], ["True language.tp"]]
 
 
+def test_verbose_ranks_say_how_long_each_round_of_groups_took(job):
+    done = job.run("print('ran')", "--verbose")
+    assert done.returncode == 0
+    said = lines_of(done.stderr, "[language.tp1 r2]")
+    assert [line.rpartition(":")[0] for line in said] == [
+        "mimo-launch: round 0 (language.tp)",
+        "mimo-launch: round 1 (self)",
+    ]
+
+
 def test_the_run_folder_keeps_config_plan_and_each_ranks_output(job):
     done = job.run("import sys; print('out'); print('err', file=sys.stderr)", "name=other", "--", "--x")
     assert done.returncode == 0

@@ -178,6 +178,45 @@ def test_ranks_with_other_group_options_are_named():
         assert "but rank 5 on" in message
 
 
+def connections_of_new_groups():
+    """How many sockets this rank has more when its groups are made, and after the first use of one."""
+    from pathlib import Path
+
+    def sockets():
+        return sum("socket:" in str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    before = sockets()
+    made = groups.Groups(APART, dist.get_rank(), SHORT)
+    dist.barrier()
+    after = sockets()
+    module = APART.modules_of(dist.get_rank())[0]
+    dist.barrier(group=made.get(module, ("tp", "cp", "dp", "pp")))
+    dist.barrier()
+    return after - before, sockets() - after, os.environ.get("TORCH_GLOO_LAZY_INIT")
+
+
+@pytest.mark.ranks
+def test_ranks_of_a_gloo_group_connect_at_first_use_unless_the_user_says_otherwise():
+    default, at_use, at_once = (
+        run_ranks(with_switch, APART.world_size, switch, connections_of_new_groups) for switch in (None, "1", "0")
+    )
+    for rank in range(2, APART.world_size):
+        pairs = sum(len(APART.grids["language"].row_of(rank, axes)) - 1 for axes in ("tp", "pp", ("tp", "pp")))
+        for made, used, _ in (default[rank], at_use[rank]):
+            assert made < pairs <= at_once[rank][0]
+            assert used > 0
+        assert at_once[rank][1] == 0
+    assert [found[0][2] for found in (default, at_use, at_once)] == [None, "1", "0"]
+
+
+def with_switch(switch, function):
+    if switch is not None:
+        os.environ["TORCH_GLOO_LAZY_INIT"] = switch
+    return function()
+
+
 class RecordingNccl:
     """`torch.distributed` as it looks under NCCL with a bound device; records what is made."""
 
@@ -274,6 +313,25 @@ def test_without_a_bound_device_each_rank_makes_only_its_own_rows(recorder):
         ("new_group", [2, 3, 4, 5, 6, 7], True),
         ("new_group", [3], True),
     ]
+
+
+@given(topology=topologies(experts=True))
+@settings(max_examples=30)
+def test_every_rank_makes_as_many_groups_in_an_order_that_agrees_with_all_of_their_members(topology):
+    with pytest.MonkeyPatch.context() as patch:
+        made = []
+        for rank in range(topology.world_size):
+            fake = RecordingNccl(topology.world_size, bound=False)
+            patch.setattr(groups, "dist", fake)
+            patch.setattr(groups, "_world", lambda fake=fake: fake.group.WORLD)
+            patch.setattr(groups, "_freed", 0)
+            groups.Groups(topology, rank, SHORT)
+            made.append([settings["ranks"] for _, settings in fake.calls])
+        assert len({len(calls) for calls in made}) == 1
+        for rank, calls in enumerate(made):
+            for number, row in enumerate(calls):
+                assert rank in row
+                assert all(made[other][number] == row for other in row)
 
 
 def test_each_round_is_logged_with_its_seconds(recorder, caplog):
