@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from launcher.errors import ConfigError
 from launcher.schema import EntryConfig, JobConfig, Join, ModuleConfig
 from launcher.source import source_text, text_of, with_source
+from mimo_role import TopologyError
 
 _Config = TypeVar("_Config")
 
@@ -204,7 +205,12 @@ def _build(cls: type[_Config], value: Any, key: str) -> _Config:
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise _ValueProblemError(_child(key, field.name), "missing")
-    return cls(**{name: _convert(hints[name], item, _child(key, name)) for name, item in value.items()})
+    values = {name: _convert(hints[name], item, _child(key, name)) for name, item in value.items()}
+    try:
+        return cls(**values)
+    except TopologyError as error:
+        problem = str(error).removeprefix(error.key).removeprefix(": ")
+        raise _ValueProblemError(_child(key, error.key), problem) from None
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
@@ -323,12 +329,6 @@ def _check_module(config: JobConfig, name: str, module: ModuleConfig) -> None:
     if module.pool is not None and module.pool not in (config.pools or {}):
         known = ", ".join(config.pools or {}) or "none"
         raise _ValueProblemError(f"modules.{name}.pool", f"={module.pool} is not a pool; there is {known}")
-    if module.groups.timeout_s is not None and module.groups.timeout_s <= 0:
-        raise _ValueProblemError(f"modules.{name}.groups.timeout_s", f"={module.groups.timeout_s:g} is not above 0")
-    for field in ("cga_cluster_size", "min_ctas", "max_ctas"):
-        value = getattr(module.groups.nccl, field)
-        if value is not None:
-            _at_least(f"modules.{name}.groups.nccl.{field}", value, 0 if field == "cga_cluster_size" else 1)
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -20,7 +20,7 @@ from mimo_role.bridge import Bridge
 from mimo_role.errors import AxisError, BridgeError, ContextError, TopologyMismatchError
 from mimo_role.families import GroupOptions
 from mimo_role.grid import RankGrid
-from mimo_role.groups import Groups, share
+from mimo_role.groups import Groups, share, uses_nccl
 from mimo_role.hyper_comm_grid import HyperCommGrid
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.rounds import schedule
@@ -56,9 +56,10 @@ class RoleContext:
         self._exported: list[str] = []
         self._bridges: dict[tuple[str, int | None], Bridge] = {}
         self._meshes: dict[str, DeviceMesh] = {}
+        self._options = dict(options)
         self._groups = Groups(topology, rank, timeout, options)
         self._grids = {
-            name: HyperCommGrid.over(grid, topology.expert_grids.get(name), self._groups)
+            name: HyperCommGrid.over(grid, topology.expert_grids.get(name), self._groups, self._groups.communicator(name))
             for name, grid in topology.grids.items()
         }
 
@@ -106,12 +107,14 @@ class RoleContext:
     def megatron_grid_map(self) -> dict[str, Any]:
         """Every module's grid as Megatron-Core's own `HyperCommGrid`, filled with this context's groups; none is made.
 
+        The groups stay this context's: leave the grids' `destroy()`, where Megatron-Core has one, to `shutdown()`.
+
         Raises:
             ContextError: Megatron-Core is not installed.
         """
         from mimo_role import megatron
 
-        return megatron.grid_map(self.topology, self.rank, self.group)
+        return megatron.grid_map(self.topology, self._options, self.rank, self.group)
 
     def megatron_process_groups(self, module: str) -> Any:
         """A module's groups as Megatron-Core's `ProcessGroupCollection`; none is made.
@@ -177,10 +180,9 @@ class RoleContext:
         if dist.is_initialized():
             for bridge in self._bridges.values():
                 bridge.wait()
+            self._groups.destroy()
             if self._owns_world:
-                dist.destroy_process_group()  # and all groups with it
-            else:
-                self._groups.destroy()
+                dist.destroy_process_group()
 
 
 def init(
@@ -220,7 +222,8 @@ def init(
     options = dict(groups) if groups is not None else dict(found.groups) if found else {}
     schedule(topology, options)  # refuses unknown modules and axes before anything is joined
     owns_world = not dist.is_initialized()
-    device = _join(topology, backend, timeout) if owns_world else _device_of(dist.get_backend())
+    device = _join(topology, backend, timeout) if owns_world else _device_of(uses_nccl() and torch.cuda.is_available())
+    context = None
     try:
         _check_same_topology(topology, options, device)
         if dist.get_world_size() != topology.world_size:
@@ -233,6 +236,8 @@ def init(
     except BaseException:
         if owns_world:
             dist.destroy_process_group()
+        elif context is not None:
+            context._groups.destroy()
         raise
     contract = environ.RankEnviron(
         topology=topology,
@@ -297,7 +302,7 @@ def _join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
     rank, world_size = environ.rank(), environ.world_size()
     if rank is not None and world_size is not None and rank >= world_size:
         raise ContextError(f"RANK={rank} is outside WORLD_SIZE={world_size}")
-    device = _device_of(backend)
+    device = _device_of(backend == "nccl")
     bound = device if device.type == "cuda" else None
     if missing and topology.world_size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
@@ -310,8 +315,8 @@ def _join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
     return device
 
 
-def _device_of(backend: str) -> torch.device:
-    if "nccl" not in backend:
+def _device_of(on_gpu: bool) -> torch.device:
+    if not on_gpu:
         return torch.device("cpu")
     local_rank, visible = environ.local_rank(), torch.cuda.device_count()
     if local_rank >= visible:

@@ -55,7 +55,8 @@ class RankEnviron:
             RUN_ID: self.run_id,
             BACKEND: self.backend,
             TIMEOUT_S: None if self.timeout_s is None else repr(self.timeout_s),
-            GROUPS: json.dumps({name: options.as_dict() for name, options in self.groups.items()}) if self.groups else None,
+            # Always set: what a job around this one has exported is not ours.
+            GROUPS: json.dumps({name: options.as_dict() for name, options in self.groups.items()}),
         }
         return values | {name: value for name, value in optional.items() if value is not None}
 

@@ -59,6 +59,26 @@ class GroupOptions:
     """Whether NCCL's kernels of these groups run on streams of high priority."""
     nccl: NcclOptions = field(default_factory=NcclOptions)
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TopologyError: a value that cannot be; its key is the field's.
+        """
+        families: Any = self.families
+        if isinstance(families, str) and families not in (DEFAULT, MEGATRON):
+            raise TopologyError("families", f"={families!r} is not a list of axis sets, {DEFAULT} or {MEGATRON}")
+        for index, axes in enumerate(() if isinstance(families, str) else families):
+            if isinstance(axes, str):
+                raise TopologyError(f"families[{index}]", f"={axes!r} is not a list of axes; write [{axes}]")
+            if len(set(axes)) != len(axes):
+                raise TopologyError(f"families[{index}]", f"={list(axes)} has an axis twice")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise TopologyError("timeout_s", f"={self.timeout_s:g} is not above 0")
+        for name, least in (("cga_cluster_size", 0), ("min_ctas", 1), ("max_ctas", 1)):
+            value = getattr(self.nccl, name)
+            if value is not None and value < least:
+                raise TopologyError(f"nccl.{name}", f"={value} is less than {least}")
+
     @property
     def communicator(self) -> "GroupOptions":
         """All but the families: groups with equal members are one group where this is equal."""
@@ -84,12 +104,9 @@ class GroupOptions:
             families = rest.pop("families", DEFAULT)
             if not isinstance(families, str):
                 families = tuple(tuple(map(str, axes)) for axes in families)
-            options = cls(families=families, nccl=NcclOptions(**rest.pop("nccl", {})), **rest)
+            return cls(families=families, nccl=NcclOptions(**rest.pop("nccl", {})), **rest)
         except TypeError as error:
             raise ValueError(f"group options {value}: {error}") from None
-        if isinstance(families, str) and families not in (DEFAULT, MEGATRON):
-            raise ValueError(f"families {families!r} is not {DEFAULT} or {MEGATRON}")
-        return options
 
 
 def locate(topology: Topology, module: str, axes: tuple[str, ...]) -> tuple[RankGrid, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from mimo_role import environ
 from mimo_role.errors import AxisError, ContextError
 from mimo_role.families import GroupOptions, locate
+from mimo_role.group_names import named, next_series
 from mimo_role.rounds import GroupSet, Round, RowSet, Schedule, schedule
 from mimo_role.topology import Topology
 
@@ -18,9 +20,6 @@ logger = logging.getLogger(__name__)
 
 CONNECT_AT_FIRST_USE = {"TORCH_GLOO_LAZY_INIT": "1"}
 """torch's switch for gloo: two ranks of a group connect when they first talk, instead of each with each when it is made."""
-
-_freed = 0
-"""How many groups this process has freed since it last made some; see `_keep_names_new`."""
 
 _shared: "Groups | None" = None
 
@@ -41,36 +40,62 @@ class Groups:
 
         Raises:
             TopologyError: the options name an axis that a module does not have.
+            ContextError: this build of torch or NCCL does not know one of the options.
         """
         self._topology = topology
         self._rank = rank
+        self._timeout = timeout
         self._options = dict(options or {})
-        self.schedule: Schedule = schedule(topology, self._options)
         self._made: dict[tuple[RowSet, GroupOptions], dist.ProcessGroup] = {}
         self._alone: list[dist.ProcessGroup] = []
-        _keep_names_new(rank)
-        for number, round_ in enumerate(self.schedule.rounds):
-            started = time.perf_counter()
-            self._keep(round_.group_set_of(rank), make_round(round_, topology.world_size, rank, timeout))
-            logger.info("round %d (%s): %.3f s", number, round_.name_of(rank), time.perf_counter() - started)
+        self._destroyed = False
+        self.schedule: Schedule = schedule(topology, self._options)
+        for own in self._options.values():
+            _backend_options(own)  # on every rank alike, before any of them waits in a round
+        series = next_series(_world())
+        try:
+            for number, round_ in enumerate(self.schedule.rounds):
+                started = time.perf_counter()
+                with named(series, number):
+                    self._make(round_)
+                logger.info("round %d (%s): %.3f s", number, round_.name_of(rank), time.perf_counter() - started)
+        except BaseException:
+            self.destroy()
+            raise
 
-    def _keep(self, groups: GroupSet | None, group: dist.ProcessGroup) -> None:
+    def _make(self, round_: Round) -> None:
+        """Make one round's group of this rank. Collective over the world."""
+        groups = round_.group_set_of(self._rank)
+        options = GroupOptions() if groups is None else groups.options
+        group = _create(
+            round_,
+            self._topology.world_size,
+            self._rank,
+            timeout=self._timeout if options.timeout_s is None else timedelta(seconds=options.timeout_s),
+            pg_options=_backend_options(options),
+            group_desc=round_.name_of(self._rank),
+        )
         if groups is None:
             self._alone.append(group)
         else:
             self._made[groups.rows, groups.options] = group
+
+    def communicator(self, module: str) -> GroupOptions:
+        """The options with which a module's groups were made."""
+        return self._options.get(module, GroupOptions()).communicator
 
     def get(self, module: str, axes: tuple[str, ...]) -> dist.ProcessGroup:
         """The group of the ranks that differ from this one only along `axes` of the module's grid.
 
         Raises:
             AxisError: the module has no such axes, or its options do not ask for this group.
+            ContextError: the groups have been freed.
         """
         rows = RowSet.of(*locate(self._topology, module, axes))
-        group = self.find(rows, self._options.get(module, GroupOptions()).communicator)
+        group = self.find(rows, self.communicator(module))
         if group is None:
             raise AxisError(
-                f"module {module!r} has no group along {', '.join(axes)}; ask for it with "
+                f"module {module!r} has no group along {', '.join(axes) or 'no axis'}; ask for it with "
                 f"modules.{module}.groups.families: [[{', '.join(axes)}]]"
             )
         return group
@@ -80,9 +105,10 @@ class Groups:
 
         Raises:
             AxisError: the module's options do not ask for it.
+            ContextError: the groups have been freed.
         """
         rows = RowSet.ends_of(self._topology.grids[module], "pp")
-        group = self.find(rows, self._options.get(module, GroupOptions()).communicator)
+        group = self.find(rows, self.communicator(module))
         if group is None:
             raise AxisError(
                 f"module {module!r} has no group of its first and last stages; ask for it with "
@@ -96,7 +122,12 @@ class Groups:
         Args:
             rows: of a span in which this rank is.
             communicator: the options that the group was made with; default: any.
+
+        Raises:
+            ContextError: the groups have been freed.
         """
+        if self._destroyed:
+            raise ContextError("the groups have been freed: mimo_role.shutdown() was called")
         if rows.row_size == 1:
             return self._alone[0] if self._alone else None
         whole = any(groups.rows == rows for groups in self.schedule.on_world)
@@ -108,10 +139,12 @@ class Groups:
 
     def destroy(self) -> None:
         """Free every group once."""
-        for group in (*self._made.values(), *self._alone):
-            free(group)
+        self._destroyed = True
+        groups = [*self._made.values(), *self._alone]
         self._made.clear()
         self._alone.clear()
+        for group in groups:
+            free(group)
 
 
 def share(groups: Groups | None) -> None:
@@ -136,36 +169,27 @@ def make_rows(rows: RowSet, rank: int, **settings: Any) -> dist.ProcessGroup:
     Returns:
         This rank's row as a group; for a rank outside the span, a group of itself alone.
     """
-    _keep_names_new(rank)
-    round_ = Round((GroupSet(rows, GroupOptions(), (settings.get("group_desc") or "grid",)),))
-    return _create(round_, dist.get_world_size(), rank, **settings)
-
-
-def make_round(round_: Round, world_size: int, rank: int, timeout: timedelta) -> dist.ProcessGroup:
-    """Make one round's group of this rank. Collective over the world."""
-    groups = round_.group_set_of(rank)
-    options = GroupOptions() if groups is None else groups.options
-    return _create(
-        round_,
-        world_size,
-        rank,
-        timeout=timeout if options.timeout_s is None else timedelta(seconds=options.timeout_s),
-        pg_options=_backend_options(options),
-        group_desc=round_.name_of(rank),
-    )
+    round_ = Round((GroupSet(rows, GroupOptions(), ()),))
+    with named(next_series(_world()), 0):
+        return _create(round_, dist.get_world_size(), rank, **settings)
 
 
 def free(group: dist.ProcessGroup) -> None:
-    """Destroy one group."""
-    global _freed
-    dist.destroy_process_group(group)
-    _freed += 1
+    """Destroy one group, unless its world has ended or somebody else has destroyed it."""
+    with suppress(ValueError):  # torch's error for a group that it does not know
+        dist.destroy_process_group(group)
+
+
+def uses_nccl() -> bool:
+    """Whether the world's GPU tensors go through NCCL."""
+    backend = dist.get_backend()
+    return "nccl" in backend or (backend == "undefined" and dist.is_nccl_available())
 
 
 def _create(
     round_: Round, world_size: int, rank: int, *, backend: str | None = None, pg_options: Any = None, **settings: Any
 ) -> dist.ProcessGroup:
-    if "nccl" in dist.get_backend() and _world().bound_device_id is not None and backend in (None, dist.get_backend()):
+    if dist.get_backend() == "nccl" and _world().bound_device_id is not None and backend in (None, "nccl"):
         # One ncclCommSplit for the whole world; the new groups need no rendezvous of their own.
         rows = [list(row) for row in round_.rows(world_size)]
         group = dist.split_group(split_ranks=rows, pg_options=pg_options, **settings)
@@ -177,25 +201,13 @@ def _create(
     return group
 
 
-def _keep_names_new(rank: int) -> None:
-    """Let groups that are made after others were freed have names that no freed group had.
-
-    torch names a group after its ranks and the number of groups that the process has. A group that came to an old name
-    would find its predecessor's addresses in the store. A placeholder for each freed group keeps the number growing.
-    """
-    global _freed
-    for _ in range(_freed):
-        dist.new_group([rank], group_desc="placeholder")
-    _freed = 0
-
-
 def _backend_options(options: GroupOptions) -> Any:
     """The options as torch's backend takes them; `None` where they are its defaults or the backend is not NCCL.
 
     Raises:
         ContextError: this build of torch or NCCL does not know one of them.
     """
-    if "nccl" not in dist.get_backend() or (options.nccl == GroupOptions().nccl and not options.is_high_priority_stream):
+    if not uses_nccl() or (options.nccl == GroupOptions().nccl and not options.is_high_priority_stream):
         return None
     nccl = dist.ProcessGroupNCCL.Options(is_high_priority_stream=options.is_high_priority_stream)
     for name, value in options.as_dict().get("nccl", {}).items():

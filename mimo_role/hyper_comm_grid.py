@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from mimo_role import environ
 from mimo_role.errors import AxisError, GridError, WorldSizeError
+from mimo_role.families import GroupOptions
 from mimo_role.grid import RankGrid
 from mimo_role.groups import Groups, free, make_rows, shared
 from mimo_role.rounds import RowSet
@@ -67,13 +68,22 @@ class HyperCommGrid:
         self._found: dict[_Key, dist.ProcessGroup | None] = {}
         self._own: list[dist.ProcessGroup] = []
         self._context_groups: Groups | None = None
+        self._communicator: GroupOptions | None = None
 
     @classmethod
-    def over(cls, grid: RankGrid, experts: RankGrid | None, groups: Groups) -> "HyperCommGrid":
-        """A grid of a context, whose groups there are already; its experts' are the view `expert`."""
+    def over(cls, grid: RankGrid, experts: RankGrid | None, groups: Groups, communicator: GroupOptions) -> "HyperCommGrid":
+        """A module's grid of a context, whose groups there are already; its experts' are the view `expert`.
+
+        Args:
+            grid: the module's.
+            experts: the module's, if it has any.
+            groups: the context's.
+            communicator: the options with which the module's groups were made.
+        """
         made = cls.__new__(cls)
         made._set_base(grid, None)
         made._context_groups = groups
+        made._communicator = communicator
         if experts is not None:
             made.register_view(EXPERT_VIEW, experts.shape, experts.dim_names, shared_axes(grid, experts))
         return made
@@ -148,7 +158,9 @@ class HyperCommGrid:
         pg_options: Any = None,
         group_desc: str | None = None,
     ) -> dist.ProcessGroup | None:
-        """Make the groups of all rows along `dims`. Collective over the world.
+        """Make the groups of all rows along `dims`, or take a context's. Collective over the world.
+
+        A context's groups keep the names that they have; with `timeout` or `pg_options` groups are made in any case.
 
         Returns:
             This rank's group; `None` for a rank outside the grid.
@@ -166,8 +178,8 @@ class HyperCommGrid:
         rows, rank = RowSet.of(grid, ordered), dist.get_rank()
         inside = rank in rows.span
         groups = shared() if (timeout, pg_options) == (None, None) and self.backend in (None, dist.get_backend()) else None
-        if groups is not None and groups.schedule.makes(rows):
-            self._found[key] = groups.find(rows) if inside else None
+        if groups is not None and groups.schedule.makes(rows, self._communicator):
+            self._found[key] = groups.find(rows, self._communicator) if inside else None
             return self._found[key]
         group = make_rows(
             rows, rank, timeout=timeout, backend=self.backend, pg_options=pg_options, group_desc=group_desc or "_".join(ordered)
@@ -187,8 +199,8 @@ class HyperCommGrid:
         if key in self._found:
             return self._found[key]
         rows = RowSet.of(grid, ordered)
-        if self._context_groups is not None and self._context_groups.schedule.makes(rows):
-            return self._context_groups.find(rows) if self.is_current_rank_in_grid() else None
+        if self._context_groups is not None and self._context_groups.schedule.makes(rows, self._communicator):
+            return self._context_groups.find(rows, self._communicator) if self.is_current_rank_in_grid() else None
         raise AxisError(f"Process group for {'-'.join(key[1])}{_of_view(key)} hasn't been created. Call create_pg first.")
 
     def is_current_rank_in_grid(self) -> bool:
@@ -197,10 +209,10 @@ class HyperCommGrid:
 
     def destroy(self) -> None:
         """Free each group that this grid has made, once, and forget the others. A context frees its own."""
-        for group in self._own:
-            free(group)
-        self._own.clear()
+        own, self._own = self._own, []
         self._found.clear()
+        for group in own:
+            free(group)
 
     def _resolve(self, dims: str | Sequence[str], view: str | None) -> tuple[_Key, RankGrid, tuple[str, ...]]:
         """The key of the groups along `dims`, the grid that enumerates them, and `dims` with the slowest axis first."""

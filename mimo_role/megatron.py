@@ -5,14 +5,13 @@ way to hand it groups that exist already. `tests/mimo_role/test_megatron.py` fai
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 import torch.distributed as dist
 
-from mimo_role.errors import AxisError, ContextError
-from mimo_role.families import DENSE_FAMILIES, EXPERT_FAMILIES
+from mimo_role.errors import ContextError
+from mimo_role.families import GroupOptions, families_of
 from mimo_role.grid import RankGrid
 from mimo_role.hyper_comm_grid import EXPERT_VIEW, shared_axes
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
@@ -46,8 +45,8 @@ Source: Megatron-LM, examples/mimo/training/topology.py and megatron/core/models
 """
 
 
-def grid_map(topology: Topology, rank: int, find: FindGroup) -> dict[str, Any]:
-    """Megatron-Core's `HyperCommGrid` of every module, with this rank's groups in it.
+def grid_map(topology: Topology, options: Mapping[str, GroupOptions], rank: int, find: FindGroup) -> dict[str, Any]:
+    """Megatron-Core's `HyperCommGrid` of every module, with this rank's groups of all of the module's families in it.
 
     Grids of versions that have views get the experts' as `expert`; in older ones experts have no place.
 
@@ -58,18 +57,18 @@ def grid_map(topology: Topology, rank: int, find: FindGroup) -> dict[str, Any]:
     found = {}
     for module, grid in topology.grids.items():
         theirs = hyper_comm_grid.HyperCommGrid(list(grid.shape), list(grid.dim_names), grid.rank_offset)
-        wanted: dict[Any, tuple[str, ...]] = {}
-        for family in DENSE_FAMILIES:
-            if set(family) <= set(grid.dim_names):
-                wanted["-".join(_slowest_first(grid, family))] = family
         experts = topology.expert_grids.get(module)
-        if experts is not None and hasattr(theirs, "register_view"):
-            theirs.register_view(
-                EXPERT_VIEW, list(experts.shape), list(experts.dim_names), shared_dims=shared_axes(grid, experts)
-            )
-            wanted |= {(EXPERT_VIEW, tuple(_slowest_first(experts, axes))): axes for axes in EXPERT_FAMILIES}
-        for key, axes in wanted.items():
-            with suppress(AxisError):  # a module's options may leave groups out
+        has_view = experts is not None and hasattr(theirs, "register_view")
+        if experts is not None and has_view:
+            shared = shared_axes(grid, experts)
+            theirs.register_view(EXPERT_VIEW, list(experts.shape), list(experts.dim_names), shared_dims=shared)
+        for axes in families_of(topology, module, options.get(module, GroupOptions())):
+            key: Any = None
+            if set(axes) <= set(grid.dim_names):
+                key = "-".join(_slowest_first(grid, axes))
+            elif experts is not None and has_view:
+                key = (EXPERT_VIEW, tuple(_slowest_first(experts, axes)))
+            if key is not None:
                 theirs._pgs[key] = find(module, *axes) if rank in grid else None
         found[module] = theirs
     return found

@@ -1,8 +1,9 @@
 """The schedule of rounds in which process groups are made: a pure value.
 
 In a round every rank of the world creates exactly one group: its row along some axes, or, where its modules have no row
-left to make, a group of itself alone. `new_group(..., use_local_synchronization=True)` names a group by a counter local
-to the rank, so ranks that had made different numbers of groups would disagree on the name and hang.
+left to make, a group of itself alone. Under NCCL a round is then one split of the world's communicator. And all ranks have
+made equally many groups afterwards: torch names those that a script makes itself with `use_local_synchronization` after their
+number, and ranks that disagreed on a name would hang.
 """
 
 import math
@@ -12,7 +13,7 @@ from itertools import zip_longest
 from typing import Any
 
 from mimo_role.errors import TopologyError
-from mimo_role.families import EMBEDDING, GroupOptions, families_of, has_embedding_groups, locate
+from mimo_role.families import EMBEDDING, MEGATRON, GroupOptions, families_of, has_embedding_groups, locate
 from mimo_role.grid import RankGrid
 from mimo_role.topology import Topology
 
@@ -141,13 +142,18 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.rounds)
 
-    def makes(self, rows: RowSet) -> bool:
-        """Whether each rank of the rows has its group after the last round; for rows of one rank, one of itself alone."""
+    def makes(self, rows: RowSet, communicator: GroupOptions | None = None) -> bool:
+        """Whether each rank of the rows has its group after the last round; for rows of one rank, one of itself alone.
+
+        Args:
+            rows: of any span.
+            communicator: the options that the groups are made with; default: any.
+        """
         if rows.row_size > 1:
-            made = (groups for round_ in self.rounds for groups in round_.group_sets)
-            return any(groups.rows == rows for groups in (*made, *self.on_world))
+            made = [groups for round_ in self.rounds for groups in round_.group_sets]
+            return any(groups.rows == rows and communicator in (None, groups.options) for groups in (*made, *self.on_world))
         spans = [{groups.rows.span for groups in round_.group_sets} for round_ in self.rounds]
-        return all(
+        return bool(spans) and all(
             any(span not in busy for busy in spans)
             for span in set().union(*spans)
             if span.start < rows.span.stop and rows.span.start < span.stop
@@ -211,18 +217,19 @@ def schedule(topology: Topology, options: Mapping[str, GroupOptions] | None = No
 
 def _row_sets(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, RowSet]]:
     """The module's rows with their names; rows of one rank, which all are alike, last."""
-    alone: tuple[str, RowSet] | None = None
+    of_one = (ALONE, RowSet.of(topology.grids[module], ()))
+    alone = of_one if options.families == MEGATRON else None  # Megatron's fields for what the module does not have
     for axes in families_of(topology, module, options):
         grid, own = locate(topology, module, axes)
         rows = RowSet.of(grid, own)
         if rows.row_size == 1:
-            alone = (ALONE, rows)
+            alone = of_one
         else:
             yield f"{module}.{'_'.join(axis for axis in own if grid.axis_size(axis) > 1)}", rows
     if has_embedding_groups(module, options):
         rows = RowSet.ends_of(topology.grids[module], "pp")
         if rows.row_size == 1:
-            alone = (ALONE, rows)
+            alone = of_one
         else:
             yield f"{module}.{EMBEDDING}", rows
     if alone is not None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_role import EnvironError, RankEnviron, Topology, environ
+from mimo_role import EnvironError, GroupOptions, NcclOptions, RankEnviron, Topology, environ
 
 TOPOLOGY = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 2}})
 
@@ -39,6 +39,14 @@ def test_both_directions_agree(rank, run_dir, timeout_s):
     assert RankEnviron.from_environ(there.to_environ() | {"RANK": str(rank)}) == there
 
 
+def test_group_options_go_both_ways_and_those_of_a_job_around_this_one_are_replaced():
+    options = {"language": GroupOptions(families="megatron", timeout_s=3.0, nccl=NcclOptions(net_name="IB"))}
+    there = RankEnviron(topology=TOPOLOGY, rank=0, groups=options).to_environ() | {"RANK": "0"}
+    assert RankEnviron.from_environ(there).groups == options
+    without = there | RankEnviron(topology=TOPOLOGY, rank=0).to_environ()
+    assert RankEnviron.from_environ(without).groups == {}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -55,6 +63,8 @@ def test_both_directions_agree(rank, run_dir, timeout_s):
         ("MIMO_COORDS", "[", "MIMO_COORDS: malformed"),
         ("MIMO_TIMEOUT_S", "-1", "MIMO_TIMEOUT_S: '-1' is not a number of seconds"),
         ("MIMO_TIMEOUT_S", "soon", "MIMO_TIMEOUT_S: 'soon' is not a number of seconds"),
+        ("MIMO_GROUPS", "[]", "MIMO_GROUPS: malformed"),
+        ("MIMO_GROUPS", '{"language": {"families": "x"}}', "MIMO_GROUPS: malformed .*families='x' is not a list"),
         ("RANK", "one", "RANK: 'one' is not a whole number"),
         ("RANK", "6", "RANK: rank 6 is outside the world of 6 ranks"),
     ],

@@ -5,7 +5,8 @@ import torch
 import torch.distributed as dist
 
 import mimo_role
-from mimo_role import GroupOptions, NcclOptions, Topology
+from mimo_role import GroupOptions, NcclOptions, Topology, groups
+from mimo_role.rounds import RowSet
 from mimo_role.testing import run_ranks
 
 pytestmark = [
@@ -18,20 +19,26 @@ SEVERAL = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp"
 
 
 def nccl_alone():
-    options = {"language": GroupOptions(timeout_s=30, is_high_priority_stream=True, nccl=NcclOptions(max_ctas=4))}
-    context = mimo_role.init(ALONE, backend="nccl", timeout_s=60, groups=options)
+    context = mimo_role.init(ALONE, backend="nccl", timeout_s=60)
     total = torch.ones((), device=context.device)
     for module in ("vision", "language"):
         for axis in ("tp", "dp", "pp", "cp"):
             dist.all_reduce(total, group=context.group(module, axis))
     backend = dist.get_backend(context.group("language", "tp"))
     mesh = context.mesh("language").device_type
+    # A group of one rank has no module's options; what a larger one would get is handed to NCCL here.
+    own = groups._backend_options(GroupOptions(is_high_priority_stream=True, nccl=NcclOptions(max_ctas=4)))
+    split = groups.make_rows(RowSet(range(1), ()), 0, pg_options=own, group_desc="language.tp")
+    dist.all_reduce(total, group=split)
+    options = split._get_backend(torch.device("cuda")).options
+    found = options.is_high_priority_stream, options.config.max_ctas, split.group_desc
     mimo_role.shutdown()
-    return float(total), str(context.device), backend, mesh
+    return float(total), str(context.device), backend, mesh, found
 
 
 def test_a_job_of_one_gpu_joins_makes_its_groups_and_leaves():
-    assert run_ranks(nccl_alone, 1, timeout_s=120) == [(1.0, "cuda:0", "nccl", "cuda")]
+    expected = (1.0, "cuda:0", "nccl", "cuda", (True, 4, "language.tp"))
+    assert run_ranks(nccl_alone, 1, timeout_s=120) == [expected]
 
 
 def cuda_tensors_over_gloo():

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -110,6 +111,63 @@ def test_groups_can_be_made_again_in_a_world_that_stays():
     assert [others for _, others in found] == [[0, 1, 2]] * 3 + [[]] * 5
 
 
+def with_other_groups_before_and_after():
+    dist.init_process_group("gloo")
+    dist.new_group([0, 2])  # only its members know it: torch's own counters differ from here on
+    context = mimo_role.init(APART, timeout_s=30)
+    module = next(iter(context.role.modules))
+    sums = []
+    for _ in range(2):
+        total = torch.ones(())
+        dist.all_reduce(total, group=context.group(module, "tp", "pp"))
+        sums.append(int(total))
+        if context.rank == 3:
+            dist.destroy_process_group(dist.new_group([3], use_local_synchronization=True))
+        for row in APART.grids["language"].rows(["pp"]):
+            dist.new_group([row[0], row[-1]])
+        grid = mimo_role.HyperCommGrid([4, 2], ["a", "b"])
+        total = torch.ones(())
+        dist.all_reduce(total, group=grid.create_pg("a"))
+        sums.append(int(total))
+        if context.rank in (1, 5):
+            grid.destroy()
+    mine = [context.group(module, "tp", "cp", "dp", "pp"), grid.get_pg("a")] if context.rank == 7 else []
+    names = [group.group_name for group in mine]
+    dist.barrier()
+    return sums, names
+
+
+@pytest.mark.ranks
+def test_groups_that_a_script_makes_and_frees_itself_do_not_matter():
+    found = run_ranks(with_other_groups_before_and_after, APART.world_size)
+    assert [sums for sums, _ in found] == [[1, 4, 1, 4]] * 2 + [[6, 4, 6, 4]] * 6
+    # torch asks the function that mimo_role/group_names.py replaces.
+    assert found[7][1] == ["mimo_role.0.2.2", "mimo_role.2.0.4"]
+
+
+def after_the_end():
+    context = mimo_role.init(APART, backend="gloo")
+    grid = mimo_role.HyperCommGrid([4, 2], ["a", "b"])
+    grid.create_pg("a")
+    own = context.module_to_grid_map[next(iter(context.role.modules))]
+    mimo_role.shutdown()
+    grid.destroy()
+    said = []
+    for call in (lambda: own.get_pg("tp"), lambda: context.group(next(iter(context.role.modules)), "tp")):
+        try:
+            call()
+        except (mimo_role.ContextError, ValueError) as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.ranks
+def test_after_shutdown_grids_can_be_freed_and_groups_say_that_they_are_gone():
+    for said in run_ranks(after_the_end, APART.world_size):
+        assert said[-1] == "the groups have been freed: mimo_role.shutdown() was called"
+        assert len(said) == 2
+
+
 def options_of_the_groups():
     context = mimo_role.init(
         APART,
@@ -134,7 +192,7 @@ def options_of_the_groups():
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore")
 def test_a_modules_options_reach_its_groups_and_its_environment():
-    found = run_ranks(options_of_the_groups, APART.world_size)
+    found = run_ranks(options_of_the_groups, APART.world_size, timeout_s=110)
     options = {"language": GroupOptions(families=(("tp", "pp"),), timeout_s=7.5, nccl=NcclOptions(max_ctas=2))}
     assert found[0] == ("vision.dp", timedelta(seconds=40), options)
     assert found[2] == (
@@ -217,6 +275,11 @@ def with_switch(switch, function):
     return function()
 
 
+@dataclass(eq=False)
+class World:
+    bound_device_id: torch.device | None
+
+
 class RecordingNccl:
     """`torch.distributed` as it looks under NCCL with a bound device; records what is made."""
 
@@ -231,8 +294,7 @@ class RecordingNccl:
     def __init__(self, world_size, bound=True):
         self.calls = []
         self.freed = []
-        world = SimpleNamespace(bound_device_id=torch.device("cuda", 0) if bound else None)
-        self.group = SimpleNamespace(WORLD=world)
+        self.group = SimpleNamespace(WORLD=World(torch.device("cuda", 0) if bound else None))
         self._world_size = world_size
 
     def get_backend(self):
@@ -259,7 +321,6 @@ def recorder(monkeypatch):
         fake = RecordingNccl(world_size, bound)
         monkeypatch.setattr(groups, "dist", fake)
         monkeypatch.setattr(groups, "_world", lambda: fake.group.WORLD)
-        monkeypatch.setattr(groups, "_freed", 0)
         return fake
 
     return install
@@ -274,7 +335,6 @@ def test_under_nccl_a_round_is_one_split_of_the_whole_world_the_same_on_every_ra
             fake = RecordingNccl(topology.world_size)
             patch.setattr(groups, "dist", fake)
             patch.setattr(groups, "_world", lambda fake=fake: fake.group.WORLD)
-            patch.setattr(groups, "_freed", 0)
             made = groups.Groups(topology, rank, SHORT)
             calls[rank] = [settings["split_ranks"] for name, settings in fake.calls if name == "split_group"]
             assert len(calls[rank]) == len(fake.calls) == len(made.schedule)
@@ -300,8 +360,11 @@ def test_nccl_options_names_and_timeouts_reach_the_split(recorder):
 def test_an_nccl_option_that_this_torch_lacks_is_named(recorder):
     fake = recorder(APART.world_size)
     fake.ProcessGroupNCCL = SimpleNamespace(Options=lambda **_: SimpleNamespace(config=SimpleNamespace()))
-    with pytest.raises(mimo_role.ContextError, match=r"groups.nccl.max_ctas: this torch's NCCL has no such option"):
-        groups.Groups(APART, 3, SHORT, {"language": GroupOptions(nccl=NcclOptions(max_ctas=8))})
+    options = {"language": GroupOptions(nccl=NcclOptions(max_ctas=8))}
+    for rank in (0, 3):  # one that runs the module, and one that would wait for it in a round
+        with pytest.raises(mimo_role.ContextError, match=r"groups.nccl.max_ctas: this torch's NCCL has no such option"):
+            groups.Groups(APART, rank, SHORT, options)
+    assert not fake.calls
 
 
 def test_without_a_bound_device_each_rank_makes_only_its_own_rows(recorder):
@@ -324,7 +387,6 @@ def test_every_rank_makes_as_many_groups_in_an_order_that_agrees_with_all_of_the
             fake = RecordingNccl(topology.world_size, bound=False)
             patch.setattr(groups, "dist", fake)
             patch.setattr(groups, "_world", lambda fake=fake: fake.group.WORLD)
-            patch.setattr(groups, "_freed", 0)
             groups.Groups(topology, rank, SHORT)
             made.append([settings["ranks"] for _, settings in fake.calls])
         assert len({len(calls) for calls in made}) == 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mimo_role
-from mimo_role import HyperCommGrid, MimoError, RankRole, Topology
+from mimo_role import GroupOptions, HyperCommGrid, MimoError, RankRole, Topology
 from mimo_role.testing import run_ranks
 
 CUBE = ([2, 2, 2], ["tp", "cp", "dp"])
@@ -267,3 +267,20 @@ def test_a_contexts_grids_know_its_groups():
     )
     assert found[9][0] == {"vision": [None, None], "language": [[8, 9], [7, 9], list(range(2, 10))]}
     assert all(same for _, same, _ in found)
+
+
+def grids_of_modules_with_unlike_options():
+    topology = Topology.from_modules({"vision": {"tp": 2, "dp": 2}, "language": {"tp": 2, "dp": 2}}, layout="colocated")
+    context = mimo_role.init(topology, backend="gloo", groups={"language": GroupOptions(timeout_s=5.0)})
+    same = []
+    for module, grid in context.module_to_grid_map.items():
+        for dims in (["tp"], ["tp", "dp"]):
+            same.append(grid.get_pg(dims) is grid.create_pg(dims) is context.group(module, *dims))
+    apart = context.group("vision", "tp") is not context.group("language", "tp")
+    dist.barrier()
+    return same, apart, context.group("vision", "tp", "dp") is dist.group.WORLD
+
+
+@pytest.mark.ranks
+def test_a_modules_grid_has_the_modules_own_groups():
+    assert run_ranks(grids_of_modules_with_unlike_options, 4) == [([True] * 4, True, True)] * 4

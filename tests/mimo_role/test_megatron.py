@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import mimo_role
-from mimo_role import AxisError, ContextError, GroupOptions, Topology, megatron
+from mimo_role import ContextError, GroupOptions, Topology, megatron
 from mimo_role.testing import run_ranks
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
@@ -54,7 +54,7 @@ def grids_and_collections():
 
 @pytest.mark.ranks
 def test_megatrons_grids_and_collections_hold_our_groups():
-    found = run_ranks(grids_and_collections, WORLD.world_size)
+    found = run_ranks(grids_and_collections, WORLD.world_size, timeout_s=110)
     grid, experts = WORLD.grids["language"], WORLD.expert_grids["language"]
     for rank, answers in enumerate(found):
         assert set(answers["kind"].values()) == {"megatron.core.hyper_comm_grid"}
@@ -80,7 +80,7 @@ def test_without_megatron_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "megatron.core.hyper_comm_grid", None)
     monkeypatch.setitem(sys.modules, "megatron.core.process_groups_config", None)
     for call in (
-        lambda: megatron.grid_map(WORLD, 0, None),
+        lambda: megatron.grid_map(WORLD, {}, 0, None),
         lambda: megatron.process_groups(WORLD, "vision", 0, None, None),
     ):
         with pytest.raises(ContextError, match=r"Megatron-Core comes with pip install 'mimo-launch\[megatron\]'"):
@@ -102,7 +102,7 @@ class GridWithViews:
 def test_experts_are_a_view_where_megatron_has_views(monkeypatch):
     newer = SimpleNamespace(HyperCommGrid=GridWithViews)
     monkeypatch.setitem(sys.modules, "megatron.core.hyper_comm_grid", newer)
-    grids = megatron.grid_map(WORLD, 5, lambda module, *axes: (module, axes))
+    grids = megatron.grid_map(WORLD, {}, 5, lambda module, *axes: (module, axes))
     language = grids["language"]
     assert language.views == {"expert": ([1, 2, 2, 3], ["expt_tp", "ep", "expt_dp", "pp"], ["pp"])}
     assert language._pgs["pp-tp"] == ("language", ("tp", "pp"))
@@ -111,18 +111,32 @@ def test_experts_are_a_view_where_megatron_has_views(monkeypatch):
     assert not grids["vision"].views
 
 
-def test_groups_that_the_options_leave_out_are_left_out_of_the_grid(monkeypatch):
+def test_a_grid_has_the_families_that_the_options_ask_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "megatron.core.hyper_comm_grid", SimpleNamespace(HyperCommGrid=GridWithViews))
+    options = {"language": GroupOptions(families=(("dp", "pp"),))}
+    for rank in (0, 5):
+        grids = megatron.grid_map(WORLD, options, rank, lambda *found: found)
+        assert set(grids["language"]._pgs) == {
+            *("tp", "cp", "dp", "pp", "pp-dp"),
+            *(("expert", (axis,)) for axis in ("ep", "expt_tp", "expt_dp")),
+        }
 
-    def find(module, *axes):
-        if len(axes) > 1:
-            raise AxisError("not asked for")
-        return axes
 
-    assert set(megatron.grid_map(WORLD, 5, find)["language"]._pgs) == {
-        *("tp", "cp", "dp", "pp"),
-        *(("expert", (axis,)) for axis in ("ep", "expt_tp", "expt_dp")),
-    }
+def test_every_field_is_there_where_all_axes_are_longer_than_one(monkeypatch):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    world = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "cp": 2, "dp": 2, "pp": 3}})
+    dist.init_process_group("fake", store=FakeStore(), rank=2, world_size=world.world_size)
+    try:
+        context = mimo_role.init(world, groups=dict.fromkeys(world.grids, GroupOptions(families="megatron")))
+        found = context.megatron_process_groups("language")
+        assert [members(found.ep), members(found.pos_embd), members(found.embd)] == [[2], [2], [2, 18]]
+        assert members(found.expt_dp) == list(range(2, 10))
+    finally:
+        mimo_role.shutdown()
+        dist.destroy_process_group()
 
 
 def mlp_of_megatron():
@@ -157,5 +171,5 @@ def mlp_of_megatron():
 
 @pytest.mark.ranks
 def test_megatrons_layers_run_on_our_groups():
-    for loss, whole in run_ranks(mlp_of_megatron, WORLD.world_size)[2:]:
+    for loss, whole in run_ranks(mlp_of_megatron, WORLD.world_size, timeout_s=110)[2:]:
         assert loss == pytest.approx(whole, rel=1e-5)

@@ -13,7 +13,6 @@ ROLES = {"encoder": 500, "first stage": 1024 + 7, "middle stage": 1024 + 1152 * 
 
 @pytest.fixture(params=ROLES.values(), ids=ROLES)
 def rank(request, monkeypatch):
-    monkeypatch.setattr(groups, "_freed", 0)
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     dist.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=WORLD.world_size)
