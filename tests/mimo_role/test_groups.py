@@ -265,7 +265,7 @@ def test_ranks_of_a_gloo_group_connect_at_first_use_unless_the_user_says_otherwi
         for made, used, _ in (default[rank], at_use[rank]):
             assert made < pairs <= at_once[rank][0]
             assert used > 0
-        assert at_once[rank][1] == 0
+        assert at_once[rank][1] <= 0
     assert [found[0][2] for found in (default, at_use, at_once)] == [None, "1", "0"]
 
 
