@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from mimo_role import environ
 from mimo_role.bridge import Bridge
 from mimo_role.errors import AxisError, BridgeError, ContextError, TopologyMismatchError
-from mimo_role.families import GroupOptions
+from mimo_role.families import GroupOptions, expert_grid_of
 from mimo_role.grid import RankGrid
 from mimo_role.groups import Groups, share, uses_nccl
 from mimo_role.hyper_comm_grid import HyperCommGrid
@@ -59,7 +59,7 @@ class RoleContext:
         self._options = dict(options)
         self._groups = Groups(topology, rank, timeout, options)
         self._grids = {
-            name: HyperCommGrid.over(grid, topology.expert_grids.get(name), self._groups, self._groups.communicator(name))
+            name: HyperCommGrid.over(grid, expert_grid_of(topology, name), self._groups, self._groups.communicator(name))
             for name, grid in topology.grids.items()
         }
 

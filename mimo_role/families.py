@@ -129,6 +129,18 @@ def locate(topology: Topology, module: str, axes: tuple[str, ...]) -> tuple[Rank
     raise AxisError(f"module {module!r} has no grid with the axes {', '.join(axes) or '(none)'}; it has {'; or '.join(known)}")
 
 
+def expert_grid_of(topology: Topology, module: str) -> RankGrid | None:
+    """The grid of a module's experts; for a module without any, the one in which `ep` and `expt_tp` have size one.
+
+    `None` for a module without experts whose stages are not runs of neighbouring ranks.
+    """
+    grid = topology.grids[module]
+    if module in topology.expert_grids or grid.dim_names[-1] != "pp":
+        return topology.expert_grids.get(module)
+    stages = grid.axis_size("pp")
+    return RankGrid([1, 1, grid.size // stages, stages], ["expt_tp", "ep", "expt_dp", "pp"], grid.rank_offset)
+
+
 def families_of(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, ...]]:
     """The axis sets of one module that get groups, single axes first; several may have equal rows.
 

@@ -76,7 +76,7 @@ class HyperCommGrid:
 
         Args:
             grid: the module's.
-            experts: the module's, if it has any.
+            experts: the module's, see `expert_grid_of`.
             groups: the context's.
             communicator: the options with which the module's groups were made.
         """

@@ -5,13 +5,14 @@ way to hand it groups that exist already. `tests/mimo_role/test_megatron.py` fai
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 import torch.distributed as dist
 
-from mimo_role.errors import ContextError
-from mimo_role.families import GroupOptions, families_of
+from mimo_role.errors import AxisError, ContextError
+from mimo_role.families import EXPERT_FAMILIES, GroupOptions, expert_grid_of, families_of
 from mimo_role.grid import RankGrid
 from mimo_role.hyper_comm_grid import EXPERT_VIEW, shared_axes
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
@@ -57,19 +58,21 @@ def grid_map(topology: Topology, options: Mapping[str, GroupOptions], rank: int,
     found = {}
     for module, grid in topology.grids.items():
         theirs = hyper_comm_grid.HyperCommGrid(list(grid.shape), list(grid.dim_names), grid.rank_offset)
-        experts = topology.expert_grids.get(module)
-        has_view = experts is not None and hasattr(theirs, "register_view")
-        if experts is not None and has_view:
+        families = list(families_of(topology, module, options.get(module, GroupOptions())))
+        experts = expert_grid_of(topology, module) if hasattr(theirs, "register_view") else None
+        if experts is not None:
             shared = shared_axes(grid, experts)
             theirs.register_view(EXPERT_VIEW, list(experts.shape), list(experts.dim_names), shared_dims=shared)
-        for axes in families_of(topology, module, options.get(module, GroupOptions())):
+            families += EXPERT_FAMILIES
+        for axes in families:
             key: Any = None
             if set(axes) <= set(grid.dim_names):
                 key = "-".join(_slowest_first(grid, axes))
-            elif experts is not None and has_view:
+            elif experts is not None:
                 key = (EXPERT_VIEW, tuple(_slowest_first(experts, axes)))
             if key is not None:
-                theirs._pgs[key] = find(module, *axes) if rank in grid else None
+                with suppress(AxisError):  # an expert family that the options do not ask for
+                    theirs._pgs[key] = find(module, *axes) if rank in grid else None
         found[module] = theirs
     return found
 

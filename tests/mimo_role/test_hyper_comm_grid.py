@@ -250,8 +250,7 @@ def grids_of_a_context():
     grids = context.module_to_grid_map
     found = {}
     for name, grid in grids.items():
-        views = [None, "expert"] if name == "language" else [None]
-        wanted = [("tp", None), (["dp", "cp"], None), *[(["expt_tp", "ep", "pp"], view) for view in views if view]]
+        wanted = [("tp", None), (["dp", "cp"], None), (["expt_tp", "ep", "pp"], "expert"), ("expt_dp", "expert")]
         found[name] = [members(grid.get_pg(dims, view=view)) for dims, view in wanted]
     role = RankRole.build(["vision"], grids)
     return found, role == context.role, refused(lambda: grids["language"].get_pg(["dp", "pp"]))
@@ -261,11 +260,11 @@ def grids_of_a_context():
 def test_a_contexts_grids_know_its_groups():
     found = run_ranks(grids_of_a_context, APART)
     assert found[0] == (
-        {"vision": [[0], [0, 1]], "language": [None, None, None]},
+        {"vision": [[0], [0, 1], [0], [0, 1]], "language": [None] * 4},
         True,
         "Process group for pp-dp hasn't been created. Call create_pg first.",
     )
-    assert found[9][0] == {"vision": [None, None], "language": [[8, 9], [7, 9], list(range(2, 10))]}
+    assert found[9][0] == {"vision": [None] * 4, "language": [[8, 9], [7, 9], list(range(2, 10)), [9]]}
     assert all(same for _, same, _ in found)
 
 
