@@ -252,7 +252,9 @@ def _convert_union(choices: tuple[Any, ...], value: Any, key: str) -> Any:
         return _convert(plain, value, key)
     except _ValueProblemError as problem:
         if words and problem.key == key:
-            raise _ValueProblemError(key, f"{problem.text} or {' or '.join(words)}") from None
+            close = difflib.get_close_matches(str(value), words, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise _ValueProblemError(key, f"{problem.text} or {' or '.join(words)}{hint}") from None
         raise
 
 

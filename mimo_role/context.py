@@ -90,13 +90,18 @@ class RoleContext:
         self._own_grid(module)
         return self._groups.get(module, axes)
 
-    def mesh(self, module: str) -> DeviceMesh:
+    def mesh(self, module: str, *axes: str) -> DeviceMesh:
         """The module's ranks as a DeviceMesh over the same groups, slowest axis first: `("pp", "dp", "cp", "tp")`.
 
+        With `axes`, a mesh of one dimension over all of them together, named `dp_cp`: what `mesh["dp", "cp"]._flatten()` would
+        be, which makes a group by a name on which other modules' ranks disagree.
+
         Raises:
-            AxisError: there is no such module, or this rank does not run it.
+            AxisError: there is no such module, axis or group, or this rank does not run the module.
         """
         grid = self._own_grid(module)
+        if axes:
+            return DeviceMesh.from_group(self.group(module, *axes), self.device.type, mesh_dim_names=("_".join(axes),))
         if module not in self._meshes:
             axes = tuple(reversed(grid.dim_names))
             ranks = torch.arange(grid.ranks.start, grid.ranks.stop).reshape([grid.axis_size(axis) for axis in axes])
@@ -212,8 +217,8 @@ def init(
     global _current
     if _current is not None:
         raise ContextError(
-            "this process has its context already; use mimo_role.current(). mimo-launch joins before the script starts; "
-            "with runtime.join: script the script does"
+            "this process has its context already; use mimo_role.current(). mimo-launch joins before the script starts, "
+            "unless the config says runtime.join: script"
         )
     topology, found = _find_topology(topology)
     backend = backend or (found.backend if found else None) or "auto"

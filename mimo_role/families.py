@@ -26,6 +26,9 @@ DENSE_FAMILIES: tuple[tuple[str, ...], ...] = (
 EXPERT_FAMILIES: tuple[tuple[str, ...], ...] = (("ep",), ("expt_tp",), ("expt_dp",), ("expt_tp", "ep"), ("expt_tp", "ep", "pp"))
 """The same for expert layers."""
 
+EXPERT_AXES = ("expt_tp", "ep", "expt_dp", "pp")
+"""The axes of a grid of experts, fastest first."""
+
 EMBEDDING = "embd"
 """The family of a language module's first and last stages, which share the embedding's weights."""
 
@@ -117,6 +120,11 @@ def locate(topology: Topology, module: str, axes: tuple[str, ...]) -> tuple[Rank
     Raises:
         AxisError: the module has no grid with these axes.
     """
+    for axis in axes:
+        if not isinstance(axis, str):
+            raise AxisError(f"axes are names, one argument each, not {axis!r}")
+    if len(set(axes)) != len(axes):
+        raise AxisError(f"an axis stands twice in {', '.join(axes)}")
     grid, experts = topology.grids[module], topology.expert_grids.get(module)
     if set(axes) <= set(grid.dim_names):
         return grid, axes
@@ -125,7 +133,7 @@ def locate(topology: Topology, module: str, axes: tuple[str, ...]) -> tuple[Rank
     if experts is None and set(axes) <= set(_IN_DENSE_AXES):
         dense = [dense for axis in axes for dense in _IN_DENSE_AXES[axis]]
         return grid, tuple(axis for axis in dense if axis in grid.dim_names)
-    known = [", ".join(view.dim_names) for view in (grid, experts) if view is not None]
+    known = [", ".join(names) for names in (grid.dim_names, EXPERT_AXES if experts is None else experts.dim_names)]
     raise AxisError(f"module {module!r} has no grid with the axes {', '.join(axes) or '(none)'}; it has {'; or '.join(known)}")
 
 
@@ -138,7 +146,7 @@ def expert_grid_of(topology: Topology, module: str) -> RankGrid | None:
     if module in topology.expert_grids or grid.dim_names[-1] != "pp":
         return topology.expert_grids.get(module)
     stages = grid.axis_size("pp")
-    return RankGrid([1, 1, grid.size // stages, stages], ["expt_tp", "ep", "expt_dp", "pp"], grid.rank_offset)
+    return RankGrid([1, 1, grid.size // stages, stages], EXPERT_AXES, grid.rank_offset)
 
 
 def families_of(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, ...]]:

@@ -90,7 +90,11 @@ def process_groups(
     """
     collection = _imported("megatron.core.process_groups_config").ProcessGroupCollection
     known = {field.name for field in fields(collection)}
-    made = collection(**{name: find(module, *axes) for name, axes in FIELDS.items() if name in known})
+    try:
+        made = collection(**{name: find(module, *axes) for name, axes in FIELDS.items() if name in known})
+    except AxisError as error:
+        hint = f"Megatron-Core's collection needs it; modules.{module}.groups.families: megatron has all that it needs"
+        raise AxisError(f"{str(error).partition(';')[0]}; {hint}") from None
     made.embd = made.pos_embd = None
     if module == MIMO_LANGUAGE_MODULE_KEY:
         stage = topology.role_of(rank)

@@ -170,12 +170,14 @@ class Schedule:
         return "\n".join(lines)
 
     def as_list(self) -> list[list[dict[str, Any]]]:
-        """The JSON form: for each round what is made at the same time, and how large."""
+        """The JSON form: for each round what is made at the same time, and how large; `self` where each rank is alone."""
+        alone = [{"names": [ALONE], "groups": self.world_size, "group_size": 1}]
         return [
             [
                 {"names": list(groups.names), "groups": groups.rows.row_count, "group_size": groups.rows.row_size}
                 for groups in round_.group_sets
             ]
+            or alone
             for round_ in self.rounds
         ]
 

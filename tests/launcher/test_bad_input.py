@@ -60,6 +60,11 @@ CASES = [
         id="unknown families",
     ),
     pytest.param(
+        good(modules="{vision: {groups: {families: megatrn}}, language: {}}"),
+        "modules.vision.groups.families='megatrn' is not a list or default or megatron; did you mean 'megatron'?",
+        id="misspelt families",
+    ),
+    pytest.param(
         good(modules="{vision: {groups: {families: [[dp, tq]]}}, language: {}}"),
         "job.yaml: modules.vision.groups.families[0]=['dp', 'tq']: module 'vision' has no grid with the axes dp, tq",
         id="families of an axis that there is not",

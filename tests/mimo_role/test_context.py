@@ -108,6 +108,8 @@ def mistakes():
         error_of(lambda: context.coords("audio")),
         error_of(lambda: context.group("language", "tp")),
         error_of(lambda: context.group("vision", "sp")),
+        error_of(lambda: context.group("vision", "tp", "tp")),
+        error_of(lambda: context.group("vision", ["dp", "cp"])),
         error_of(lambda: context.bridge("language")),
         error_of(lambda: context.bridge("language", stage=1)),
         error_of(lambda: context.bridge("audio")),
@@ -118,11 +120,13 @@ def test_mistakes_are_told_apart():
     assert run_ranks(mistakes, APART)[0] == [
         (
             "ContextError: this process has its context already; use mimo_role.current(). mimo-launch joins before the script "
-            "starts; with runtime.join: script the script does"
+            "starts, unless the config says runtime.join: script"
         ),
         "AxisError: no module 'audio'; there are vision, language",
         "AxisError: rank 0 does not run 'language'; it runs vision",
-        "AxisError: module 'vision' has no grid with the axes sp; it has tp, cp, dp, pp",
+        "AxisError: module 'vision' has no grid with the axes sp; it has tp, cp, dp, pp; or expt_tp, ep, expt_dp, pp",
+        "AxisError: an axis stands twice in tp, tp",
+        "AxisError: axes are names, one argument each, not ['dp', 'cp']",
         "BridgeError: a bridge ends at the language module; name a modality module, or a stage",
         "BridgeError: module 'language' has 2 stages; no stage follows stage 1",
         "AxisError: no module 'audio'; there are vision, language",

@@ -144,7 +144,10 @@ def test_a_schedule_can_be_read():
         "3: language.embd (2 groups of 2)",
         "4: self",
     ]
-    assert made.as_list()[3] == [{"names": ["language.embd"], "groups": 2, "group_size": 2}]
+    assert made.as_list()[3:] == [
+        [{"names": ["language.embd"], "groups": 2, "group_size": 2}],
+        [{"names": ["self"], "groups": 8, "group_size": 1}],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -77,27 +77,34 @@ def test_a_slice_of_two_axes_makes_no_groups():
     assert found[8] == ((2, 2), ("dp", "cp"), [[2, 4], [6, 8]], True, 0)
 
 
-def train_with_fsdp():
+def train_with_fsdp(axes):
     from torch.distributed.fsdp import fully_shard
 
     context = mimo_role.current()
     if not context.role.has_language_module:
         return None
-    mesh = context.mesh("language")
     with CountingGroups() as counted:
+        mesh = context.mesh("language")[axes[0]] if len(axes) == 1 else context.mesh("language", *axes)
         model = network()
         for layer in (model[0], model[2]):
-            fully_shard(layer, mesh=mesh["dp"])
-        fully_shard(model, mesh=mesh["dp"])
-        lane, lanes = context.coords("language")["dp"], context.topology.grids["language"].axis_size("dp")
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        lane, lanes = mesh.get_local_rank(), mesh.size()
         model(batch().chunk(lanes)[lane]).square().sum().backward()
         # FSDP2 averages over the lanes.
         gradients = {name: parameter.grad.full_tensor() * lanes for name, parameter in model.named_parameters()}
     return gradients, counted.made
 
 
-def test_fully_shard_on_a_part_of_the_world():
-    found = run_ranks(train_with_fsdp, Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 3}}))
+@pytest.mark.parametrize(
+    ("axes", "language"),
+    [
+        pytest.param(["dp"], {"tp": 2, "dp": 3}, id="a slice"),
+        pytest.param(["dp", "cp"], {"cp": 2, "dp": 2}, id="two axes as one"),
+    ],
+)
+def test_fully_shard_on_a_part_of_the_world(axes, language):
+    found = run_ranks(train_with_fsdp, Topology.from_modules({"vision": {"dp": 2}, "language": language}), axes)
     assert found[:2] == [None, None]
     for gradients, made in found[2:]:
         assert_equal(gradients, oracle())
