@@ -149,7 +149,7 @@ class RoleAgent(LocalElasticAgent):
         # A rank ends by itself, and torchelastic would wait for its return value.
         codes = [process.exitcode for process in self._processes.values()]
         all_ended = bool(codes) and None not in codes
-        with self._grace(any(codes)):
+        with self._grace():
             result: RunResult = super()._monitor_workers(worker_group)
         if all_ended and result.state is WorkerState.HEALTHY:
             return RunResult(
@@ -165,18 +165,24 @@ class RoleAgent(LocalElasticAgent):
         return result
 
     @contextlib.contextmanager
-    def _grace(self, failed: bool) -> Iterator[None]:
-        """After a failure, kill ranks that outlive the grace time: torch.multiprocessing gives them 30 s."""
+    def _grace(self) -> Iterator[None]:
+        """After a failure, kill ranks that outlive the grace time: torch.multiprocessing gives them 30 s.
+
+        A look at the ranks takes no time unless one has failed, at the latest while torchelastic looks.
+        """
         timer = threading.Timer(self._plan.grace_s, self._kill_the_rest)
-        if failed:
-            timer.start()
-        yield
-        timer.cancel()
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _kill_the_rest(self) -> None:
         assert self._exits is not None
-        for rank, pid in self._pids.items():
-            if rank not in self._exits.so_far():
+        ended = self._exits.so_far()
+        for rank, pid in self._pids.items() if ended else ():
+            if rank not in ended:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, Signals.SIGKILL)
 
