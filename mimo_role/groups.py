@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from mimo_role import environ
 from mimo_role.errors import AxisError, ContextError
-from mimo_role.families import GroupOptions, locate
+from mimo_role.families import MEGATRON, GroupOptions, locate
 from mimo_role.group_names import named, next_series
 from mimo_role.rounds import GroupSet, Round, RowSet, Schedule, schedule
 from mimo_role.topology import Topology
@@ -92,13 +92,7 @@ class Groups:
             ContextError: the groups have been freed.
         """
         rows = RowSet.of(*locate(self._topology, module, axes))
-        group = self.find(rows, self.communicator(module))
-        if group is None:
-            raise AxisError(
-                f"module {module!r} has no group along {', '.join(axes) or 'no axis'}; ask for it with "
-                f"modules.{module}.groups.families: [[{', '.join(axes)}]]"
-            )
-        return group
+        return self._asked_for(module, rows, f"along {', '.join(axes) or 'no axis'}", f"[[{', '.join(axes)}]]")
 
     def get_ends(self, module: str) -> dist.ProcessGroup:
         """The group of this rank's counterparts on the module's first and last stages, itself among them.
@@ -108,11 +102,13 @@ class Groups:
             ContextError: the groups have been freed.
         """
         rows = RowSet.ends_of(self._topology.grids[module], "pp")
+        return self._asked_for(module, rows, "of its first and last stages", MEGATRON)
+
+    def _asked_for(self, module: str, rows: RowSet, what: str, families: str) -> dist.ProcessGroup:
         group = self.find(rows, self.communicator(module))
         if group is None:
             raise AxisError(
-                f"module {module!r} has no group of its first and last stages; ask for it with "
-                f"modules.{module}.groups.families: megatron"
+                f"module {module!r} has no group {what}; ask for it with modules.{module}.groups.families: {families}"
             )
         return group
 
