@@ -1,13 +1,15 @@
 """What each process of a multimodal training job runs: its role, its place, its groups.
 
-Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext`, `HyperCommGrid` and `Bridge` need torch; the
-rest does not.
+Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext`, `HyperCommGrid`, `Bridge`, `ActivationSpec`,
+`Passage` and `cross_together` need torch; the rest does not.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimo_role.bridge import Bridge
+    from mimo_role.activations import ActivationSpec
+    from mimo_role.balance import balanced_lanes
+    from mimo_role.bridge import Bridge, Passage, cross_together
     from mimo_role.context import RoleContext, current, init, shutdown
     from mimo_role.environ import RankEnviron
     from mimo_role.errors import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mimo_role.grid import RankGrid
     from mimo_role.hyper_comm_grid import HyperCommGrid
     from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
+    from mimo_role.samples import Samples, TokenSplit, lane_samples
     from mimo_role.sizing import ModuleSizes
     from mimo_role.topology import Topology
 
@@ -34,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MIMO_LANGUAGE_MODULE_KEY",
+    "ActivationSpec",
     "AxisError",
     "Bridge",
     "BridgeError",
@@ -47,44 +51,57 @@ __all__ = [
     "ModuleSizes",
     "ModuleStageInfo",
     "NcclOptions",
+    "Passage",
     "RankEnviron",
     "RankGrid",
     "RankNotInGridError",
     "RankRole",
     "RoleContext",
+    "Samples",
+    "TokenSplit",
     "Topology",
     "TopologyError",
     "TopologyMismatchError",
     "UnknownWorldSizeError",
     "WorldSizeError",
+    "balanced_lanes",
+    "cross_together",
     "current",
     "init",
+    "lane_samples",
     "shutdown",
 ]
 
 _HOMES = {
+    "ActivationSpec": "activations",
     "AxisError": "errors",
+    "balanced_lanes": "balance",
     "Bridge": "bridge",
     "BridgeError": "errors",
     "ContextError": "errors",
+    "cross_together": "bridge",
     "current": "context",
     "EnvironError": "errors",
     "GridError": "errors",
     "GroupOptions": "families",
     "HyperCommGrid": "hyper_comm_grid",
     "init": "context",
+    "lane_samples": "samples",
     "MIMO_LANGUAGE_MODULE_KEY": "role",
     "MimoError": "errors",
     "ModuleLayout": "role",
     "ModuleSizes": "sizing",
     "ModuleStageInfo": "role",
     "NcclOptions": "families",
+    "Passage": "bridge",
     "RankEnviron": "environ",
     "RankGrid": "grid",
     "RankNotInGridError": "errors",
     "RankRole": "role",
     "RoleContext": "context",
+    "Samples": "samples",
     "shutdown": "context",
+    "TokenSplit": "samples",
     "Topology": "topology",
     "TopologyError": "errors",
     "TopologyMismatchError": "errors",

@@ -1,62 +1,65 @@
-"""Activations and gradients between two stages, through autograd."""
+"""Activations and gradients between two stages: single steps for a schedule, or one call through autograd."""
 
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
+from mimo_role.activations import ActivationSpec, Introduction, exchange
+from mimo_role.buffers import BufferPool
+from mimo_role.crossing import Crossing, Message, start_together
 from mimo_role.errors import BridgeError
-from mimo_role.routing import Endpoint, lane_samples, receives, sends
+from mimo_role.routing import Route, route
+from mimo_role.samples import Endpoint, Place, Samples, Side
 
-_INTRODUCTION = 16
-"""Numbers in the one message that tells a sample's dtype and shape: its dtype, its dimensions, -1."""
+_FORWARD, _BACKWARD, _TOLD = 0, 1, 2
+"""What a message is for; part of its tag."""
 
-_DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-)
+_IN_FLIGHT = 8
+"""Batches that a sender may be ahead of those who take them, before a call waits."""
 
 
 class Bridge:
-    """Moves a batch of activations from one stage to another, and their gradients back.
+    """Moves batches of activations from one stage to another, and their gradients back.
 
-    The two sides may have any numbers of lanes. Each lane of a side holds a contiguous part of the global batch,
-    `routing.lane_samples(batch_size, lanes, lane)`; tp ranks of a lane hold equal copies. Bridges come from
-    `RoleContext.bridge`; every rank of both sides calls them in the same order.
+    The two sides may have any grids, on ranks of their own or on the same. Bridges come from `RoleContext.bridge`; every rank
+    of both sides calls them in the same order. Activations have a row for each token, sample after sample (`ActivationSpec`);
+    a rank's tensor holds its own lane's samples, and of these the tokens that it owns.
+
+    Calling a bridge is one autograd node. `send_forward` and its companions are the steps of a pipeline schedule; each makes a
+    `Crossing`, which goes on beside other work between its `start()` and `wait()`.
     """
 
-    def __init__(self, source: Endpoint, destination: Endpoint, rank: int, device: torch.device, tag: int) -> None:
+    def __init__(self, source: Endpoint, destination: Endpoint, rank: int, device: torch.device, number: int) -> None:
         self.source = source
         self.destination = destination
         self._rank = rank
         self._device = device
-        self._tag = tag
-        self._introduced = False
-        self._in_flight: list[tuple[dist.Work, torch.Tensor]] = []
+        self._number = number
+        self._pool = BufferPool(device)
+        self._introduction: Introduction | None = None
+        self._in_flight: deque[Crossing] = deque()
+        self._route = lru_cache(maxsize=64)(self._make_route)
+        self._on_source, self._on_destination = source.place(rank), destination.place(rank)
 
     @property
     def is_sender(self) -> bool:
         """Whether this rank gives activations."""
-        return self.source.place(self._rank) is not None
+        return self._on_source is not None
 
     @property
     def is_receiver(self) -> bool:
         """Whether this rank takes activations."""
-        return self.destination.place(self._rank) is not None
+        return self._on_destination is not None
 
     def __call__(
         self,
         activations: torch.Tensor | None = None,
         *,
-        batch_size: int,
+        spec: ActivationSpec | None = None,
+        batch_size: int | None = None,
         sample_shape: tuple[int, ...] | None = None,
         dtype: torch.dtype | None = None,
         requires_grad: bool = True,
@@ -64,46 +67,95 @@ class Bridge:
         """Send and receive one batch.
 
         Args:
-            activations: `[samples of this lane, *sample_shape]`, on a sender.
+            activations: this rank's, on a sender.
+            spec: what crosses; or for samples of one shape the next three instead.
             batch_size: samples in the global batch, over all lanes.
             sample_shape, dtype: of the activations; needed on a rank that only receives.
             requires_grad: whether gradients come back; the same on both sides. Under `torch.no_grad()` none do.
 
         Returns:
-            On a receiver, its lane's activations, `[samples of its lane, *sample_shape]`; their gradients go back when
-            autograd reaches them. On a rank that only sends, a zero: its `backward()` waits for the gradients and
-            carries on into `activations`.
+            On a receiver, its lane's activations; their gradients go back when autograd reaches them. On a rank that only
+            sends, a zero: its `backward()` waits for the gradients and carries on into `activations`.
 
         Raises:
-            BridgeError: this rank is on neither side, or the tensor does not fit.
+            BridgeError: this rank is on neither side, the tensor does not fit, or the other side is gone.
         """
-        if self.is_sender:
-            activations = self._checked(activations, batch_size)
-            sample_shape, dtype = tuple(activations.shape[1:]), activations.dtype
-        elif not self.is_receiver:
-            raise BridgeError(f"rank {self._rank} takes no part in {self}")
-        elif activations is not None:
-            raise BridgeError(f"rank {self._rank} only receives over {self}; pass no activations")
-        if sample_shape is None or dtype is None:
-            raise BridgeError(f"rank {self._rank} only receives over {self}; it needs sample_shape and dtype")
-        if len(sample_shape) > _INTRODUCTION - 2 or dtype not in _DTYPES:
-            raise BridgeError(f"{self} does not carry samples of {dtype} {list(sample_shape)}")
-        # A sender whose activations need no gradient must still take what the other side sends.
-        anchor = torch.zeros((), dtype=dtype, device=self._device, requires_grad=requires_grad and dtype.is_floating_point)
-        with torch.set_grad_enabled(requires_grad and torch.is_grad_enabled()):
-            crossed = _Cross.apply(self, batch_size, sample_shape, anchor, activations)  # type: ignore[no-untyped-call]
-        assert isinstance(crossed, torch.Tensor)
-        return crossed
+        if spec is None:
+            spec = self._spec_of(activations, batch_size, sample_shape, dtype)
+        return cross_together([Passage(self, spec, activations)], requires_grad=requires_grad)[0]
+
+    def send_forward(self, activations: torch.Tensor, spec: ActivationSpec) -> Crossing:
+        """Give activations. They must not change before the crossing's `wait()` has returned.
+
+        Raises:
+            BridgeError: this rank is not on the sending side alone, or the tensor does not fit.
+        """
+        return self._one_sided(activations, spec, back=False)
+
+    def recv_forward(self, spec: ActivationSpec) -> Crossing:
+        """Take activations: the crossing's `wait()` returns them.
+
+        Raises:
+            BridgeError: this rank is not on the receiving side alone.
+        """
+        return self._one_sided(None, spec, back=False)
+
+    def send_backward(self, gradients: torch.Tensor, spec: ActivationSpec) -> Crossing:
+        """Give gradients, on a rank that took activations. They must not change before `wait()` has returned.
+
+        Raises:
+            BridgeError: this rank is not on the receiving side alone, or the tensor does not fit.
+        """
+        return self._one_sided(gradients, spec, back=True)
+
+    def recv_backward(self, spec: ActivationSpec) -> Crossing:
+        """Take gradients, on a rank that gave activations: the crossing's `wait()` returns them.
+
+        Raises:
+            BridgeError: this rank is not on the sending side alone.
+        """
+        return self._one_sided(None, spec, back=True)
+
+    def exchange_spec(self, spec: ActivationSpec | None = None, *, samples: Samples | None = None) -> ActivationSpec:
+        """For batches of which the receivers do not know the token counts or the shape: senders tell them, in one message.
+
+        Called on all ranks of the bridge, for each such batch. It waits for the answer.
+
+        Args:
+            spec: on a sender, what it sends.
+            samples: on a rank that only receives, the number of samples and, where they are given by hand, their lanes and
+                places; its `tokens` are not looked at.
+
+        Returns:
+            The spec with which the batch can cross.
+
+        Raises:
+            BridgeError: this rank is on neither side or lacks its argument, or the senders do not agree or answer.
+        """
+        self._check_takes_part()
+        if self.is_sender and spec is None:
+            raise BridgeError(f"rank {self._rank} sends over {self}; pass spec")
+        known = samples if spec is None else spec.samples
+        if known is None:
+            raise BridgeError(f"rank {self._rank} only receives over {self}; pass samples")
+        sides = Side(self.source, known, True), Side(self.destination, known, False)
+        return exchange(*sides, self._rank, self._device, spec, self._tag(_TOLD), str(self))
 
     def wait(self) -> None:
         """Wait until all that was sent has been taken.
 
         Raises:
-            RuntimeError: a peer did not take it within the group's timeout.
+            BridgeError: a peer did not take it within the timeout, or has died.
         """
-        for work, _ in self._in_flight:
-            work.wait()
-        self._in_flight.clear()
+        while self._in_flight:
+            self._in_flight.popleft().wait()
+
+    def _keep(self, crossing: Crossing) -> None:
+        """Keep what is still being sent, so that its memory stays; wait only where this rank is far ahead of the others."""
+        if crossing.let_go():
+            self._in_flight.append(crossing)
+        while len(self._in_flight) > _IN_FLIGHT:
+            self._in_flight.popleft().wait()
 
     def __str__(self) -> str:
         return (
@@ -111,112 +163,202 @@ class Bridge:
             f"{self.destination.module} stage {self.destination.stage}"
         )
 
-    def _checked(self, activations: torch.Tensor | None, batch_size: int) -> torch.Tensor:
-        place = self.source.place(self._rank)
-        assert place is not None
-        samples = lane_samples(batch_size, self.source.lanes, place[0])
-        if activations is None:
-            raise BridgeError(f"rank {self._rank} sends over {self}; pass its lane's activations")
-        if activations.shape[:1] != (len(samples),):
-            raise BridgeError(
-                f"lane {place[0]} of {self} holds samples {samples.start}-{samples.stop - 1} of a batch of {batch_size}, "
-                f"but its activations are {list(activations.shape)}; pass [{len(samples)}, ...]"
-            )
-        if activations.device.type != self._device.type:
-            raise BridgeError(f"{self} carries tensors on {self._device.type}, not on {activations.device.type}")
-        return activations
+    def crossing(self, given: torch.Tensor | None, spec: ActivationSpec, *, back: bool, copies: bool = False) -> Crossing:
+        """This rank's part of a batch in one direction, whichever sides it is on; where on both, what it has stays there.
 
-    def _move(self, tensor: torch.Tensor | None, batch_size: int, like: torch.Tensor, *, back: bool) -> torch.Tensor | None:
-        """Post all sends and receives of one direction; return what was received once it is there."""
-        sender, receiver = (self.destination, self.source) if back else (self.source, self.destination)
-        tag = 2 * self._tag + back
-        received, operations = None, []
-        self.wait()
-        if not self._introduced:
-            self._introduce(like)
-            self._introduced = True
-        if (place := receiver.place(self._rank)) is not None:
-            own = lane_samples(batch_size, receiver.lanes, place[0])
-            received = like.new_empty((len(own), *like.shape[1:]))
-            for transfer in receives(self._rank, sender, receiver, batch_size):
-                part = received[transfer.start - own.start : transfer.stop - own.start]
-                if transfer.peer != self._rank:
-                    operations.append(dist.P2POp(dist.irecv, part, transfer.peer, tag=tag))
-        if (place := sender.place(self._rank)) is not None:
-            assert tensor is not None
-            held = lane_samples(batch_size, sender.lanes, place[0])
-            # A copy: what is sent may be read after this call has returned.
-            tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
-            for transfer in sends(self._rank, sender, receiver, batch_size):
-                part = tensor[transfer.start - held.start : transfer.stop - held.start]
-                if transfer.peer != self._rank:
-                    operations.append(dist.P2POp(dist.isend, part, transfer.peer, tag=tag))
-                elif received is not None:
-                    received[transfer.start - own.start : transfer.stop - own.start] = part
-        self._run(operations)
-        return received
+        Args:
+            given: activations on a sender, or with `back` gradients on a receiver. They must not change before the crossing's
+                `wait()` has returned.
+            spec: what crosses.
+            back: from destination to source.
+            copies: whether to copy what is sent, so that `given` may change at once.
 
-    def _introduce(self, like: torch.Tensor) -> None:
-        """Once, before the first batch: what both sides take a sample to be. gloo compares neither shapes nor dtypes.
-
-        Every sender tells every receiver of its pairing: one pass over a batch with a sample for each lane of both sides.
+        Raises:
+            BridgeError: this rank is on neither side, or the tensor does not fit.
         """
-        lanes = self.source.lanes * self.destination.lanes
-        mine = torch.zeros(_INTRODUCTION, dtype=torch.int64, device=self._device)
-        mine[: len(like.shape) + 1] = torch.tensor([_DTYPES.index(like.dtype), *like.shape[1:], -1], device=self._device)
-        operations = [
-            dist.P2POp(dist.isend, mine, peer, tag=2 * self._tag)
-            for peer in {transfer.peer for transfer in sends(self._rank, self.source, self.destination, lanes)} - {self._rank}
-        ]
-        peers = {transfer.peer for transfer in receives(self._rank, self.source, self.destination, lanes)} - {self._rank}
-        told = {peer: torch.empty_like(mine) for peer in peers}
-        operations += [dist.P2POp(dist.irecv, theirs, peer, tag=2 * self._tag) for peer, theirs in told.items()]
-        self._run(operations)
-        for peer, theirs in told.items():
-            if not torch.equal(theirs, mine):
-                raise BridgeError(
-                    f"rank {self._rank} expects samples of {_told(mine)} over {self}, but rank {peer} sends {_told(theirs)}"
-                )
+        self._check_takes_part()
+        plan = self._route(spec, back)
+        sender, receiver = self._sides(spec, back=back)
+        held = needed = None
+        if (place := sender.endpoint.place(self._rank)) is not None:
+            held = self._checked(given, spec, sender, place).detach().contiguous().view(plan.rows_held, spec.width)
+        elif given is not None:
+            what = "gradients" if back else "activations"
+            raise BridgeError(f"rank {self._rank} only receives over {self}; pass no {what}")
+        if (place := receiver.endpoint.place(self._rank)) is not None:
+            needed = self._pool.take(spec.shape_at(receiver, place), spec.dtype)
+        if self._introduction is None:
+            ends = self.source, self.destination
+            self._introduction = Introduction(*ends, self._rank, self._device, spec, self._tag(_TOLD))
+        introduction = self._introduction
+        return Crossing(
+            plan,
+            self._rank,
+            held,
+            needed,
+            width=spec.width,
+            tag=self._tag(_BACKWARD if back else _FORWARD),
+            pool=self._pool,
+            explain=lambda message: self._explain(message, sender, receiver),
+            check=lambda: introduction.check(str(self)),
+            copies=copies,
+        )
 
-    def _run(self, operations: list[dist.P2POp]) -> None:
-        if not operations:
-            return
-        works = dist.batch_isend_irecv(operations)
-        if len(works) != len(operations):  # NCCL coalesces a batch into one
-            for work in works:
-                work.wait()
-            return
-        for operation, work in zip(operations, works, strict=True):
-            if operation.op is dist.irecv:
-                work.wait()
-            else:
-                self._in_flight.append((work, operation.tensor))
+    def _one_sided(self, given: torch.Tensor | None, spec: ActivationSpec, *, back: bool) -> Crossing:
+        if self.is_sender and self.is_receiver:
+            raise BridgeError(f"rank {self._rank} is on both sides of {self}; use crossing()")
+        if given is None and (self.is_receiver if back else self.is_sender):
+            taken, verb = ("gradients", "send_backward") if back else ("activations", "send_forward")
+            raise BridgeError(f"rank {self._rank} gives {taken} over {self} and takes none; use {verb}")
+        return self.crossing(given, spec, back=back)
+
+    def _tag(self, purpose: int) -> int:
+        return 4 * self._number + purpose
+
+    def _sides(self, spec: ActivationSpec, *, back: bool) -> tuple[Side, Side]:
+        """Who gives and who takes."""
+        sides = Side(self.source, spec.samples, True), Side(self.destination, spec.samples, False)
+        return sides[::-1] if back else sides
+
+    def _make_route(self, spec: ActivationSpec, back: bool) -> Route:
+        for end, is_source in ((self.source, True), (self.destination, False)):
+            spec.samples.check_lanes(end.lanes, source=is_source)
+        return route(self._rank, *self._sides(spec, back=back), spec.width)
+
+    def _check_takes_part(self) -> None:
+        if not (self.is_sender or self.is_receiver):
+            raise BridgeError(f"rank {self._rank} takes no part in {self}")
+
+    def _checked(self, given: torch.Tensor | None, spec: ActivationSpec, side: Side, place: Place) -> torch.Tensor:
+        what = "activations" if side.is_source else "gradients"
+        if given is None:
+            raise BridgeError(f"rank {self._rank} sends over {self}; pass its lane's {what}")
+        expected = spec.shape_at(side, place)
+        if tuple(given.shape) != expected:
+            wanted = [*expected[:1], "..."] if given.shape[1:] == expected[1:] else list(expected)
+            raise BridgeError(
+                f"lane {place.lane} of {self} holds {_count(side, place)} of a batch of {spec.samples.count}, but its "
+                f"{what} are {list(given.shape)}; pass [{', '.join(map(str, wanted))}]"
+            )
+        if given.dtype != spec.dtype:
+            raise BridgeError(f"{self} carries {spec.dtype} in this batch, but the {what} are {given.dtype}")
+        if given.device.type != self._device.type:
+            raise BridgeError(f"{self} carries tensors on {self._device.type}, not on {given.device.type}")
+        return given
+
+    def _explain(self, message: Message, sender: Side, receiver: Side) -> str:
+        peer, (_, _, first, last) = message.transfer.peer, message.stream
+        samples = f"sample {first}" if first == last else f"samples {first}-{last}"
+        mine, theirs = (sender, receiver) if message.is_send else (receiver, sender)
+        other = theirs if theirs.endpoint.place(peer) is not None else mine  # copies of a lane hand on to each other
+        return (
+            f"{self}: {_where(self._rank, mine)} {'gave' if message.is_send else 'waited for'} {samples} "
+            f"{'to' if message.is_send else 'from'} {_where(peer, other)} in vain; that rank has died or never came to this "
+            "batch, or takes it for another size or dtype"
+        )
+
+    def _spec_of(
+        self,
+        activations: torch.Tensor | None,
+        batch_size: int | None,
+        sample_shape: tuple[int, ...] | None,
+        dtype: torch.dtype | None,
+    ) -> ActivationSpec:
+        self._check_takes_part()
+        if batch_size is None:
+            raise BridgeError(f"{self} needs a spec, or batch_size")
+        if activations is not None and self.is_sender:
+            sample_shape, dtype = self._sample_shape(activations, sample_shape), activations.dtype
+        elif self.is_sender:
+            raise BridgeError(f"rank {self._rank} sends over {self}; pass its lane's activations")
+        elif activations is not None:
+            raise BridgeError(f"rank {self._rank} only receives over {self}; pass no activations")
+        if sample_shape is None or dtype is None:
+            raise BridgeError(f"rank {self._rank} only receives over {self}; it needs sample_shape and dtype")
+        return ActivationSpec.of(batch_size, tuple(sample_shape), dtype)
+
+    def _sample_shape(self, activations: torch.Tensor, whole: tuple[int, ...] | None) -> tuple[int, ...]:
+        """A whole sample's shape. A rank that holds some of each sample's tokens cannot know how many there are."""
+        if self.source.cp > 1 or self.source.split.sequence_parallel:
+            if whole is None:
+                raise BridgeError(f"rank {self._rank} holds parts of samples over {self}; it needs sample_shape, of whole ones")
+            return whole
+        return tuple(activations.shape[1:])
 
 
-def _told(message: torch.Tensor) -> str:
-    dtype, *dimensions = message.tolist()
-    return f"{_DTYPES[dtype]} {dimensions[: dimensions.index(-1)]}"
+class Passage(NamedTuple):
+    """One bridge's part of a call that crosses several."""
+
+    bridge: Bridge
+    spec: ActivationSpec
+    activations: torch.Tensor | None = None
+    """On a sender."""
+
+
+def cross_together(passages: Sequence[Passage], *, requires_grad: bool = True) -> list[torch.Tensor]:
+    """Call several bridges at once: all transfers go on at the same time, and so do those of their gradients.
+
+    Args:
+        passages: the bridges in which this rank takes part, in the same order on all ranks.
+        requires_grad: whether gradients come back.
+
+    Returns:
+        What each bridge's call returns. They are one autograd node: a sender passes all its zeros to `torch.autograd.backward`.
+
+    Raises:
+        BridgeError: as a bridge's call.
+    """
+    anchors = []
+    for bridge, spec, _ in passages:
+        # A sender whose activations need no gradient must still take what the other side sends.
+        needs_grad = requires_grad and spec.dtype.is_floating_point
+        anchors.append(torch.zeros((), dtype=spec.dtype, device=bridge._device, requires_grad=needs_grad))
+    with torch.set_grad_enabled(requires_grad and torch.is_grad_enabled()):
+        given = [passage.activations for passage in passages]
+        return list(_Cross.apply(passages, *anchors, *given))  # type: ignore[no-untyped-call]
 
 
 class _Cross(torch.autograd.Function):
-    """The bridge as one autograd node: forward moves activations, backward moves their gradients the other way."""
+    """Bridges as one autograd node: forward moves activations, backward moves their gradients the other way."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        bridge: Bridge,
-        batch_size: int,
-        sample_shape: tuple[int, ...],
-        anchor: torch.Tensor,
-        activations: torch.Tensor | None,
-    ) -> torch.Tensor:
-        ctx.bridge, ctx.batch_size = bridge, batch_size
-        ctx.like = anchor.new_empty((0, *sample_shape))
-        received = bridge._move(activations, batch_size, ctx.like, back=False)
-        return anchor.new_zeros(()) if received is None else received
+    def forward(ctx: Any, passages: Sequence[Passage], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.passages = [passage._replace(activations=None) for passage in passages]
+        anchors, given = tensors[: len(passages)], tensors[len(passages) :]
+        arrived = _move(ctx.passages, given, back=False)
+        return tuple(
+            anchor.new_zeros(()) if tensor is None else tensor for tensor, anchor in zip(arrived, anchors, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        bridge: Bridge = ctx.bridge
-        gradient = gradients[0] if bridge.is_receiver else None
-        return None, None, None, None, bridge._move(gradient, ctx.batch_size, ctx.like, back=True)
+        given = [
+            gradient if passage.bridge.is_receiver else None for passage, gradient in zip(ctx.passages, gradients, strict=True)
+        ]
+        return None, *(None for _ in ctx.passages), *_move(ctx.passages, given, back=True)
+
+
+def _move(passages: Sequence[Passage], given: Sequence[torch.Tensor | None], *, back: bool) -> list[torch.Tensor | None]:
+    # Activations are the user's, who may change them; gradients nobody changes while this holds them.
+    crossings = [
+        passage.bridge.crossing(tensor, passage.spec, back=back, copies=not back)
+        for passage, tensor in zip(passages, given, strict=True)
+    ]
+    start_together(crossings)
+    arrived = [crossing.receive() for crossing in crossings]
+    for passage, crossing in zip(passages, crossings, strict=True):
+        passage.bridge._keep(crossing)
+    return arrived
+
+
+def _count(side: Side, place: Place) -> str:
+    own = side.of_lane(place.lane)
+    if not own:
+        return "no samples"
+    contiguous = own[-1] - own[0] == len(own) - 1
+    return f"samples {own[0]}-{own[-1]}" if contiguous else f"{len(own)} samples"
+
+
+def _where(rank: int, side: Side) -> str:
+    place = side.endpoint.place(rank)
+    return f"rank {rank} ({side.endpoint.module} lane {place.lane})" if place is not None else f"rank {rank}"

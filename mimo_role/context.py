@@ -24,7 +24,7 @@ from mimo_role.groups import Groups, share, uses_nccl
 from mimo_role.hyper_comm_grid import HyperCommGrid
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.rounds import schedule
-from mimo_role.routing import Endpoint
+from mimo_role.samples import Endpoint, TokenSplit
 from mimo_role.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -135,37 +135,55 @@ class RoleContext:
         self._own_grid(module)
         return megatron.process_groups(self.topology, module, self.rank, self.group, self._groups.get_ends)
 
-    def bridge(self, module: str, *, stage: int | None = None) -> Bridge:
+    def bridge(
+        self,
+        module: str,
+        *,
+        stage: int | None = None,
+        source: TokenSplit | None = None,
+        destination: TokenSplit | None = None,
+    ) -> Bridge:
         """The bridge from a modality module's last stage to the language module's first.
 
-        With `stage`, the bridge from that stage of `module` to its next.
+        Args:
+            module: where it begins.
+            stage: for the bridge from that stage of `module` to its next.
+            source, destination: how each side's ranks divide the tokens of a sample, if not as `TokenSplit()`. Between stages
+                of one module the two are the same, and the first one given holds. Said once, all ranks alike.
 
         Raises:
             AxisError: there is no such module.
-            BridgeError: there is no such bridge.
+            BridgeError: there is no such bridge, or it has been made with other splits.
         """
         if (module, stage) not in self._bridges:
-            source, destination = self._endpoints(module, stage)
-            for end in (source, destination):
-                if end.grid.axis_size("cp") > 1:
-                    raise BridgeError(
-                        f"modules.{end.module}.cp={end.grid.axis_size('cp')}: bridges carry whole samples, cp is 1"
-                    )
-            number = list(self.topology.grids).index(module) * (self.world_size + 1) + (0 if stage is None else stage + 1)
-            self._bridges[module, stage] = Bridge(source, destination, self.rank, self.device, number)
-        return self._bridges[module, stage]
+            ends = self._endpoints(module, stage, source, destination)
+            before = sum(grid.axis_size("pp") for grid in self._grids_before(module))
+            number = before if stage is None else before + 1 + stage
+            self._bridges[module, stage] = Bridge(*ends, self.rank, self.device, number)
+        bridge = self._bridges[module, stage]
+        for asked, end in ((source, bridge.source), (destination, bridge.destination)):
+            if asked is not None and asked != end.split:
+                raise BridgeError(f"{bridge} has {end.split} at {end.module} stage {end.stage}; it cannot become {asked}")
+        return bridge
 
-    def _endpoints(self, module: str, stage: int | None) -> tuple[Endpoint, Endpoint]:
+    def _endpoints(
+        self, module: str, stage: int | None, source: TokenSplit | None, destination: TokenSplit | None
+    ) -> tuple[Endpoint, Endpoint]:
         grid = self._grid(module)
         last = grid.axis_size("pp") - 1
         if stage is not None:
             if not 0 <= stage < last:
                 raise BridgeError(f"module {module!r} has {last + 1} stages; no stage follows stage {stage}")
-            return Endpoint(module, grid, stage), Endpoint(module, grid, stage + 1)
+            split = source or destination or TokenSplit()
+            return Endpoint(module, grid, stage, split), Endpoint(module, grid, stage + 1, split)
         if module == MIMO_LANGUAGE_MODULE_KEY:
             raise BridgeError("a bridge ends at the language module; name a modality module, or a stage")
-        language = self._grid(MIMO_LANGUAGE_MODULE_KEY)
-        return Endpoint(module, grid, last), Endpoint(MIMO_LANGUAGE_MODULE_KEY, language, 0)
+        language = Endpoint(MIMO_LANGUAGE_MODULE_KEY, self._grid(MIMO_LANGUAGE_MODULE_KEY), 0, destination or TokenSplit())
+        return Endpoint(module, grid, last, source or TokenSplit()), language
+
+    def _grids_before(self, module: str) -> list[RankGrid]:
+        names = list(self.topology.grids)
+        return [self.topology.grids[name] for name in names[: names.index(module)]]
 
     def _grid(self, module: str) -> RankGrid:
         grid = self.topology.grids.get(module)

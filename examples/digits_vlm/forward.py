@@ -5,8 +5,7 @@ from data import Batch
 from model import ENCODERS, LANGUAGE
 from torch import nn
 
-from mimo_role import MIMO_LANGUAGE_MODULE_KEY, Bridge, ModuleLayout, RoleContext
-from mimo_role.routing import lane_samples
+from mimo_role import MIMO_LANGUAGE_MODULE_KEY, Bridge, ModuleLayout, RoleContext, lane_samples
 
 
 class ForwardPass:

@@ -1,9 +1,22 @@
+import dataclasses
+from contextlib import suppress
+from unittest import mock
+
 import pytest
 import torch
+import torch.distributed as dist
 
 import mimo_role
-from mimo_role import BridgeError, Topology
-from mimo_role.routing import lane_samples
+from mimo_role import (
+    ActivationSpec,
+    BridgeError,
+    Passage,
+    Samples,
+    TokenSplit,
+    Topology,
+    cross_together,
+    lane_samples,
+)
 from mimo_role.testing import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -202,3 +215,227 @@ def reuse_of_a_buffer():
 
 def test_what_arrives_is_what_was_passed_whatever_the_sender_does_next():
     assert run_ranks(reuse_of_a_buffer, Topology.from_modules({"vision": {}, "language": {}}))[1] == [1.0, 2.0, 3.0]
+
+
+TWO = Topology.from_modules({"vision": {}, "language": {}})
+
+
+def packed(*tokens, dtype=torch.float32):
+    return ActivationSpec(samples=Samples(len(tokens), tokens), token_shape=(2,), dtype=dtype)
+
+
+def three_on_their_way():
+    """Three batches of unlike sizes are started before the first is waited for, in both directions."""
+    bridge = mimo_role.current().bridge("vision")
+    specs = [packed(3, 1), packed(5), packed(0, 2)]
+    numbers = [torch.full((sum(spec.samples.tokens), 2), 1.0 + at) for at, spec in enumerate(specs)]
+    if bridge.is_sender:
+        sent = [bridge.send_forward(values, spec).start() for values, spec in zip(numbers, specs, strict=True)]
+        back = [bridge.recv_backward(spec).start() for spec in specs]
+        [crossing.wait() for crossing in sent]
+        return [crossing.wait().tolist() for crossing in back]
+    taken = [bridge.recv_forward(spec).start() for spec in specs]
+    found = [crossing.wait() for crossing in taken]
+    given = [bridge.send_backward(-values, spec).start() for values, spec in zip(found, specs, strict=True)]
+    [crossing.wait() for crossing in given]
+    return [values.tolist() for values in found]
+
+
+def test_batches_go_on_beside_each_other():
+    back, there = run_ranks(three_on_their_way, TWO)
+    assert there == [[[1.0, 1.0]] * 4, [[2.0, 2.0]] * 5, [[3.0, 3.0]] * 2]
+    assert back == [[[-x for x in row] for row in rows] for rows in there]
+
+
+def of_every_dtype(dtypes):
+    bridge = mimo_role.current().bridge("vision")
+    with torch.no_grad():
+        for dtype in dtypes:
+            bridge._introduction = None  # each dtype as if on a bridge of its own
+            values = torch.arange(-7, 5).view(2, 3, 2).to(dtype)
+            if bridge.is_sender:
+                bridge(values, batch_size=2)
+            else:
+                assert torch.equal(bridge(batch_size=2, sample_shape=(3, 2), dtype=dtype), values)
+    bridge.wait()
+
+
+def test_every_dtype_crosses():
+    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
+    topology = Topology.from_modules({"vision": {"tp": 2}, "language": {"tp": 2}})
+    run_ranks(of_every_dtype, topology, dtypes)
+
+
+def together():
+    """Two bridges in one call, one of which carries no gradient to speak of."""
+    context = mimo_role.current()
+    specs = {"vision": packed(2, 1), "audio": packed(0, 0)}
+    sent = {name: torch.ones(spec.samples.tokens_of(0) + spec.samples.tokens_of(1), 2) for name, spec in specs.items()}
+    if context.role.has_modality_modules:
+        leaves = [values.requires_grad_() for values in sent.values()]
+        anchors = cross_together([Passage(context.bridge(name), specs[name], sent[name]) for name in specs])
+        torch.autograd.backward(anchors)
+        return [leaf.grad.tolist() for leaf in leaves]
+    received = cross_together([Passage(context.bridge(name), spec) for name, spec in specs.items()])
+    (received[0] * 4).sum().backward()
+    return [values.detach().tolist() for values in received]
+
+
+def test_several_bridges_cross_in_one_call():
+    topology = Topology.from_modules({"vision": {}, "audio": {"colocate_with": "vision"}, "language": {}})
+    gradients, received = run_ranks(together, topology)
+    assert received == [[[1.0, 1.0]] * 3, []]
+    assert gradients == [[[4.0, 4.0]] * 3, []]
+
+
+def learn(samples, tokens):
+    context = mimo_role.current()
+    bridge = context.bridge("vision")
+    spec = None
+    if bridge.is_sender:
+        # What other lanes' samples have, a rank need not know.
+        own = samples.of_lane(bridge.source.place(context.rank).lane, bridge.source.lanes, source=True)
+        known = tuple(count if sample in own else 0 for sample, count in enumerate(tokens))
+        spec = ActivationSpec(samples=dataclasses.replace(samples, tokens=known), token_shape=(2,), dtype=torch.float16)
+    agreed = bridge.exchange_spec(spec, samples=samples)
+    return agreed.samples.tokens, agreed.token_shape, agreed.dtype, agreed.is_dense
+
+
+@pytest.mark.parametrize("layout", ["non_colocated", "colocated"])
+def test_receivers_learn_the_sizes_of_their_samples_on_request(layout):
+    topology = Topology.from_modules({"vision": {"dp": 2, "tp": 2}, "language": {"dp": 4}}, layout=layout)
+    tokens = (5, 0, 3, 2, 9, 1)
+    samples = Samples(6, destination_lanes=(3, 0, 0, 1, 3, 3))
+    for rank, (learned, *rest) in enumerate(run_ranks(learn, topology, samples, tokens)):
+        assert rest == [(2,), torch.float16, False]
+        if "language" in topology.coords_of(rank):
+            lane = topology.coords_of(rank)["language"]["dp"]
+            assert all(learned[sample] == tokens[sample] for sample in samples.of_lane(lane, 4, source=False))
+
+
+def messages_in_steps(count):
+    """How many messages this rank posts in each of `count` batches, there and back."""
+    bridge, posted = mimo_role.current().bridge("vision"), []
+    original = torch.distributed.batch_isend_irecv
+    with mock.patch(
+        "torch.distributed.batch_isend_irecv", lambda operations: posted.append(len(operations)) or original(operations)
+    ):
+        for _ in range(count):
+            if bridge.is_sender:
+                bridge(torch.ones(3, 2, requires_grad=True), batch_size=3).backward()
+            else:
+                bridge(batch_size=3, sample_shape=(2,), dtype=torch.float32).sum().backward()
+    return posted
+
+
+def test_after_the_first_batch_nothing_but_the_batch_is_sent():
+    assert run_ranks(messages_in_steps, TWO, 3) == [[1, 1, 1, 1, 1, 1, 1]] * 2  # one introduction, then there and back
+
+
+def memory_of_batches():
+    bridge, addresses = mimo_role.current().bridge("vision"), []
+    spec = ActivationSpec.of(4, (64, 512), torch.float32)
+    for _ in range(4):
+        if bridge.is_sender:
+            bridge.send_forward(torch.zeros(4, 64, 512), spec).wait()
+        else:
+            received = bridge.recv_forward(spec).wait()
+            kept = received[1:2]  # a part of it keeps all of it
+            del received
+            addresses.append(kept.data_ptr())
+    return addresses
+
+
+def test_memory_is_used_again_as_soon_as_nobody_has_it():
+    first, second, third, fourth = run_ranks(memory_of_batches, TWO)[1]
+    assert first != second
+    assert (third, fourth) == (first, second)
+
+
+def single_step_mistakes():
+    bridge = mimo_role.current().bridge("vision")
+    spec = packed(3, 1)
+    attempts = [
+        lambda: bridge.send_forward(torch.ones(4, 2, dtype=torch.float64), spec),
+        lambda: bridge.send_forward(torch.ones(3, 2), spec),
+        lambda: bridge.recv_forward(spec),
+        lambda: bridge.recv_backward(spec),
+        lambda: bridge.send_backward(torch.ones(4, 2), spec),
+        lambda: bridge.send_forward(torch.ones(4, 2), packed(1, 1, 1)),
+        lambda: bridge(torch.ones(4, 2)),
+        bridge.exchange_spec,
+        lambda: mimo_role.current().bridge("vision", destination=TokenSplit(cp_order="zigzag")),
+    ]
+    found = []
+    for attempt in attempts:
+        try:
+            attempt()
+            found.append(None)
+        except BridgeError as error:
+            found.append(str(error).replace(str(bridge), "B"))
+    return found
+
+
+def test_each_single_step_says_what_does_not_fit():
+    sender, receiver = run_ranks(single_step_mistakes, TWO)
+    split = "TokenSplit(cp_order='zigzag', sequence_parallel=False)"
+    splits = f"B has {TokenSplit()} at language stage 0; it cannot become {split}"
+    assert sender == [
+        "B carries torch.float32 in this batch, but the activations are torch.float64",
+        "lane 0 of B holds samples 0-1 of a batch of 2, but its activations are [3, 2]; pass [4, ...]",
+        "rank 0 gives activations over B and takes none; use send_forward",
+        None,
+        "rank 0 only receives over B; pass no gradients",
+        "lane 0 of B holds samples 0-2 of a batch of 3, but its activations are [4, 2]; pass [3, ...]",
+        "B needs a spec, or batch_size",
+        "rank 0 sends over B; pass spec",
+        splits,
+    ]
+    assert receiver == [
+        "rank 1 only receives over B; pass no activations",
+        "rank 1 only receives over B; pass no activations",
+        None,
+        "rank 1 gives gradients over B and takes none; use send_backward",
+        None,
+        "rank 1 only receives over B; pass no activations",
+        "B needs a spec, or batch_size",
+        "rank 1 only receives over B; pass samples",
+        splits,
+    ]
+
+
+def one_lane_fails(topology, how):
+    """After a first batch, rank 1 leaves the job, or sends tokens of another width, or never comes again."""
+    context = mimo_role.init(topology, backend="gloo", timeout_s=3)
+    bridge = context.bridge("vision")
+    spec, wider = (ActivationSpec.of(4, (width,), torch.float32) for width in (2, 3))
+    if bridge.is_sender:
+        bridge.send_forward(torch.ones(2, 2), spec).wait()
+        if context.rank == 0:
+            bridge.send_forward(torch.ones(2, 2), spec).wait()
+        elif how == "leaves":
+            dist.destroy_process_group()
+            return None
+        elif how == "sends something else":
+            bridge.send_forward(torch.ones(2, 3), wider).start()
+        with suppress(RuntimeError):
+            dist.barrier()
+        return None
+    bridge.recv_forward(spec).wait()
+    try:
+        bridge.recv_forward(spec).wait()
+    except BridgeError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("how", ["leaves", "sends something else", "does not come"])
+def test_what_never_arrives_is_named(how):
+    topology = Topology.from_modules({"vision": {"dp": 2}, "language": {}})
+    found = run_ranks(one_lane_fails, 3, topology, how, timeout_s=40)[2]
+    assert found.startswith(
+        "the bridge vision stage 0 -> language stage 0: rank 2 (language lane 0) waited for samples 2-3 from "
+        "rank 1 (vision lane 1) in vain; that rank has died or never came to this batch, or takes it for another size "
+        "or dtype: "
+    )
+    assert ("Connection closed by peer" if how == "leaves" else "Timed out waiting 3000ms") in found

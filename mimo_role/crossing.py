@@ -1,0 +1,211 @@
+"""One batch on its way over a bridge in one direction, as one rank sees it."""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from mimo_role.buffers import BufferPool
+from mimo_role.errors import BridgeError
+from mimo_role.routing import Route, Stream, Transfer
+
+_SIGNATURE_BITS = 18
+"""Bits of a message's tag that follow from its size and type: gloo would write a message into memory of another size."""
+
+
+class Message(NamedTuple):
+    """One part that this rank sends or receives."""
+
+    operation: dist.P2POp
+    is_send: bool
+    transfer: Transfer
+    stream: Stream
+
+
+class Crossing:
+    """What this rank sends and receives when one batch crosses. A bridge makes it; `start()` begins, `wait()` ends it.
+
+    Between the two the transfer goes on beside whatever the rank computes. `wait()` starts what has not been started.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        rank: int,
+        held_rows: torch.Tensor | None,
+        needed: torch.Tensor | None,
+        *,
+        width: int,
+        tag: int,
+        pool: BufferPool,
+        explain: Callable[[Message], str],
+        check: Callable[[], None],
+        copies: bool,
+    ) -> None:
+        """
+        Args:
+            route: of this rank.
+            rank: this rank.
+            held_rows: what it gives, contiguous, `[rows, width]`, a row for each token; `None` on a rank that only receives.
+            needed: where what it gets goes, contiguous, of any shape with rows of that width; `None` on a rank that only sends.
+            width: elements of a row.
+            tag: of the bridge and direction, two bits of which are free.
+            pool: memory for what does not lie in one piece.
+            explain: says what a message was to bring and where; asked for when it has failed.
+            check: raises if the two sides do not agree; called before anything that has arrived is used.
+            copies: whether what is sent is copied first, so that `held_rows` may change before it has been taken.
+        """
+        self._route = route
+        self._rank = rank
+        self._held_rows = held_rows
+        self._needed = needed
+        self._needed_rows = None if needed is None else needed.view(route.rows_needed, width)
+        self._tag = tag
+        self._pool = pool
+        self._explain = explain
+        self._check = check
+        self._copies = copies
+        self._started = self._received = False
+        self._arriving: list[torch.Tensor] = []
+        self._pending: list[tuple[dist.Work, Message]] = []
+
+    def start(self) -> "Crossing":
+        """Begin to send and receive; nothing is waited for."""
+        start_together([self])
+        return self
+
+    def receive(self) -> torch.Tensor | None:
+        """Wait for what arrives and return it; `None` on a rank that only sends.
+
+        What this rank sends may still be on its way: the tensor that it is sent from must not change yet.
+
+        Raises:
+            BridgeError: it did not come within the timeout, a rank that was to send it has died, or the two sides do not
+                agree on what crosses.
+        """
+        self.start()
+        if not self._received:
+            self._received = True
+            self._check()
+            self._wait(sends=False)
+            self._take_from_itself()
+            self._hand_on()
+            self._put_in_place()
+        return self._needed
+
+    def wait(self) -> torch.Tensor | None:
+        """As `receive`, and wait until all that this rank sends has been taken."""
+        received = self.receive()
+        self._wait(sends=True)
+        self._held_rows = None
+        return received
+
+    def let_go(self) -> bool:
+        """Give up what has arrived, which is the caller's now; return whether something is still being sent."""
+        self._needed = self._needed_rows = None
+        return bool(self._pending)
+
+    def _first_messages(self) -> list[Message]:
+        self._started = True
+        self._arriving = [self._landing(stream) for stream in self._route.receive_streams]
+        return [*self._receives(self._route.receives, handed_on=False), *self._sends()]
+
+    def _sends(self) -> Iterator[Message]:
+        for transfer in self._route.sends:
+            if transfer.peer != self._rank:
+                stream = self._route.send_streams[transfer.stream]
+                pieces = self._pieces(stream, transfer)
+                part = pieces[0].clone() if self._copies and len(pieces) == 1 else self._joined(pieces)
+                yield self._message(dist.isend, part, transfer, stream, handed_on=False)
+
+    def _receives(self, transfers: Sequence[Transfer], *, handed_on: bool) -> Iterator[Message]:
+        for transfer in transfers:
+            if transfer.peer != self._rank:
+                part = self._arriving[transfer.stream][transfer.start : transfer.stop]
+                stream = self._route.receive_streams[transfer.stream]
+                yield self._message(dist.irecv, part, transfer, stream, handed_on=handed_on)
+
+    def _message(
+        self, verb: Callable[..., object], part: torch.Tensor, transfer: Transfer, stream: Stream, *, handed_on: bool
+    ) -> Message:
+        signature = zlib.crc32(f"{part.numel()} {part.dtype}".encode()) & ((1 << _SIGNATURE_BITS) - 1)
+        tag = (2 * self._tag + handed_on) << _SIGNATURE_BITS | signature
+        return Message(dist.P2POp(verb, part, transfer.peer, tag=tag), verb is dist.isend, transfer, stream)
+
+    def _landing(self, stream: Stream) -> torch.Tensor:
+        """Where a stream arrives: its place in the result, or memory beside it where that is not in one piece."""
+        assert self._needed_rows is not None
+        if len(stream.runs) == 1:
+            return self._needed_rows[stream.runs[0].start : stream.runs[0].stop].view(-1)
+        return self._pool.take((stream.rows * self._needed_rows.shape[1],), self._needed_rows.dtype)
+
+    def _pieces(self, stream: Stream, transfer: Transfer) -> list[torch.Tensor]:
+        """Where the elements of a stream that a transfer moves lie, in order."""
+        assert self._held_rows is not None
+        flat, width = self._held_rows.view(-1), self._held_rows.shape[1]
+        pieces, passed = [], 0
+        for run in stream.runs:
+            start, stop = max(transfer.start - passed, 0), min(transfer.stop - passed, len(run) * width)
+            if start < stop:
+                pieces.append(flat[run.start * width + start : run.start * width + stop])
+            passed += len(run) * width
+        return pieces
+
+    def _joined(self, pieces: list[torch.Tensor]) -> torch.Tensor:
+        if len(pieces) == 1:
+            return pieces[0]
+        return torch.cat(pieces, out=self._pool.take((sum(map(torch.Tensor.numel, pieces)),), pieces[0].dtype))
+
+    def _take_from_itself(self) -> None:
+        """What lies on this rank already."""
+        given = [transfer for transfer in self._route.sends if transfer.peer == self._rank]
+        taken = [transfer for transfer in self._route.receives if transfer.peer == self._rank]
+        for here, there in zip(given, taken, strict=True):
+            pieces = self._pieces(self._route.send_streams[here.stream], here)
+            torch.cat(pieces, out=self._arriving[there.stream][there.start : there.stop])
+
+    def _hand_on(self) -> None:
+        """Exchange what each copy of the lane has received, so that each has all."""
+        messages = list(self._receives(self._route.take_over, handed_on=True))
+        for transfer in self._route.hand_on:
+            part = self._arriving[transfer.stream][transfer.start : transfer.stop]
+            stream = self._route.receive_streams[transfer.stream]
+            messages.append(self._message(dist.isend, part, transfer, stream, handed_on=True))
+        earlier, self._pending = self._pending, _post(messages)
+        self._wait(sends=False)
+        self._wait(sends=True)
+        self._pending = earlier
+
+    def _put_in_place(self) -> None:
+        for stream, arrived in zip(self._route.receive_streams, self._arriving, strict=True):
+            if len(stream.runs) > 1 and self._needed_rows is not None:
+                parts = torch.split(arrived.view(stream.rows, -1), [len(run) for run in stream.runs])
+                for run, part in zip(stream.runs, parts, strict=True):
+                    self._needed_rows[run.start : run.stop] = part
+        self._arriving = []
+
+    def _wait(self, *, sends: bool) -> None:
+        waited_for = [entry for entry in self._pending if entry[1].is_send is sends]
+        self._pending = [entry for entry in self._pending if entry[1].is_send is not sends]
+        for work, message in waited_for:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise BridgeError(f"{self._explain(message)}: {error}") from error
+
+
+def start_together(crossings: Sequence[Crossing]) -> None:
+    """Start several crossings, of whichever bridges, in one batched call."""
+    messages = [crossing._first_messages() if not crossing._started else [] for crossing in crossings]
+    pending = iter(_post([message for own in messages for message in own]))
+    for crossing, own in zip(crossings, messages, strict=True):
+        crossing._pending += [next(pending) for _ in own]
+
+
+def _post(messages: Sequence[Message]) -> list[tuple[dist.Work, Message]]:
+    works = dist.batch_isend_irecv([message.operation for message in messages]) if messages else []
+    if len(works) != len(messages):  # NCCL makes one of a batch
+        works = works * len(messages)
+    return list(zip(works, messages, strict=True))
