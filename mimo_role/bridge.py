@@ -9,7 +9,7 @@ import torch
 
 from mimo_role.activations import ActivationSpec, Introduction, exchange
 from mimo_role.buffers import BufferPool
-from mimo_role.crossing import Crossing, Message, start_together
+from mimo_role.crossing import Crossing, Message, Step, start_together
 from mimo_role.errors import BridgeError
 from mimo_role.routing import Route, route
 from mimo_role.samples import Endpoint, Place, Samples, Side
@@ -41,7 +41,7 @@ class Bridge:
         self._pool = BufferPool(device)
         self._introduction: Introduction | None = None
         self._in_flight: deque[Crossing] = deque()
-        self._route = lru_cache(maxsize=64)(self._make_route)
+        self._plan = lru_cache(maxsize=64)(self._make_plan)
         self._on_source, self._on_destination = source.place(rank), destination.place(rank)
 
     @property
@@ -177,29 +177,28 @@ class Bridge:
             BridgeError: this rank is on neither side, or the tensor does not fit.
         """
         self._check_takes_part()
-        plan = self._route(spec, back)
-        sender, receiver = self._sides(spec, back=back)
+        plan = self._plan(spec, back)
         held = needed = None
-        if (place := sender.endpoint.place(self._rank)) is not None:
-            held = self._checked(given, spec, sender, place).detach().contiguous().view(plan.rows_held, spec.width)
+        if plan.given is not None:
+            held = self._checked(given, spec, plan).detach().contiguous().view(plan.route.rows_held, spec.width)
         elif given is not None:
             what = "gradients" if back else "activations"
             raise BridgeError(f"rank {self._rank} only receives over {self}; pass no {what}")
-        if (place := receiver.endpoint.place(self._rank)) is not None:
-            needed = self._pool.take(spec.shape_at(receiver, place), spec.dtype)
+        if plan.taken is not None:
+            needed = self._pool.take(plan.taken, spec.dtype)
         if self._introduction is None:
             ends = self.source, self.destination
             self._introduction = Introduction(*ends, self._rank, self._device, spec, self._tag(_TOLD))
         introduction = self._introduction
         return Crossing(
-            plan,
+            plan.route,
             self._rank,
             held,
             needed,
             width=spec.width,
             tag=self._tag(_BACKWARD if back else _FORWARD),
             pool=self._pool,
-            explain=lambda message: self._explain(message, sender, receiver),
+            explain=lambda message: self._explain(message, plan),
             check=lambda: introduction.check(str(self)),
             copies=copies,
         )
@@ -215,30 +214,33 @@ class Bridge:
     def _tag(self, purpose: int) -> int:
         return 4 * self._number + purpose
 
-    def _sides(self, spec: ActivationSpec, *, back: bool) -> tuple[Side, Side]:
-        """Who gives and who takes."""
-        sides = Side(self.source, spec.samples, True), Side(self.destination, spec.samples, False)
-        return sides[::-1] if back else sides
-
-    def _make_route(self, spec: ActivationSpec, back: bool) -> Route:
+    def _make_plan(self, spec: ActivationSpec, back: bool) -> "_Plan":
         for end, is_source in ((self.source, True), (self.destination, False)):
             spec.samples.check_lanes(end.lanes, source=is_source)
-        return route(self._rank, *self._sides(spec, back=back), spec.width)
+        sides = Side(self.source, spec.samples, True), Side(self.destination, spec.samples, False)
+        sender, receiver = sides[::-1] if back else sides
+        given, taken = (
+            None if place is None else spec.shape_at(side, place)
+            for side in (sender, receiver)
+            for place in [side.endpoint.place(self._rank)]
+        )
+        return _Plan(sender, receiver, route(self._rank, sender, receiver, spec.width), given, taken)
 
     def _check_takes_part(self) -> None:
         if not (self.is_sender or self.is_receiver):
             raise BridgeError(f"rank {self._rank} takes no part in {self}")
 
-    def _checked(self, given: torch.Tensor | None, spec: ActivationSpec, side: Side, place: Place) -> torch.Tensor:
-        what = "activations" if side.is_source else "gradients"
+    def _checked(self, given: torch.Tensor | None, spec: ActivationSpec, plan: "_Plan") -> torch.Tensor:
+        what = "activations" if plan.sender.is_source else "gradients"
+        expected = plan.given
+        assert expected is not None
         if given is None:
             raise BridgeError(f"rank {self._rank} sends over {self}; pass its lane's {what}")
-        expected = spec.shape_at(side, place)
         if tuple(given.shape) != expected:
             wanted = [*expected[:1], "..."] if given.shape[1:] == expected[1:] else list(expected)
             raise BridgeError(
-                f"lane {place.lane} of {self} holds {_count(side, place)} of a batch of {spec.samples.count}, but its "
-                f"{what} are {list(given.shape)}; pass [{', '.join(map(str, wanted))}]"
+                f"{self._holding(plan.sender)} of a batch of {spec.samples.count}, but its {what} are {list(given.shape)}; "
+                f"pass [{', '.join(map(str, wanted))}]"
             )
         if given.dtype != spec.dtype:
             raise BridgeError(f"{self} carries {spec.dtype} in this batch, but the {what} are {given.dtype}")
@@ -246,15 +248,28 @@ class Bridge:
             raise BridgeError(f"{self} carries tensors on {self._device.type}, not on {given.device.type}")
         return given
 
-    def _explain(self, message: Message, sender: Side, receiver: Side) -> str:
+    def _holding(self, side: Side) -> str:
+        place = side.endpoint.place(self._rank)
+        assert place is not None
+        own = side.of_lane(place.lane)
+        if own and own[-1] - own[0] == len(own) - 1:
+            held = f"samples {own[0]}-{own[-1]}"
+        else:
+            held = f"{len(own) or 'no'} samples"
+        return f"lane {place.lane} of {self} holds {held}"
+
+    def _explain(self, message: Message, plan: "_Plan") -> str:
+        sender, receiver = plan.sender, plan.receiver
         peer, (_, _, first, last) = message.transfer.peer, message.stream
         samples = f"sample {first}" if first == last else f"samples {first}-{last}"
-        mine, theirs = (sender, receiver) if message.is_send else (receiver, sender)
-        other = theirs if theirs.endpoint.place(peer) is not None else mine  # copies of a lane hand on to each other
+        if message.step in (Step.SEND, Step.HAND_ON):
+            did, theirs = f"gave {samples} to", receiver
+        else:
+            did, theirs = f"waited for {samples} from", sender if message.step is Step.RECEIVE else receiver
+        mine = sender if message.step is Step.SEND else receiver
         return (
-            f"{self}: {_where(self._rank, mine)} {'gave' if message.is_send else 'waited for'} {samples} "
-            f"{'to' if message.is_send else 'from'} {_where(peer, other)} in vain; that rank has died or never came to this "
-            "batch, or takes it for another size or dtype"
+            f"{self}: {_where(self._rank, mine)} {did} {_where(peer, theirs)} in vain; that rank has died or never came to "
+            "this batch, or takes it for another size or dtype"
         )
 
     def _spec_of(
@@ -284,6 +299,17 @@ class Bridge:
                 raise BridgeError(f"rank {self._rank} holds parts of samples over {self}; it needs sample_shape, of whole ones")
             return whole
         return tuple(activations.shape[1:])
+
+
+class _Plan(NamedTuple):
+    """What this rank does for batches of one spec, in one direction."""
+
+    sender: Side
+    receiver: Side
+    route: Route
+    given: tuple[int, ...] | None
+    """The shape of what it gives, if it does."""
+    taken: tuple[int, ...] | None
 
 
 class Passage(NamedTuple):
@@ -351,14 +377,7 @@ def _move(passages: Sequence[Passage], given: Sequence[torch.Tensor | None], *, 
     return arrived
 
 
-def _count(side: Side, place: Place) -> str:
-    own = side.of_lane(place.lane)
-    if not own:
-        return "no samples"
-    contiguous = own[-1] - own[0] == len(own) - 1
-    return f"samples {own[0]}-{own[-1]}" if contiguous else f"{len(own)} samples"
-
-
 def _where(rank: int, side: Side) -> str:
     place = side.endpoint.place(rank)
-    return f"rank {rank} ({side.endpoint.module} lane {place.lane})" if place is not None else f"rank {rank}"
+    assert place is not None
+    return f"rank {rank} ({side.endpoint.module} lane {place.lane})"

@@ -1,7 +1,9 @@
 """One batch on its way over a bridge in one direction, as one rank sees it."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -15,11 +17,21 @@ _SIGNATURE_BITS = 18
 """Bits of a message's tag that follow from its size and type: gloo would write a message into memory of another size."""
 
 
+class Step(Enum):
+    """What a message is part of."""
+
+    SEND = "send"
+    RECEIVE = "receive"
+    HAND_ON = "hand on"
+    """To another copy of this rank's lane, what came over the bridge."""
+    TAKE_OVER = "take over"
+
+
 class Message(NamedTuple):
     """One part that this rank sends or receives."""
 
     operation: dist.P2POp
-    is_send: bool
+    step: Step
     transfer: Transfer
     stream: Stream
 
@@ -69,7 +81,7 @@ class Crossing:
         self._copies = copies
         self._started = self._received = False
         self._arriving: list[torch.Tensor] = []
-        self._pending: list[tuple[dist.Work, Message]] = []
+        self._pending: dict[Step, list[tuple[dist.Work, Message]]] = {step: [] for step in Step}
 
     def start(self) -> "Crossing":
         """Begin to send and receive; nothing is waited for."""
@@ -89,28 +101,38 @@ class Crossing:
         if not self._received:
             self._received = True
             self._check()
-            self._wait(sends=False)
+            self._wait(Step.RECEIVE)
             self._take_from_itself()
-            self._hand_on()
+            self._exchange_with_copies()
             self._put_in_place()
         return self._needed
 
     def wait(self) -> torch.Tensor | None:
         """As `receive`, and wait until all that this rank sends has been taken."""
         received = self.receive()
-        self._wait(sends=True)
+        self._wait(Step.SEND)
         self._held_rows = None
         return received
 
     def let_go(self) -> bool:
         """Give up what has arrived, which is the caller's now; return whether something is still being sent."""
         self._needed = self._needed_rows = None
-        return bool(self._pending)
+        return bool(self._pending[Step.SEND])
 
     def _first_messages(self) -> list[Message]:
         self._started = True
         self._arriving = [self._landing(stream) for stream in self._route.receive_streams]
-        return [*self._receives(self._route.receives, handed_on=False), *self._sends()]
+        messages = [*self._at_landings(Step.RECEIVE, self._route.receives), *self._sends()]
+        if self._takes_over_early():
+            messages += self._at_landings(Step.TAKE_OVER, self._route.take_over)
+        return messages
+
+    def _takes_over_early(self) -> bool:
+        """Whether the copies' messages are awaited from the start: a round trip less for each.
+
+        NCCL makes one operation of a batch, which would wait for what the copies can only send after theirs.
+        """
+        return self._needed is not None and self._needed.device.type == "cpu"
 
     def _sends(self) -> Iterator[Message]:
         for transfer in self._route.sends:
@@ -118,21 +140,20 @@ class Crossing:
                 stream = self._route.send_streams[transfer.stream]
                 pieces = self._pieces(stream, transfer)
                 part = pieces[0].clone() if self._copies and len(pieces) == 1 else self._joined(pieces)
-                yield self._message(dist.isend, part, transfer, stream, handed_on=False)
+                yield self._message(Step.SEND, part, transfer, stream)
 
-    def _receives(self, transfers: Sequence[Transfer], *, handed_on: bool) -> Iterator[Message]:
+    def _at_landings(self, step: Step, transfers: Sequence[Transfer]) -> Iterator[Message]:
         for transfer in transfers:
             if transfer.peer != self._rank:
                 part = self._arriving[transfer.stream][transfer.start : transfer.stop]
-                stream = self._route.receive_streams[transfer.stream]
-                yield self._message(dist.irecv, part, transfer, stream, handed_on=handed_on)
+                yield self._message(step, part, transfer, self._route.receive_streams[transfer.stream])
 
-    def _message(
-        self, verb: Callable[..., object], part: torch.Tensor, transfer: Transfer, stream: Stream, *, handed_on: bool
-    ) -> Message:
+    def _message(self, step: Step, part: torch.Tensor, transfer: Transfer, stream: Stream) -> Message:
         signature = zlib.crc32(f"{part.numel()} {part.dtype}".encode()) & ((1 << _SIGNATURE_BITS) - 1)
-        tag = (2 * self._tag + handed_on) << _SIGNATURE_BITS | signature
-        return Message(dist.P2POp(verb, part, transfer.peer, tag=tag), verb is dist.isend, transfer, stream)
+        among_copies = step in (Step.HAND_ON, Step.TAKE_OVER)
+        tag = (2 * self._tag + among_copies) << _SIGNATURE_BITS | signature
+        verb = dist.isend if step in (Step.SEND, Step.HAND_ON) else dist.irecv
+        return Message(dist.P2POp(verb, part, transfer.peer, tag=tag), step, transfer, stream)
 
     def _landing(self, stream: Stream) -> torch.Tensor:
         """Where a stream arrives: its place in the result, or memory beside it where that is not in one piece."""
@@ -166,17 +187,14 @@ class Crossing:
             pieces = self._pieces(self._route.send_streams[here.stream], here)
             torch.cat(pieces, out=self._arriving[there.stream][there.start : there.stop])
 
-    def _hand_on(self) -> None:
-        """Exchange what each copy of the lane has received, so that each has all."""
-        messages = list(self._receives(self._route.take_over, handed_on=True))
-        for transfer in self._route.hand_on:
-            part = self._arriving[transfer.stream][transfer.start : transfer.stop]
-            stream = self._route.receive_streams[transfer.stream]
-            messages.append(self._message(dist.isend, part, transfer, stream, handed_on=True))
-        earlier, self._pending = self._pending, _post(messages)
-        self._wait(sends=False)
-        self._wait(sends=True)
-        self._pending = earlier
+    def _exchange_with_copies(self) -> None:
+        """Give what has arrived to the lane's other copies, and take what they have, so that each has all."""
+        messages = list(self._at_landings(Step.HAND_ON, self._route.hand_on))
+        if not self._takes_over_early():
+            messages += self._at_landings(Step.TAKE_OVER, self._route.take_over)
+        self._add(_post(messages))
+        self._wait(Step.TAKE_OVER)
+        self._wait(Step.HAND_ON)
 
     def _put_in_place(self) -> None:
         for stream, arrived in zip(self._route.receive_streams, self._arriving, strict=True):
@@ -186,9 +204,12 @@ class Crossing:
                     self._needed_rows[run.start : run.stop] = part
         self._arriving = []
 
-    def _wait(self, *, sends: bool) -> None:
-        waited_for = [entry for entry in self._pending if entry[1].is_send is sends]
-        self._pending = [entry for entry in self._pending if entry[1].is_send is not sends]
+    def _add(self, pending: Iterable[tuple[dist.Work, Message]]) -> None:
+        for work, message in pending:
+            self._pending[message.step].append((work, message))
+
+    def _wait(self, step: Step) -> None:
+        waited_for, self._pending[step] = self._pending[step], []
         for work, message in waited_for:
             try:
                 work.wait()
@@ -201,7 +222,7 @@ def start_together(crossings: Sequence[Crossing]) -> None:
     messages = [crossing._first_messages() if not crossing._started else [] for crossing in crossings]
     pending = iter(_post([message for own in messages for message in own]))
     for crossing, own in zip(crossings, messages, strict=True):
-        crossing._pending += [next(pending) for _ in own]
+        crossing._add(islice(pending, len(own)))
 
 
 def _post(messages: Sequence[Message]) -> list[tuple[dist.Work, Message]]:
