@@ -12,7 +12,7 @@ from mimo_role.buffers import BufferPool
 from mimo_role.crossing import Crossing, Message, Step, start_together
 from mimo_role.errors import BridgeError
 from mimo_role.routing import Route, route
-from mimo_role.samples import Endpoint, Place, Samples, Side
+from mimo_role.samples import Endpoint, Samples, Side
 
 _FORWARD, _BACKWARD, _TOLD = 0, 1, 2
 """What a message is for; part of its tag."""
@@ -252,15 +252,12 @@ class Bridge:
         place = side.endpoint.place(self._rank)
         assert place is not None
         own = side.of_lane(place.lane)
-        if own and own[-1] - own[0] == len(own) - 1:
-            held = f"samples {own[0]}-{own[-1]}"
-        else:
-            held = f"{len(own) or 'no'} samples"
+        held = f"samples {own[0]}-{own[-1]}" if own and own[-1] - own[0] == len(own) - 1 else f"{len(own) or 'no'} samples"
         return f"lane {place.lane} of {self} holds {held}"
 
     def _explain(self, message: Message, plan: "_Plan") -> str:
         sender, receiver = plan.sender, plan.receiver
-        peer, (_, _, first, last) = message.transfer.peer, message.stream
+        peer, first, last = message.transfer.peer, message.stream.first_sample, message.stream.last_sample
         samples = f"sample {first}" if first == last else f"samples {first}-{last}"
         if message.step in (Step.SEND, Step.HAND_ON):
             did, theirs = f"gave {samples} to", receiver

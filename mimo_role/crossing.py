@@ -80,7 +80,7 @@ class Crossing:
         self._check = check
         self._copies = copies
         self._started = self._received = False
-        self._arriving: list[torch.Tensor] = []
+        self._landings: list[torch.Tensor | None] = []
         self._pending: dict[Step, list[tuple[dist.Work, Message]]] = {step: [] for step in Step}
 
     def start(self) -> "Crossing":
@@ -121,7 +121,7 @@ class Crossing:
 
     def _first_messages(self) -> list[Message]:
         self._started = True
-        self._arriving = [self._landing(stream) for stream in self._route.receive_streams]
+        self._landings = [self._landing(stream) for stream in self._route.receive_streams]
         messages = [*self._at_landings(Step.RECEIVE, self._route.receives), *self._sends()]
         if self._takes_over_early():
             messages += self._at_landings(Step.TAKE_OVER, self._route.take_over)
@@ -136,17 +136,17 @@ class Crossing:
 
     def _sends(self) -> Iterator[Message]:
         for transfer in self._route.sends:
-            if transfer.peer != self._rank:
+            if transfer.peer != self._rank and self._held_rows is not None:
                 stream = self._route.send_streams[transfer.stream]
-                pieces = self._pieces(stream, transfer)
+                pieces = _pieces(self._held_rows, stream, transfer)
                 part = pieces[0].clone() if self._copies and len(pieces) == 1 else self._joined(pieces)
                 yield self._message(Step.SEND, part, transfer, stream)
 
     def _at_landings(self, step: Step, transfers: Sequence[Transfer]) -> Iterator[Message]:
         for transfer in transfers:
             if transfer.peer != self._rank:
-                part = self._arriving[transfer.stream][transfer.start : transfer.stop]
-                yield self._message(step, part, transfer, self._route.receive_streams[transfer.stream])
+                stream = self._route.receive_streams[transfer.stream]
+                yield self._message(step, self._landing_of(transfer), transfer, stream)
 
     def _message(self, step: Step, part: torch.Tensor, transfer: Transfer, stream: Stream) -> Message:
         signature = zlib.crc32(f"{part.numel()} {part.dtype}".encode()) & ((1 << _SIGNATURE_BITS) - 1)
@@ -155,24 +155,20 @@ class Crossing:
         verb = dist.isend if step in (Step.SEND, Step.HAND_ON) else dist.irecv
         return Message(dist.P2POp(verb, part, transfer.peer, tag=tag), step, transfer, stream)
 
-    def _landing(self, stream: Stream) -> torch.Tensor:
-        """Where a stream arrives: its place in the result, or memory beside it where that is not in one piece."""
+    def _landing(self, stream: Stream) -> torch.Tensor | None:
+        """Memory beside the result, for a stream whose parts do not each lie in one piece of it."""
         assert self._needed_rows is not None
-        if len(stream.runs) == 1:
-            return self._needed_rows[stream.runs[0].start : stream.runs[0].stop].view(-1)
-        return self._pool.take((stream.rows * self._needed_rows.shape[1],), self._needed_rows.dtype)
+        if len(stream.runs) == 1 or stream.cuts:
+            return None
+        return self._pool.take((stream.rows, self._needed_rows.shape[1]), self._needed_rows.dtype)
 
-    def _pieces(self, stream: Stream, transfer: Transfer) -> list[torch.Tensor]:
-        """Where the elements of a stream that a transfer moves lie, in order."""
-        assert self._held_rows is not None
-        flat, width = self._held_rows.view(-1), self._held_rows.shape[1]
-        pieces, passed = [], 0
-        for run in stream.runs:
-            start, stop = max(transfer.start - passed, 0), min(transfer.stop - passed, len(run) * width)
-            if start < stop:
-                pieces.append(flat[run.start * width + start : run.start * width + stop])
-            passed += len(run) * width
-        return pieces
+    def _landing_of(self, transfer: Transfer) -> torch.Tensor:
+        """Where a part arrives."""
+        assert self._needed_rows is not None
+        landing = self._landings[transfer.stream]
+        if landing is not None:
+            return landing.view(-1)[transfer.start : transfer.stop]
+        return _pieces(self._needed_rows, self._route.receive_streams[transfer.stream], transfer)[0]
 
     def _joined(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         if len(pieces) == 1:
@@ -184,8 +180,9 @@ class Crossing:
         given = [transfer for transfer in self._route.sends if transfer.peer == self._rank]
         taken = [transfer for transfer in self._route.receives if transfer.peer == self._rank]
         for here, there in zip(given, taken, strict=True):
-            pieces = self._pieces(self._route.send_streams[here.stream], here)
-            torch.cat(pieces, out=self._arriving[there.stream][there.start : there.stop])
+            assert self._held_rows is not None
+            pieces = _pieces(self._held_rows, self._route.send_streams[here.stream], here)
+            torch.cat(pieces, out=self._landing_of(there))
 
     def _exchange_with_copies(self) -> None:
         """Give what has arrived to the lane's other copies, and take what they have, so that each has all."""
@@ -197,12 +194,12 @@ class Crossing:
         self._wait(Step.HAND_ON)
 
     def _put_in_place(self) -> None:
-        for stream, arrived in zip(self._route.receive_streams, self._arriving, strict=True):
-            if len(stream.runs) > 1 and self._needed_rows is not None:
-                parts = torch.split(arrived.view(stream.rows, -1), [len(run) for run in stream.runs])
+        for stream, landing in zip(self._route.receive_streams, self._landings, strict=True):
+            if landing is not None and self._needed_rows is not None:
+                parts = torch.split(landing, [len(run) for run in stream.runs])
                 for run, part in zip(stream.runs, parts, strict=True):
                     self._needed_rows[run.start : run.stop] = part
-        self._arriving = []
+        self._landings = []
 
     def _add(self, pending: Iterable[tuple[dist.Work, Message]]) -> None:
         for work, message in pending:
@@ -215,6 +212,18 @@ class Crossing:
                 work.wait()
             except RuntimeError as error:
                 raise BridgeError(f"{self._explain(message)}: {error}") from error
+
+
+def _pieces(rows: torch.Tensor, stream: Stream, transfer: Transfer) -> list[torch.Tensor]:
+    """Where the elements of a stream that a transfer moves lie in a rank's tensor, in order."""
+    flat, width = rows.view(-1), rows.shape[1]
+    pieces, passed = [], 0
+    for run in stream.runs:
+        start, stop = max(transfer.start - passed, 0), min(transfer.stop - passed, len(run) * width)
+        if start < stop:
+            pieces.append(flat[run.start * width + start : run.start * width + stop])
+        passed += len(run) * width
+    return pieces
 
 
 def start_together(crossings: Sequence[Crossing]) -> None:

@@ -61,3 +61,7 @@ class TopologyMismatchError(ContextError):
 
 class BridgeError(MimoError, RuntimeError):
     """A bridge that does not exist, or a tensor that does not fit it."""
+
+
+class ScheduleError(MimoError, ValueError):
+    """A step that cannot be scheduled: its micro-batches, its stages or what they return do not fit."""

@@ -10,9 +10,13 @@ A rank's route follows from the samples of its own lane alone.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from mimo_role.samples import Endpoint, Place, Side, append_run
+
+WORTH_A_MESSAGE = 1 << 16
+"""Elements from which a piece that lies apart is sent alone: copying it would cost more than a message does."""
 
 
 class Stream(NamedTuple):
@@ -23,6 +27,8 @@ class Stream(NamedTuple):
     rows: int
     first_sample: int
     last_sample: int
+    cuts: tuple[int, ...]
+    """Rows at which transfers are cut, so that each lies in one piece on both sides; empty where pieces are joined instead."""
 
 
 class Transfer(NamedTuple):
@@ -68,19 +74,16 @@ def route(rank: int, sender: Side, receiver: Side, width: int) -> Route:
     hand_on: list[Transfer] = []
     take_over: list[Transfer] = []
     if got is not None:
-        for stream, shares in _arrivals(rank, got, sender, receiver):
-            number, elements = len(receive_streams), stream.rows * width
+        for stream, shares in _arrivals(rank, got, sender, receiver, width):
+            number = len(receive_streams)
             receive_streams.append(stream)
             for share in shares:
-                moved = share.of(elements)
-                if not moved:
-                    continue
-                transfer = Transfer(share.sender, number, moved.start, moved.stop)
-                if share.receiver == rank:
-                    receives.append(transfer)
-                    hand_on += [transfer._replace(peer=copy) for copy in share.copies]
-                else:
-                    take_over.append(transfer._replace(peer=share.receiver))
+                for start, stop in share.of(stream, width):
+                    if share.receiver == rank:
+                        receives.append(Transfer(share.sender, number, start, stop))
+                        hand_on += [Transfer(copy, number, start, stop) for copy in share.copies]
+                    else:
+                        take_over.append(Transfer(share.receiver, number, start, stop))
     return Route(
         rows_held=0 if given is None else sender.rows(given),
         rows_needed=0 if got is None else receiver.rows(got),
@@ -103,9 +106,12 @@ class _Share(NamedTuple):
     units: range
     total: range
 
-    def of(self, elements: int) -> range:
-        first, last = self.units.start - self.total.start, self.units.stop - self.total.start
-        return range(elements * first // len(self.total), elements * last // len(self.total))
+    def of(self, stream: Stream, width: int) -> Iterator[tuple[int, int]]:
+        """The elements of the stream that are moved, in one interval or several."""
+        elements = stream.rows * width
+        first, last = (elements * (unit - self.total.start) // len(self.total) for unit in (self.units.start, self.units.stop))
+        cuts = [cut * width for cut in stream.cuts if first < cut * width < last]
+        yield from ((start, stop) for start, stop in pairwise([first, *cuts, last]) if start < stop)
 
 
 def _sends(rank: int, place: Place, sender: Side, receiver: Side, width: int) -> tuple[list[Stream], list[Transfer]]:
@@ -115,18 +121,20 @@ def _sends(rank: int, place: Place, sender: Side, receiver: Side, width: int) ->
     for lane, common in _by_lane(sender.of_lane(place.lane), receiver):
         for cp in range(receiver.endpoint.cp):
             for first, holders in _holders(receiver, sender, lane, cp):
-                stream = rows.stream(common, receiver, first)
+                stream = rows.stream(common, receiver, first, width)
                 if stream is None:
                     continue
                 streams.append(stream)
-                for share in _shares(sender, receiver, place, holders):
-                    moved = share.of(stream.rows * width)
-                    if share.sender == rank and moved:
-                        transfers.append(Transfer(share.receiver, len(streams) - 1, moved.start, moved.stop))
+                transfers += [
+                    Transfer(share.receiver, len(streams) - 1, start, stop)
+                    for share in _shares(sender, receiver, place, holders)
+                    if share.sender == rank
+                    for start, stop in share.of(stream, width)
+                ]
     return streams, transfers
 
 
-def _arrivals(rank: int, place: Place, sender: Side, receiver: Side) -> Iterator[tuple[Stream, list[_Share]]]:
+def _arrivals(rank: int, place: Place, sender: Side, receiver: Side, width: int) -> Iterator[tuple[Stream, list[_Share]]]:
     """The streams that reach the rank's lane, with who brings which share of them to whom."""
     own = next(holders for _, holders in _holders(receiver, sender, place.lane, place.cp) if rank in holders)
     parts = sender.endpoint.tp if sender.endpoint.split.sequence_parallel else 1
@@ -135,7 +143,7 @@ def _arrivals(rank: int, place: Place, sender: Side, receiver: Side) -> Iterator
         for cp in range(sender.endpoint.cp):
             for tp in range(parts):
                 first = Place(lane, cp, tp)
-                stream = rows.stream(common, sender, first)
+                stream = rows.stream(common, sender, first, width)
                 if stream is not None:
                     yield stream, _shares(sender, receiver, first, own)
 
@@ -193,10 +201,10 @@ class _Rows:
             self._first[sample] = row
             row += sum(map(len, side.tokens(sample, place)))
 
-    def stream(self, common: Sequence[int], other: Side, place: Place) -> Stream | None:
+    def stream(self, common: Sequence[int], other: Side, place: Place, width: int) -> Stream | None:
         """What the rank and the one at the other side's `place` both hold of the samples; `None` if that is nothing."""
         runs: list[range] = []
-        samples = []
+        samples, cuts, rows = [], [0], 0
         for sample in common:
             theirs = other.tokens(sample, place)
             row = self._first[sample]
@@ -206,8 +214,23 @@ class _Rows:
                     if start < stop:
                         samples.append(sample)
                         append_run(runs, range(row + start - mine.start, row + stop - mine.start))
+                        rows += stop - start
+                        cuts.append(rows)
                 row += len(mine)
-        return Stream(tuple(runs), sum(map(len, runs)), samples[0], samples[-1]) if runs else None
+        if not runs:
+            return None
+        is_cut = not _lie_together(self._side, other) and rows * width >= len(samples) * WORTH_A_MESSAGE
+        return Stream(tuple(runs), rows, samples[0], samples[-1], tuple(cuts[1:-1]) if is_cut else ())
+
+
+def _lie_together(one: Side, other: Side) -> bool:
+    """Whether every stream is one run of rows on both sides; told by both alike, without looking at samples."""
+    return all(
+        side.endpoint.cp == 1
+        and not side.endpoint.split.sequence_parallel
+        and (side.samples.source_lanes if side.is_source else side.samples.destination_lanes) is None
+        for side in (one, other)
+    )
 
 
 def _by_lane(samples: Sequence[int], side: Side) -> list[tuple[int, list[int]]]:

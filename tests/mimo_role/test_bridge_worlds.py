@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mimo_role
-from mimo_role import ActivationSpec, Topology
+from mimo_role import ActivationSpec, Topology, routing
 from mimo_role.routing import Side
 from mimo_role.samples import Endpoint, Samples
 from mimo_role.testing import run_ranks
@@ -63,8 +63,9 @@ def by_single_steps(bridge, spec, sent, taken):
     return None, received
 
 
-def cross(cut, crossed):
+def cross(cut, crossed, worth_a_message):
     """Every batch over the bridge and back, by turns through autograd and in single steps."""
+    routing.WORTH_A_MESSAGE = worth_a_message  # this process ends with the test
     context = mimo_role.current()
     bridge = context.bridge("vision", source=cut[0], destination=cut[1])
     if not (bridge.is_sender or bridge.is_receiver):
@@ -101,9 +102,9 @@ def jobs(draw):
 
 
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))
-@given(jobs())
-def test_any_batch_between_any_grids_equals_one_process(job):
-    check(*job)
+@given(jobs(), st.sampled_from([1, 1 << 16]))
+def test_any_batch_between_any_grids_equals_one_process(job, worth_a_message):
+    check(*job, worth_a_message)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,8 @@ def test_twelve_ranks(vision, language):
     check(topology, (None, None), ends, crossed)
 
 
-def check(topology, cut, ends, crossed):
-    found = run_ranks(cross, topology, cut, crossed, timeout_s=60)
+def check(topology, cut, ends, crossed, worth_a_message=1 << 16):
+    found = run_ranks(cross, topology, cut, crossed, worth_a_message, timeout_s=60)
     for number, (samples, _) in enumerate(crossed):
         every = [(sample, token) for sample in range(samples.count) for token in range(samples.tokens_of(sample))]
         gradients = whole_gradient(every)

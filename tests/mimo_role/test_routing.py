@@ -2,6 +2,7 @@ import math
 import random
 import time
 from collections import defaultdict
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,11 @@ def place_of(stream, elements, width):
     return [rows[element // width] * width + element % width for element in elements]
 
 
+def lies_in_one_piece(stream, transfer, width):
+    at = place_of(stream, range(transfer.start, transfer.stop), width)
+    return at == list(range(at[0], at[0] + len(at)))
+
+
 def play(sender, receiver, world_size, width):
     """Carry out every rank's route on lists; return what each rank got, how often each place was written, and the edges."""
     routes = [route(rank, sender, receiver, width) for rank in range(world_size)]
@@ -39,6 +45,8 @@ def play(sender, receiver, world_size, width):
 
     def take(rank, transfers):
         for transfer in transfers:
+            stream = routes[rank].receive_streams[transfer.stream]
+            assert not stream.cuts or lies_in_one_piece(stream, transfer, width)
             at = place_of(routes[rank].receive_streams[transfer.stream], range(transfer.start, transfer.stop), width)
             values = post[transfer.peer, rank].pop(0)
             assert len(values) == len(at)
@@ -49,6 +57,8 @@ def play(sender, receiver, world_size, width):
     for rank, plan in enumerate(routes):
         assert plan.rows_held * width == len(tensors[rank])
         for transfer in plan.sends:
+            stream = plan.send_streams[transfer.stream]
+            assert not stream.cuts or lies_in_one_piece(stream, transfer, width)
             at = place_of(plan.send_streams[transfer.stream], range(transfer.start, transfer.stop), width)
             post[rank, transfer.peer].append([tensors[rank][index] for index in at])
             edges[rank, transfer.peer] += len(at)
@@ -65,11 +75,12 @@ def play(sender, receiver, world_size, width):
     return got, writes, dict(edges)
 
 
-@given(endpoints(), st.data(), st.integers(1, 5), st.booleans())
-def test_every_element_needed_arrives_exactly_once(ends, data, width, back):
+@given(endpoints(), st.data(), st.integers(1, 5), st.booleans(), st.sampled_from([1, 3, 1 << 16]))
+def test_every_element_needed_arrives_exactly_once(ends, data, width, back, worth_a_message):
     source, destination, world_size = ends
     sender, receiver = sides(source, destination, data.draw(batches(source, destination)), back)
-    got, writes, _ = play(sender, receiver, world_size, width)
+    with mock.patch("mimo_role.routing.WORTH_A_MESSAGE", worth_a_message):
+        got, writes, _ = play(sender, receiver, world_size, width)
     for rank in range(world_size):
         needed = [
             (*token, column) for token in held_by(receiver, rank, as_source=receiver.is_source) for column in range(width)

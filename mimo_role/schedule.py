@@ -1,0 +1,233 @@
+"""A training step in micro-batches over all modules: which stage runs which one when, and what it hands to whom.
+
+`timeline.py` says the order. Inside a module this takes the place of `torch.distributed.pipelining`'s schedules, which cannot
+be used in part: docs/structure.md says why.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+
+from mimo_role.activations import ActivationSpec
+from mimo_role.bridge import Bridge
+from mimo_role.context import RoleContext
+from mimo_role.crossing import Crossing, start_together
+from mimo_role.timeline import SLACK, Action, Graph, Phase, StageId, timeline
+
+Batch = TypeVar("Batch")
+
+_AHEAD = 2
+"""Actions for which what they wait for is received beside the one that runs: one buffer fills while another is used."""
+
+
+class Schedule1F1B(Generic[Batch]):
+    """Runs this rank's stages, one forward and one backward by turns, in any layout.
+
+    Every rank of the job makes one with the same arguments and calls it with its own view of the same micro-batches. A
+    micro-batch is whatever the functions below understand; on a given rank, it holds what that rank's modules need of it.
+    """
+
+    def __init__(
+        self,
+        ctx: RoleContext,
+        *,
+        run: Callable[[str, Batch, Mapping[str, torch.Tensor]], torch.Tensor],
+        spec_of: Callable[[StageId, Batch], ActivationSpec],
+        loss_of: Callable[[torch.Tensor, Batch], torch.Tensor],
+        frozen: Collection[str] = (),
+        slack: int = SLACK,
+    ) -> None:
+        """
+        Args:
+            ctx: this rank's.
+            run: `run(module, batch, inputs)` computes this rank's stage of a module. `inputs` are what comes over bridges: none
+                on an encoder's first stage, on the language module's first `{modality: embeddings}`, else `{module: hidden}`.
+            spec_of: what leaves a stage for the next, or for the language module; asked for stages of other ranks too.
+            loss_of: `loss_of(output, batch)`, a scalar, on the language module's last stage.
+            frozen: modality modules without anything to train: they go forward only, and no gradients cross for them.
+            slack: micro-batches that a stage may be ahead of the loss beyond its distance from it, which bounds those whose
+                activations it keeps: `distance + 1 + slack`.
+
+        Raises:
+            ScheduleError: a frozen module that is not a modality module.
+        """
+        self._ctx = ctx
+        self._run = run
+        self._spec_of = spec_of
+        self._loss_of = loss_of
+        self._frozen = frozenset(frozen)
+        self._slack = slack
+        self._graph = Graph(ctx.topology)
+        self._mine = set(self._graph.of_rank(ctx.rank))
+        self._actions = lru_cache(maxsize=16)(self._find_actions)
+        self._actions(1, True)  # a frozen module that there is not is told at once
+
+    def step(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Take the micro-batches forward and back; gradients add up in the parameters.
+
+        Returns:
+            The loss of each micro-batch, detached, on the language module's last stage; elsewhere nothing.
+
+        Raises:
+            ScheduleError: no micro-batches.
+            BridgeError: what a stage returned is not what `spec_of` says, or another rank is gone.
+        """
+        return self._play(batches, backward=True)
+
+    @torch.no_grad()
+    def forward(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Take the micro-batches forward only.
+
+        Returns:
+            The output of each micro-batch on the language module's last stage; elsewhere nothing.
+
+        Raises:
+            ScheduleError, BridgeError: as `step`.
+        """
+        return self._play(batches, backward=False)
+
+    def _find_actions(self, micro_batches: int, backward: bool) -> list[Action]:
+        everyone = timeline(self._graph, micro_batches, frozen=self._frozen, backward=backward, slack=self._slack)
+        return [action for action in everyone if action.at in self._mine]
+
+    def _play(self, batches: Sequence[Batch], *, backward: bool) -> list[torch.Tensor]:
+        play = _Play(self, batches, backward)
+        actions = self._actions(len(batches), backward)
+        for number, action in enumerate(actions):
+            play.receive_for(actions[number : number + _AHEAD + 1])
+            play.act(action)
+        return play.end()
+
+
+class _Kept(NamedTuple):
+    """What a stage keeps of a micro-batch between its forward and its backward."""
+
+    inputs: dict[StageId, torch.Tensor]
+    output: torch.Tensor
+
+
+class _Play(Generic[Batch]):
+    """One step on one rank."""
+
+    def __init__(self, schedule: Schedule1F1B[Batch], batches: Sequence[Batch], backward: bool) -> None:
+        self._of = schedule
+        self._batches = batches
+        self._backward = backward
+        self._coming: dict[Action, dict[StageId, Crossing]] = defaultdict(dict)
+        """By the action that waits for it, from which stage: forward from those before it, backward from the one after."""
+        self._sent: defaultdict[Action, list[Crossing]] = defaultdict(list)
+        """By the action that sent it."""
+        self._kept: dict[tuple[StageId, int], _Kept] = {}
+        self._results: list[torch.Tensor] = []
+
+    def receive_for(self, actions: Sequence[Action]) -> None:
+        """Start to receive what these actions wait for, of all bridges in one call."""
+        started = []
+        for action in actions:
+            for source, other in self._awaited(action):
+                if other not in self._coming[action] and not self._is_local(source):
+                    bridge = self._bridge(source)
+                    spec = self._spec(source, action.micro_batch)
+                    if action.phase is Phase.FORWARD:
+                        self._coming[action][other] = bridge.recv_forward(spec)
+                    else:
+                        self._coming[action][other] = bridge.recv_backward(spec)
+                    started.append(self._coming[action][other])
+        start_together(started)
+
+    def act(self, action: Action) -> None:
+        """Wait for what an action needs, compute, and send."""
+        arrived = {}
+        for other, crossing in self._coming.pop(action, {}).items():
+            received = crossing.receive()
+            assert received is not None
+            arrived[other] = received
+            if crossing.let_go():  # a rank on both sides of a bridge sends with the same crossing
+                self._sent[action].append(crossing)
+        if action.phase is Phase.FORWARD:
+            self._go_forward(action, arrived)
+        else:
+            self._go_back(action, arrived)
+
+    def end(self) -> list[torch.Tensor]:
+        """Wait until all that was sent has been taken; return the losses or outputs of the step."""
+        for action in list(self._sent):
+            self._wait_for(action)
+        return self._results
+
+    def _go_forward(self, action: Action, inputs: dict[StageId, torch.Tensor]) -> None:
+        at, number = action.at, action.micro_batch
+        trains = self._backward and at.module not in self._of._frozen
+        if trains:
+            for source, tensor in inputs.items():
+                tensor.requires_grad_(self._comes_back(source) and tensor.is_floating_point())
+        named = {source.module: tensor for source, tensor in inputs.items()}
+        with torch.set_grad_enabled(trains):
+            output = self._of._run(at.module, self._batches[number], named)
+            if self._of._graph.after[at] is None and self._backward:
+                output = self._of._loss_of(output, self._batches[number])
+        if self._of._graph.after[at] is None:
+            self._results.append(output.detach())
+        else:
+            self._send(action, at, output.detach(), back=False)
+        if trains:
+            self._kept[at, number] = _Kept(inputs, output)
+        else:
+            self._wait_for(action._replace(micro_batch=number - self._depth(at)))
+
+    def _go_back(self, action: Action, gradients: dict[StageId, torch.Tensor]) -> None:
+        at, number = action.at, action.micro_batch
+        inputs, output = self._kept.pop((at, number))
+        self._wait_for(Action(Phase.FORWARD, at, number))
+        if output.requires_grad:
+            torch.autograd.backward([output], list(gradients.values()) or None)
+        for source, tensor in inputs.items():
+            if self._comes_back(source):
+                gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+                self._send(action, source, gradient, back=True)
+        # The stages before have sent this micro-batch only after they had taken back one that lies so far behind it.
+        self._wait_for(action._replace(micro_batch=number - max(map(self._depth, inputs), default=0)))
+
+    def _send(self, action: Action, source: StageId, tensor: torch.Tensor, *, back: bool) -> None:
+        """Over the bridge that begins at `source`: to whoever waits for it, this rank perhaps among them."""
+        after = self._of._graph.after[source]
+        assert after is not None
+        crossing = self._bridge(source).crossing(tensor, self._spec(source, action.micro_batch), back=back).start()
+        if self._is_local(source):
+            waits, other = (source, after) if back else (after, source)
+            self._coming[action._replace(at=waits)][other] = crossing
+        else:
+            self._sent[action].append(crossing)
+
+    def _wait_for(self, action: Action) -> None:
+        for crossing in self._sent.pop(action, ()):
+            crossing.wait()
+
+    def _awaited(self, action: Action) -> list[tuple[StageId, StageId]]:
+        """The bridges by which an action gets something: the stage where each begins, and the one at its other end."""
+        if action.phase is Phase.FORWARD:
+            return [(source, source) for source in self._of._graph.before[action.at]]
+        after = self._of._graph.after[action.at]
+        return [] if after is None else [(action.at, after)]
+
+    def _is_local(self, source: StageId) -> bool:
+        """Whether this rank is on both sides of the bridge that begins at a stage."""
+        return source in self._of._mine and self._of._graph.after[source] in self._of._mine
+
+    def _comes_back(self, source: StageId) -> bool:
+        return self._backward and source.module not in self._of._frozen
+
+    def _depth(self, at: StageId) -> int:
+        """The most micro-batches that a stage has begun and is not rid of."""
+        return self._of._graph.distance[at] + 1 + self._of._slack
+
+    def _bridge(self, source: StageId) -> Bridge:
+        after = self._of._graph.after[source]
+        within = after is not None and after.module == source.module
+        return self._of._ctx.bridge(source.module, stage=source.stage if within else None)
+
+    def _spec(self, source: StageId, micro_batch: int) -> ActivationSpec:
+        return self._of._spec_of(source, self._batches[micro_batch])
