@@ -171,6 +171,10 @@ def watch(step: Callable[[], None], topology: Topology, rank: int) -> dict[str, 
     return {"sent": dict(sent), "reads": reads}
 
 
+def name_of(m: int, n: int, tp: int, sequence_parallel: bool) -> str:
+    return f"dp {m}:{n} tp {tp}{' sequence-parallel' if sequence_parallel else ''}"
+
+
 def rows_of(m: int, n: int, tp: int, mib: float, sequence_parallel: bool, runs: int) -> Iterator[Row]:
     from mimo_role.testing import run_ranks
 
@@ -178,7 +182,7 @@ def rows_of(m: int, n: int, tp: int, mib: float, sequence_parallel: bool, runs: 
     preload = ["megatron.core.pipeline_parallel.bridge_communicator"]
     arguments = (measure, topology.world_size, topology, mib, sequence_parallel, runs)
     found = run_ranks(*arguments, timeout_s=LIMIT_S, preload=preload)
-    case = f"dp {m}:{n} tp {tp}{' sequence-parallel' if sequence_parallel else ''}, {mib:g} MiB"
+    case = f"{name_of(m, n, tp, sequence_parallel)}, {mib:g} MiB"
     ours, peer, least = (median(found[0]["ms"][side]) for side in ("ours", "peer", "bare"))
     yield Row(case, ours, peer, ours / peer, runs)
     for what, scale, of in (
@@ -215,13 +219,13 @@ def routing_row(runs: int) -> Row:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--mib", type=float, nargs="+", default=MIB, help="sizes of a micro-batch")
-    options.add_argument("--tp", type=int, nargs="+", default=[1, 2, 4], choices=[1, 2, 4], help="sizes of tp")
+    options.add_argument("--only", default="", help="cases whose name has this in it, such as 'tp 4'")
     options.add_argument("--runs", type=int, default=5, help="alternating runs of each case (default: 5)")
     arguments = options.parse_args()
-    shapes = [(*shape, False) for shape in SHAPES if shape[2] in arguments.tp]
-    shapes += [(*SEQUENCE_PARALLEL, True)] if SEQUENCE_PARALLEL[2] in arguments.tp else []
     rows = [routing_row(arguments.runs)]
-    for *shape, sequence_parallel in shapes:
+    for *shape, sequence_parallel in [*((*shape, False) for shape in SHAPES), (*SEQUENCE_PARALLEL, True)]:
+        if arguments.only not in name_of(*shape, sequence_parallel):
+            continue
         for mib in arguments.mib:
             for row in rows_of(*shape, mib, sequence_parallel, arguments.runs):
                 print(f"{row.case}: {row.ours:.2f} against {row.peer:.2f}, ratio {row.ratio:.2f}", file=sys.stderr)

@@ -95,6 +95,15 @@ ALLOWED = {
         "mimo_role.routing",
         "mimo_role.samples",
     },
+    "mimo_role.timeline": {"mimo_role.errors", "mimo_role.role", "mimo_role.topology"},
+    "mimo_role.schedule": {
+        "mimo_role.activations",
+        "mimo_role.bridge",
+        "mimo_role.context",
+        "mimo_role.crossing",
+        "mimo_role.errors",
+        "mimo_role.timeline",
+    },
     "mimo_role.context": {
         "mimo_role.bridge",
         "mimo_role.environ",
@@ -178,7 +187,7 @@ CONFIG = ROOT / "examples" / "digits_vlm" / "non_colocated.yaml"
     "code",
     [
         pytest.param("import mimo_role; mimo_role.Topology, mimo_role.RankRole, mimo_role.RankEnviron", id="import mimo_role"),
-        pytest.param("import mimo_role.rounds, mimo_role.routing, mimo_role.balance", id="pure modules"),
+        pytest.param("import mimo_role.rounds, mimo_role.routing, mimo_role.balance, mimo_role.timeline", id="pure modules"),
         pytest.param("from launcher.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass", id="--help"),
         pytest.param("from launcher.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass", id="run --help"),
         pytest.param(f"from launcher.cli import main; assert main(['plan', {str(CONFIG)!r}]) == 0", id="plan"),
