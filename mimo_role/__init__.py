@@ -1,7 +1,7 @@
 """What each process of a multimodal training job runs: its role, its place, its groups.
 
 Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext`, `HyperCommGrid`, `Bridge`, `ActivationSpec`,
-`Passage` and `cross_together` need torch; the rest does not.
+`Passage`, `cross_together` and `Schedule1F1B` need torch; the rest does not.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from mimo_role.hyper_comm_grid import HyperCommGrid
     from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
     from mimo_role.samples import Samples, TokenSplit, lane_samples
+    from mimo_role.schedule import Schedule1F1B
     from mimo_role.sizing import ModuleSizes
+    from mimo_role.timeline import StageId
     from mimo_role.topology import Topology
 
 __version__ = "0.1.0"
@@ -59,7 +61,9 @@ __all__ = [
     "RankRole",
     "RoleContext",
     "Samples",
+    "Schedule1F1B",
     "ScheduleError",
+    "StageId",
     "TokenSplit",
     "Topology",
     "TopologyError",
@@ -102,8 +106,10 @@ _HOMES = {
     "RankRole": "role",
     "RoleContext": "context",
     "Samples": "samples",
+    "Schedule1F1B": "schedule",
     "ScheduleError": "errors",
     "shutdown": "context",
+    "StageId": "timeline",
     "TokenSplit": "samples",
     "Topology": "topology",
     "TopologyError": "errors",

@@ -1,7 +1,7 @@
 """Handwritten digits with captions: what every rank reads, the same on each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sklearn.datasets import load_digits
@@ -78,6 +78,8 @@ class Batch:
     """The language model's input, `[samples, length]`: placeholders, `<begin>`, the caption's letters."""
     targets: torch.Tensor
     """What the last `CAPTION_TOKENS` positions predict, `[samples, CAPTION_TOKENS]`."""
+    predictions_in_whole: int
+    """How many tokens are to be predicted in the global batch that this is part of."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -85,21 +87,16 @@ class Batch:
     def take(self, samples: torch.Tensor | slice) -> "Batch":
         """Some of its samples, in the order given."""
         inputs = {name: values[samples] for name, values in self.inputs.items()}
-        return Batch(inputs, self.tokens[samples], self.targets[samples])
+        return replace(self, inputs=inputs, tokens=self.tokens[samples], targets=self.targets[samples])
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         inputs = {name: values.to(device) for name, values in self.inputs.items()}
-        return Batch(inputs, self.tokens.to(device), self.targets.to(device))
+        return replace(self, inputs=inputs, tokens=self.tokens.to(device), targets=self.targets.to(device))
 
     def split(self, parts: int) -> list["Batch"]:
         """Contiguous parts whose sizes differ by at most one."""
         return [self.take(part) for part in torch.arange(len(self)).tensor_split(parts)]
-
-    @property
-    def predictions(self) -> int:
-        """How many tokens are to be predicted."""
-        return int((self.targets != IGNORED).sum())
 
 
 class Digits:
@@ -136,7 +133,8 @@ class Digits:
 
     def _collect(self, samples: torch.Tensor, images: torch.Tensor) -> Batch:
         inputs = {name: MODALITIES[name].read(images) for name in self._modalities}
-        return Batch(inputs, self._tokens[samples], self._targets[samples]).to(self._device)
+        targets = self._targets[samples]
+        return Batch(inputs, self._tokens[samples], targets, int((targets != IGNORED).sum())).to(self._device)
 
 
 def _sequence(label: int, modalities: Sequence[str]) -> tuple[list[int], list[int]]:

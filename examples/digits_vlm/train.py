@@ -12,7 +12,7 @@ from data import MODALITIES, Digits
 from options import Options, parse
 from parallel import build_modules, make_optimizer
 from progress import Progress, speaks
-from steps import evaluate, train_step
+from steps import Steps
 
 import mimo_role
 from mimo_role import MimoError, RankEnviron, RoleContext
@@ -36,16 +36,17 @@ def train(ctx: RoleContext, options: Options, run_folder: Path) -> None:
     optimizer = make_optimizer(modules, options.lr, options.weight_decay)
     if done:
         checkpoints.load(done, modules, optimizer)
+    steps = Steps(ctx, modules, optimizer)
     progress = Progress(run_folder, first_step=done + 1, steps=options.steps) if speaks(ctx) else None
     for step in range(done + 1, options.steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate(step)
         batch = digits.batch(options.seed, step, options.batch_size)
-        loss = train_step(ctx, modules, optimizer, batch, options.micro_batches)
+        loss = steps.train(batch, options.micro_batches)
         if progress is not None and loss is not None:
             progress.step(step, loss, len(batch))
         if _is_due(step, options.eval_every) or step == options.steps:
-            accuracy = evaluate(ctx, modules, digits.held_out())
+            accuracy = steps.evaluate(digits.held_out())
             if progress is not None and loss is not None and accuracy is not None:
                 progress.report(step, loss, accuracy)
         if _is_due(step, options.checkpoint_every):

@@ -94,7 +94,8 @@ def test_micro_batches_are_the_batch_in_order(digits):
 
     assert [len(part) for part in parts] == [6, 6, 6, 5]
     assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
-    assert sum(part.predictions for part in parts) == batch.predictions
+    assert {part.predictions_in_whole for part in parts} == {batch.predictions_in_whole}
+    assert sum(int((part.targets != IGNORED).sum()) for part in parts) == batch.predictions_in_whole
 
 
 def test_an_unknown_modality_is_refused():

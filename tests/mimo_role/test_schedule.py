@@ -91,11 +91,13 @@ def step(batches, frozen, slack):
         if output.requires_grad:
             kept[at] += 1
             most[at] = max(most[at], kept[at])
-            output.register_hook(lambda gradient: kept.subtract([at]))
+            output.register_hook(lambda _: kept.subtract([at]))
         return output
 
     def spec_of(at, batch):
-        tokens = sum(TOKENS[name] for name in ctx.topology.modality_module_names) if at.module == "language" else TOKENS[at.module]
+        tokens = (
+            sum(TOKENS[name] for name in ctx.topology.modality_module_names) if at.module == "language" else TOKENS[at.module]
+        )
         return ActivationSpec.of(batch.count, (tokens, HIDDEN), torch.float64)
 
     schedule = Schedule1F1B(

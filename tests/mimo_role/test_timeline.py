@@ -83,7 +83,7 @@ def test_no_set_of_ranks_can_wait_for_each_other_for_ever(topology, micro_batche
     graph = Graph(topology)
     actions = timeline(graph, micro_batches)
     queues = [[action for action in actions if rank in graph.ranks[action.at]] for rank in range(topology.world_size)]
-    done = {action: 0 for action in actions}
+    done = dict.fromkeys(actions, 0)
 
     def is_done(action):
         return done[action] == len(graph.ranks[action.at])
