@@ -72,13 +72,15 @@ def make_optimizer(modules: nn.ModuleDict, lr: float, weight_decay: float) -> to
 
 @torch.no_grad()
 def sum_gradients(ctx: RoleContext, modules: nn.ModuleDict) -> None:
-    """Add up the gradients of each module's lanes, in one all-reduce per module."""
+    """Add up the gradients of each module's lanes, in one all-reduce per module, all at the same time."""
+    started = []
     for name, module in modules.items():
-        if ctx.topology.grids[name].axis_size("dp") == 1:
-            continue
-        gradients = [_local_gradient(parameter) for parameter in module.parameters()]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=ctx.group(name, "dp"))
+        if ctx.topology.grids[name].axis_size("dp") > 1:
+            gradients = [_local_gradient(parameter) for parameter in module.parameters()]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            started.append((gradients, flat, dist.all_reduce(flat, group=ctx.group(name, "dp"), async_op=True)))
+    for gradients, flat, work in started:
+        work.wait()
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -9,6 +9,9 @@ from torch import nn
 
 from mimo_role import MIMO_LANGUAGE_MODULE_KEY, RoleContext, Schedule1F1B
 
+Summing = tuple[torch.Tensor, dist.Work]
+"""A sum over ranks on its way: where it ends up, and what to wait for."""
+
 
 class Steps:
     """Trains and evaluates this rank's modules."""
@@ -27,10 +30,10 @@ class Steps:
             The loss, a mean over the caption tokens of the global batch, on the language model's last stage; else `None`.
         """
         self._optimizer.zero_grad()
-        losses = self._schedule.step(batch.split(micro_batches))
+        summing = self._start_sum(self._schedule.step(batch.split(micro_batches)))
         sum_gradients(self._ctx, self._modules)
         self._optimizer.step()
-        return self._sum_over_lanes(losses)
+        return _result_of(summing)
 
     def evaluate(self, batch: Batch) -> float | None:
         """The share of captions that the model writes without a fault, on the language model's last stage; else `None`."""
@@ -41,12 +44,20 @@ class Steps:
             # far was right, so it ends right if and only if each position is right after the true letters: one forward tells.
             right = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(dim=1)
             exact.append(right.sum(dtype=torch.float64))
-        total = self._sum_over_lanes(exact)
+        total = _result_of(self._start_sum(exact))
         return None if total is None else total / len(batch)
 
-    def _sum_over_lanes(self, parts: list[torch.Tensor]) -> float | None:
+    def _start_sum(self, parts: list[torch.Tensor]) -> Summing | None:
+        """Begin to add up parts over micro-batches and the language model's lanes."""
         if not parts:
             return None
         total = torch.stack(parts).sum()
-        dist.all_reduce(total, group=self._ctx.group(MIMO_LANGUAGE_MODULE_KEY, "dp"))
-        return total.item()
+        return total, dist.all_reduce(total, group=self._ctx.group(MIMO_LANGUAGE_MODULE_KEY, "dp"), async_op=True)
+
+
+def _result_of(summing: Summing | None) -> float | None:
+    if summing is None:
+        return None
+    total, work = summing
+    work.wait()
+    return total.item()
