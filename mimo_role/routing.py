@@ -2,7 +2,8 @@
 
 What a holder of tokens has in common with one of the other side is a stream: rows (one per token) of both ranks' tensors,
 in the order of samples and tokens. Equal copies share a stream out among themselves by runs of its elements, so that
-nothing is sent twice and all links carry the same; copies that receive then hand their runs on to each other.
+nothing is sent twice and all links carry the same; copies that receive then hand their runs on to each other. Small
+streams go whole.
 
 A rank's route follows from the samples of its own lane alone.
 """
@@ -17,6 +18,10 @@ from mimo_role.samples import Endpoint, Place, Side, append_run
 
 WORTH_A_MESSAGE = 1 << 16
 """Elements from which a piece that lies apart is sent alone: copying it would cost more than a message does."""
+
+
+WORTH_SHARING = 1 << 14
+"""Elements from which copies share a stream out. A smaller one goes whole to each that needs it: a second hop costs more."""
 
 
 class Stream(NamedTuple):
@@ -127,7 +132,8 @@ def _sends(rank: int, place: Place, sender: Side, receiver: Side, width: int) ->
                 streams.append(stream)
                 transfers += [
                     Transfer(share.receiver, len(streams) - 1, start, stop)
-                    for share in _shares(sender, receiver, place, holders)
+                    for together in _groups_of(holders, stream, width)
+                    for share in _shares(sender, receiver, place, together, stream.rows * width)
                     if share.sender == rank
                     for start, stop in share.of(stream, width)
                 ]
@@ -145,7 +151,8 @@ def _arrivals(rank: int, place: Place, sender: Side, receiver: Side, width: int)
                 first = Place(lane, cp, tp)
                 stream = rows.stream(common, sender, first, width)
                 if stream is not None:
-                    yield stream, _shares(sender, receiver, first, own)
+                    together = next(group for group in _groups_of(own, stream, width) if rank in group)
+                    yield stream, _shares(sender, receiver, first, together, stream.rows * width)
 
 
 def _holders(receiver: Side, sender: Side, lane: int, cp: int) -> Iterator[tuple[Place, tuple[int, ...]]]:
@@ -162,7 +169,12 @@ def _holders(receiver: Side, sender: Side, lane: int, cp: int) -> Iterator[tuple
         yield places[0], ranks
 
 
-def _shares(sender: Side, receiver: Side, origin: Place, holders: tuple[int, ...]) -> list[_Share]:
+def _groups_of(holders: tuple[int, ...], stream: Stream, width: int) -> list[tuple[int, ...]]:
+    """The holders that take a stream together."""
+    return [holders] if stream.rows * width >= WORTH_SHARING else [(rank,) for rank in holders]
+
+
+def _shares(sender: Side, receiver: Side, origin: Place, holders: tuple[int, ...], elements: int) -> list[_Share]:
     """How the stream from `origin` to `holders` is shared out over the ranks of both that have it."""
     source, end = sender.endpoint, receiver.endpoint
     sharded = source.split.sequence_parallel
@@ -170,6 +182,9 @@ def _shares(sender: Side, receiver: Side, origin: Place, holders: tuple[int, ...
     ranks = [source.rank(origin._replace(tp=tp)) for tp in copies]
     if len(holders) == 1 and holders[0] in ranks:
         return [_Share(holders[0], holders[0], (), range(1), range(1))]
+    if elements < WORTH_SHARING:
+        giver = ranks[0 if sharded else _place_in(end, holders[0]).tp * source.tp // end.tp]
+        return [_Share(giver, holders[0], (), range(1), range(1))]
     fine = math.lcm(source.tp, end.tp)
     senders = [(rank, _units(fine, source.tp, tp)) for tp, rank in zip(copies, ranks, strict=True)]
     receivers = [(rank, _units(fine, end.tp, _place_in(end, rank).tp)) for rank in holders]

@@ -63,9 +63,9 @@ def by_single_steps(bridge, spec, sent, taken):
     return None, received
 
 
-def cross(cut, crossed, worth_a_message):
+def cross(cut, crossed, worth_a_message, worth_sharing):
     """Every batch over the bridge and back, by turns through autograd and in single steps."""
-    routing.WORTH_A_MESSAGE = worth_a_message  # this process ends with the test
+    routing.WORTH_A_MESSAGE, routing.WORTH_SHARING = worth_a_message, worth_sharing  # this process ends with the test
     context = mimo_role.current()
     bridge = context.bridge("vision", source=cut[0], destination=cut[1])
     if not (bridge.is_sender or bridge.is_receiver):
@@ -102,9 +102,9 @@ def jobs(draw):
 
 
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))
-@given(jobs(), st.sampled_from([1, 1 << 16]))
-def test_any_batch_between_any_grids_equals_one_process(job, worth_a_message):
-    check(*job, worth_a_message)
+@given(jobs(), st.sampled_from([1, 1 << 16]), st.sampled_from([0, 0, 20]))
+def test_any_batch_between_any_grids_equals_one_process(job, worth_a_message, worth_sharing):
+    check(*job, worth_a_message, worth_sharing)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_twelve_ranks(vision, language):
     check(topology, (None, None), ends, crossed)
 
 
-def check(topology, cut, ends, crossed, worth_a_message=1 << 16):
-    found = run_ranks(cross, topology, cut, crossed, worth_a_message, timeout_s=60)
+def check(topology, cut, ends, crossed, worth_a_message=1 << 16, worth_sharing=0):
+    found = run_ranks(cross, topology, cut, crossed, worth_a_message, worth_sharing, timeout_s=60)
     for number, (samples, _) in enumerate(crossed):
         every = [(sample, token) for sample in range(samples.count) for token in range(samples.tokens_of(sample))]
         gradients = whole_gradient(every)

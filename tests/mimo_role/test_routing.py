@@ -14,6 +14,11 @@ from mimo_role.samples import Endpoint, Place, Samples, Side, TokenSplit, lane_s
 from tests.mimo_role.crossings import batches, endpoints, held_by
 
 
+def worth(elements):
+    """As if streams were worth sharing out from so many elements; 0: always."""
+    return mock.patch("mimo_role.routing.WORTH_SHARING", elements)
+
+
 def sides(source, destination, samples, back=False):
     ends = Side(source, samples, True), Side(destination, samples, False)
     return ends[::-1] if back else ends
@@ -75,11 +80,11 @@ def play(sender, receiver, world_size, width):
     return got, writes, dict(edges)
 
 
-@given(endpoints(), st.data(), st.integers(1, 5), st.booleans(), st.sampled_from([1, 3, 1 << 16]))
-def test_every_element_needed_arrives_exactly_once(ends, data, width, back, worth_a_message):
+@given(endpoints(), st.data(), st.integers(1, 5), st.booleans(), st.sampled_from([1, 3, 1 << 16]), st.sampled_from([0, 9]))
+def test_every_element_needed_arrives_exactly_once(ends, data, width, back, worth_a_message, worth_sharing):
     source, destination, world_size = ends
     sender, receiver = sides(source, destination, data.draw(batches(source, destination)), back)
-    with mock.patch("mimo_role.routing.WORTH_A_MESSAGE", worth_a_message):
+    with worth(worth_sharing), mock.patch("mimo_role.routing.WORTH_A_MESSAGE", worth_a_message):
         got, writes, _ = play(sender, receiver, world_size, width)
     for rank in range(world_size):
         needed = [
@@ -93,8 +98,9 @@ def test_every_element_needed_arrives_exactly_once(ends, data, width, back, wort
 def test_the_way_back_is_the_way_there_reversed(ends, data, width):
     source, destination, world_size = ends
     samples = data.draw(batches(source, destination))
-    _, _, there = play(*sides(source, destination, samples), world_size, width)
-    _, _, back = play(*sides(source, destination, samples, back=True), world_size, width)
+    with worth(0):
+        _, _, there = play(*sides(source, destination, samples), world_size, width)
+        _, _, back = play(*sides(source, destination, samples, back=True), world_size, width)
     assert back == {(receiver, sender): elements for (sender, receiver), elements in there.items()}
 
 
@@ -104,7 +110,8 @@ def test_even_splits_have_at_most_m_plus_n_minus_gcd_edges_per_tp_slice(m, n, tp
     source = Endpoint("vision", topology.grids["vision"], 0)
     destination = Endpoint("language", topology.grids["language"], 0, TokenSplit(sequence_parallel=sequence_parallel))
     samples = Samples(math.lcm(m, n) * factor, tp)
-    _, _, edges = play(*sides(source, destination, samples), topology.world_size, 1)
+    with worth(0):
+        _, _, edges = play(*sides(source, destination, samples), topology.world_size, 1)
     assert len(edges) <= tp * (m + n - math.gcd(m, n))
 
 
@@ -113,7 +120,8 @@ def test_bytes_are_balanced_over_the_tp_ranks_of_a_lane(ends, data, width):
     source, destination, world_size = ends
     samples = data.draw(batches(source, destination))
     sender, receiver = sides(source, destination, samples)
-    _, _, edges = play(sender, receiver, world_size, width)
+    with worth(0):
+        _, _, edges = play(sender, receiver, world_size, width)
     leaving, entering = defaultdict(int), defaultdict(int)
     for (giver, taker), elements in edges.items():
         leaving[giver] += elements
@@ -140,12 +148,22 @@ def test_equal_tokens_leave_and_enter_every_tp_rank_in_equal_parts(source_tp, de
     topology = Topology.from_modules({"vision": {"tp": source_tp, "dp": 2}, "language": {"tp": destination_tp, "dp": 3}})
     source = Endpoint("vision", topology.grids["vision"], 0)
     destination = Endpoint("language", topology.grids["language"], 0, TokenSplit(sequence_parallel=sequence_parallel))
-    _, _, edges = play(*sides(source, destination, Samples(6, 12)), topology.world_size, 1)
+    with worth(0):
+        _, _, edges = play(*sides(source, destination, Samples(6, 12)), topology.world_size, 1)
     for end, index in ((source, 0), (destination, 1)):
         loads = defaultdict(int)
         for edge, elements in edges.items():
             loads[edge[index]] += elements
         assert set(loads.values()) == {6 * 12 // (end.lanes * end.tp)}
+
+
+def test_small_streams_go_whole_to_each_copy_from_one():
+    topology = Topology.from_modules({"vision": {"tp": 2}, "language": {"tp": 4}})
+    source, destination = (Endpoint(name, grid, 0) for name, grid in topology.grids.items())
+    _, _, there = play(*sides(source, destination, Samples(2, 3)), 6, 5)
+    _, _, back = play(*sides(source, destination, Samples(2, 3), back=True), 6, 5)
+    assert there == {(0, 2): 30, (0, 3): 30, (1, 4): 30, (1, 5): 30}
+    assert back == {(2, 0): 30, (4, 1): 30}
 
 
 def test_what_lies_on_the_same_rank_takes_no_way():
