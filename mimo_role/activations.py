@@ -81,15 +81,22 @@ class Introduction:
     """
 
     def __init__(
-        self, source: Endpoint, destination: Endpoint, rank: int, device: torch.device, spec: ActivationSpec, tag: int
-    ):
+        self,
+        source: Endpoint,
+        destination: Endpoint,
+        rank: int,
+        device: torch.device,
+        spec: ActivationSpec,
+        tag: int,
+        way: dist.ProcessGroup | None,
+    ) -> None:
         """Post the messages; nothing is waited for."""
         samples = Samples(source.lanes * destination.lanes)  # each lane shares some with each that it shares any batch with
         tells, hears = talks(rank, Side(source, samples, True), Side(destination, samples, False))
         self._rank = rank
         self._mine = _header(spec)
         told = [(talk, self._mine) for talk in tells]
-        self._conversation = _Conversation(rank, device, tag, told, [(talk, _HEADER) for talk in hears])
+        self._conversation = _Conversation(rank, device, tag, way, told, [(talk, _HEADER) for talk in hears])
         self._is_checked = False
 
     def check(self, bridge: str) -> None:
@@ -110,7 +117,14 @@ class Introduction:
 
 
 def exchange(
-    source: Side, destination: Side, rank: int, device: torch.device, spec: ActivationSpec | None, tag: int, bridge: str
+    source: Side,
+    destination: Side,
+    rank: int,
+    device: torch.device,
+    spec: ActivationSpec | None,
+    tag: int,
+    way: dist.ProcessGroup | None,
+    bridge: str,
 ) -> ActivationSpec:
     """Tell destination ranks what their samples are, in one message from each source lane.
 
@@ -122,7 +136,7 @@ def exchange(
     for talk in tells:
         assert spec is not None
         told.append((talk, _header(spec) + [spec.samples.tokens_of(sample) for sample in talk.samples]))
-    conversation = _Conversation(rank, device, tag, told, [(talk, _HEADER + len(talk.samples)) for talk in hears])
+    conversation = _Conversation(rank, device, tag, way, told, [(talk, _HEADER + len(talk.samples)) for talk in hears])
     if spec is not None and not hears:
         conversation.end()
         return spec
@@ -145,7 +159,13 @@ class _Conversation:
     """One message to each that is told something, and one from each that is heard."""
 
     def __init__(
-        self, rank: int, device: torch.device, tag: int, told: list[tuple[Talk, list[int]]], hears: list[tuple[Talk, int]]
+        self,
+        rank: int,
+        device: torch.device,
+        tag: int,
+        way: dist.ProcessGroup | None,
+        told: list[tuple[Talk, list[int]]],
+        hears: list[tuple[Talk, int]],
     ) -> None:
         self._rank = rank
         to_itself = {talk.peer: numbers for talk, numbers in told if talk.peer == rank}
@@ -154,8 +174,8 @@ class _Conversation:
             (talk, torch.tensor(to_itself.get(talk.peer, [0] * size), dtype=torch.int64, device=device)) for talk, size in hears
         ]
         awaited = [(talk, message) for talk, message in self._heard if talk.peer != rank]
-        operations = [dist.P2POp(dist.isend, message, talk.peer, tag=tag) for talk, message in sent]
-        operations += [dist.P2POp(dist.irecv, message, talk.peer, tag=tag) for talk, message in awaited]
+        operations = [dist.P2POp(dist.isend, message, talk.peer, way, tag) for talk, message in sent]
+        operations += [dist.P2POp(dist.irecv, message, talk.peer, way, tag) for talk, message in awaited]
         works = dist.batch_isend_irecv(operations) if operations else []
         if len(works) != len(operations):  # NCCL makes one of a batch
             works = works * len(operations)

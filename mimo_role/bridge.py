@@ -9,13 +9,15 @@ import torch
 
 from mimo_role.activations import ActivationSpec, Introduction, exchange
 from mimo_role.buffers import BufferPool
-from mimo_role.crossing import Crossing, Message, Step, start_together
+from mimo_role.crossing import Crossing, Message, Step, Ways, start_together
 from mimo_role.errors import BridgeError
 from mimo_role.routing import Route, route
 from mimo_role.samples import Endpoint, Samples, Side
 
 _FORWARD, _BACKWARD, _TOLD = 0, 1, 2
 """What a message is for; part of its tag."""
+
+_THE_WORLDS = Ways()
 
 _IN_FLIGHT = 8
 """Batches that a sender may be ahead of those who take them, before a call waits."""
@@ -32,12 +34,29 @@ class Bridge:
     `Crossing`, which goes on beside other work between its `start()` and `wait()`.
     """
 
-    def __init__(self, source: Endpoint, destination: Endpoint, rank: int, device: torch.device, number: int) -> None:
+    def __init__(
+        self,
+        source: Endpoint,
+        destination: Endpoint,
+        rank: int,
+        device: torch.device,
+        number: int,
+        ways: Ways = _THE_WORLDS,
+    ) -> None:
+        """
+        Args:
+            source, destination: the two ends.
+            rank: this process's.
+            device: where its tensors live.
+            number: of this bridge among all of the world; part of its messages' tags.
+            ways: the groups that messages take.
+        """
         self.source = source
         self.destination = destination
         self._rank = rank
         self._device = device
         self._number = number
+        self._ways = ways
         self._pool = BufferPool(device)
         self._introduction: Introduction | None = None
         self._in_flight: deque[Crossing] = deque()
@@ -139,7 +158,7 @@ class Bridge:
         if known is None:
             raise BridgeError(f"rank {self._rank} only receives over {self}; pass samples")
         sides = Side(self.source, known, True), Side(self.destination, known, False)
-        return exchange(*sides, self._rank, self._device, spec, self._tag(_TOLD), str(self))
+        return exchange(*sides, self._rank, self._device, spec, self._tag(_TOLD), self._ways.forward, str(self))
 
     def wait(self) -> None:
         """Wait until all that was sent has been taken.
@@ -188,7 +207,7 @@ class Bridge:
             needed = self._pool.take(plan.taken, spec.dtype)
         if self._introduction is None:
             ends = self.source, self.destination
-            self._introduction = Introduction(*ends, self._rank, self._device, spec, self._tag(_TOLD))
+            self._introduction = Introduction(*ends, self._rank, self._device, spec, self._tag(_TOLD), self._ways.forward)
         introduction = self._introduction
         return Crossing(
             plan.route,
@@ -197,6 +216,8 @@ class Bridge:
             needed,
             width=spec.width,
             tag=self._tag(_BACKWARD if back else _FORWARD),
+            way=self._ways.back if back else self._ways.forward,
+            way_among_copies=self._ways.among_copies,
             pool=self._pool,
             explain=lambda message: self._explain(message, plan),
             check=lambda: introduction.check(str(self)),

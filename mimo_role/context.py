@@ -26,6 +26,7 @@ from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.rounds import schedule
 from mimo_role.samples import Endpoint, TokenSplit
 from mimo_role.topology import Topology
+from mimo_role.ways import WayGroups
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class RoleContext:
         self._meshes: dict[str, DeviceMesh] = {}
         self._options = dict(options)
         self._groups = Groups(topology, rank, timeout, options)
+        self._ways = WayGroups(topology, rank, device)
         self._grids = {
             name: HyperCommGrid.over(grid, expert_grid_of(topology, name), self._groups, self._groups.communicator(name))
             for name, grid in topology.grids.items()
@@ -159,7 +161,8 @@ class RoleContext:
             ends = self._endpoints(module, stage, source, destination)
             before = sum(grid.axis_size("pp") for grid in self._grids_before(module))
             number = before if stage is None else before + 1 + stage
-            self._bridges[module, stage] = Bridge(*ends, self.rank, self.device, number)
+            ways = self._ways.of(module, between_stages=stage is not None)
+            self._bridges[module, stage] = Bridge(*ends, self.rank, self.device, number, ways)
         bridge = self._bridges[module, stage]
         for asked, end in ((source, bridge.source), (destination, bridge.destination)):
             if asked is not None and asked != end.split:
@@ -203,6 +206,7 @@ class RoleContext:
         if dist.is_initialized():
             for bridge in self._bridges.values():
                 bridge.wait()
+            self._ways.destroy()
             self._groups.destroy()
             if self._owns_world:
                 dist.destroy_process_group()

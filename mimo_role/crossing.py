@@ -1,6 +1,7 @@
 """One batch on its way over a bridge in one direction, as one rank sees it."""
 
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import islice
@@ -36,6 +37,15 @@ class Message(NamedTuple):
     stream: Stream
 
 
+class Ways(NamedTuple):
+    """The groups that a bridge's messages take; `None` for the world's."""
+
+    forward: dist.ProcessGroup | None = None
+    back: dist.ProcessGroup | None = None
+    among_copies: dist.ProcessGroup | None = None
+    """For what the copies of a lane hand on to each other, in either direction."""
+
+
 class Crossing:
     """What this rank sends and receives when one batch crosses. A bridge makes it; `start()` begins, `wait()` ends it.
 
@@ -51,6 +61,8 @@ class Crossing:
         *,
         width: int,
         tag: int,
+        way: dist.ProcessGroup | None,
+        way_among_copies: dist.ProcessGroup | None,
         pool: BufferPool,
         explain: Callable[[Message], str],
         check: Callable[[], None],
@@ -63,7 +75,8 @@ class Crossing:
             held_rows: what it gives, contiguous, `[rows, width]`, a row for each token; `None` on a rank that only receives.
             needed: where what it gets goes, contiguous, of any shape with rows of that width; `None` on a rank that only sends.
             width: elements of a row.
-            tag: of the bridge and direction, two bits of which are free.
+            tag: of the bridge and direction.
+            way, way_among_copies: the groups for the bridge's messages in this direction, and for what is handed on.
             pool: memory for what does not lie in one piece.
             explain: says what a message was to bring and where; asked for when it has failed.
             check: raises if the two sides do not agree; called before anything that has arrived is used.
@@ -75,6 +88,8 @@ class Crossing:
         self._needed = needed
         self._needed_rows = None if needed is None else needed.view(route.rows_needed, width)
         self._tag = tag
+        self._way = way
+        self._way_among_copies = way_among_copies
         self._pool = pool
         self._explain = explain
         self._check = check
@@ -123,16 +138,16 @@ class Crossing:
         self._started = True
         self._landings = [self._landing(stream) for stream in self._route.receive_streams]
         messages = [*self._at_landings(Step.RECEIVE, self._route.receives), *self._sends()]
-        if self._takes_over_early():
+        if not self._is_one_operation():
             messages += self._at_landings(Step.TAKE_OVER, self._route.take_over)
         return messages
 
-    def _takes_over_early(self) -> bool:
-        """Whether the copies' messages are awaited from the start: a round trip less for each.
+    def _is_one_operation(self) -> bool:
+        """Whether a batch of messages is one operation, as NCCL makes it: it ends when all of them have come.
 
-        NCCL makes one operation of a batch, which would wait for what the copies can only send after theirs.
+        Elsewhere the copies' messages are awaited from the start, which saves a round trip for each.
         """
-        return self._needed is not None and self._needed.device.type == "cpu"
+        return self._needed is not None and self._needed.device.type != "cpu"
 
     def _sends(self) -> Iterator[Message]:
         for transfer in self._route.sends:
@@ -153,7 +168,8 @@ class Crossing:
         among_copies = step in (Step.HAND_ON, Step.TAKE_OVER)
         tag = (2 * self._tag + among_copies) << _SIGNATURE_BITS | signature
         verb = dist.isend if step in (Step.SEND, Step.HAND_ON) else dist.irecv
-        return Message(dist.P2POp(verb, part, transfer.peer, tag=tag), step, transfer, stream)
+        way = self._way_among_copies if among_copies else self._way
+        return Message(dist.P2POp(verb, part, transfer.peer, way, tag), step, transfer, stream)
 
     def _landing(self, stream: Stream) -> torch.Tensor | None:
         """Memory beside the result, for a stream whose parts do not each lie in one piece of it."""
@@ -187,7 +203,7 @@ class Crossing:
     def _exchange_with_copies(self) -> None:
         """Give what has arrived to the lane's other copies, and take what they have, so that each has all."""
         messages = list(self._at_landings(Step.HAND_ON, self._route.hand_on))
-        if not self._takes_over_early():
+        if self._is_one_operation():
             messages += self._at_landings(Step.TAKE_OVER, self._route.take_over)
         self._add(_post(messages))
         self._wait(Step.TAKE_OVER)
@@ -227,11 +243,15 @@ def _pieces(rows: torch.Tensor, stream: Stream, transfer: Transfer) -> list[torc
 
 
 def start_together(crossings: Sequence[Crossing]) -> None:
-    """Start several crossings, of whichever bridges, in one batched call."""
-    messages = [crossing._first_messages() if not crossing._started else [] for crossing in crossings]
-    pending = iter(_post([message for own in messages for message in own]))
-    for crossing, own in zip(crossings, messages, strict=True):
-        crossing._add(islice(pending, len(own)))
+    """Start several crossings, of whichever bridges, in one batched call for all that use the same group."""
+    ways: dict[dist.ProcessGroup | None, list[tuple[Crossing, list[Message]]]] = defaultdict(list)
+    for crossing in crossings:
+        if not crossing._started:
+            ways[crossing._way].append((crossing, crossing._first_messages()))
+    for own in ways.values():
+        pending = iter(_post([message for _, messages in own for message in messages]))
+        for crossing, messages in own:
+            crossing._add(islice(pending, len(messages)))
 
 
 def _post(messages: Sequence[Message]) -> list[tuple[dist.Work, Message]]:

@@ -19,7 +19,7 @@ from mimo_role.timeline import SLACK, Action, Graph, Phase, StageId, timeline
 
 Batch = TypeVar("Batch")
 
-_AHEAD = 2
+_AHEAD = 1
 """Actions for which what they wait for is received beside the one that runs: one buffer fills while another is used."""
 
 

@@ -95,6 +95,15 @@ ALLOWED = {
         "mimo_role.routing",
         "mimo_role.samples",
     },
+    "mimo_role.ways": {
+        "mimo_role.crossing",
+        "mimo_role.groups",
+        "mimo_role.role",
+        "mimo_role.rounds",
+        "mimo_role.routing",
+        "mimo_role.samples",
+        "mimo_role.topology",
+    },
     "mimo_role.timeline": {"mimo_role.errors", "mimo_role.role", "mimo_role.topology"},
     "mimo_role.schedule": {
         "mimo_role.activations",
@@ -117,6 +126,7 @@ ALLOWED = {
         "mimo_role.rounds",
         "mimo_role.samples",
         "mimo_role.topology",
+        "mimo_role.ways",
     },
     "mimo_role.testing": {"mimo_role.context", "mimo_role.environ", "mimo_role.topology"},
 }

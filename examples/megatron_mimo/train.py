@@ -21,7 +21,7 @@ from megatron.core.transformer import TransformerConfig  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 from torch import nn  # noqa: E402
 
-from mimo_role.routing import lane_samples  # noqa: E402
+from mimo_role import lane_samples  # noqa: E402
 
 HIDDEN, PATCHES, WORDS = 64, 16, 11
 ASK = 10

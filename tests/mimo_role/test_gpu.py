@@ -56,3 +56,20 @@ def test_gloo_ranks_share_one_gpu():
     for rank, found in enumerate(run_ranks(cuda_tensors_over_gloo, SEVERAL, timeout_s=120)):
         for (module, axes), total in found.items():
             assert total == sum(SEVERAL.grids[module].row_of(rank, axes))
+
+
+def across_a_bridge_on_one_gpu(backend):
+    """What is on the rank already crosses to itself, forward and back."""
+    context = mimo_role.init(ALONE, backend=backend, timeout_s=60)
+    bridge = context.bridge("vision")
+    sent = torch.arange(12.0, device="cuda").view(3, 4).requires_grad_()
+    received = bridge(sent, batch_size=3)
+    (2 * received).sum().backward()
+    found = received.device.type, received.tolist(), sent.grad.tolist()
+    mimo_role.shutdown()
+    return found
+
+
+def test_a_bridge_stays_on_one_gpu():
+    values = torch.arange(12.0).view(3, 4).tolist()
+    assert run_ranks(across_a_bridge_on_one_gpu, 1, "nccl", timeout_s=120) == [("cuda", values, [[2.0] * 4] * 3)]
