@@ -1,5 +1,7 @@
 """What crosses a bridge, and how its two sides come to agree on it."""
 
+import math
+import zlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +10,7 @@ import torch.distributed as dist
 from mimo_role.errors import BridgeError
 from mimo_role.routing import Talk, talks
 from mimo_role.samples import Endpoint, Place, Samples, Side
+from mimo_role.tags import Purpose, tag_of
 
 _DTYPES = (
     torch.float32,
@@ -87,16 +90,17 @@ class Introduction:
         rank: int,
         device: torch.device,
         spec: ActivationSpec,
-        tag: int,
+        bridge: int,
         way: dist.ProcessGroup | None,
     ) -> None:
         """Post the messages; nothing is waited for."""
-        samples = Samples(source.lanes * destination.lanes)  # each lane shares some with each that it shares any batch with
+        samples = Samples(math.lcm(source.lanes, destination.lanes))  # lanes that share any contiguous batch share one of these
         tells, hears = talks(rank, Side(source, samples, True), Side(destination, samples, False))
         self._rank = rank
-        self._mine = _header(spec)
+        self._mine = [*_header(spec), _agreed(source, destination, spec)]
         told = [(talk, self._mine) for talk in tells]
-        self._conversation = _Conversation(rank, device, tag, way, told, [(talk, _HEADER) for talk in hears])
+        awaited = [(talk, len(self._mine)) for talk in hears]
+        self._conversation = _Conversation(rank, device, (bridge, Purpose.INTRODUCTION, 0), way, told, awaited)
         self._is_checked = False
 
     def check(self, bridge: str) -> None:
@@ -108,11 +112,16 @@ class Introduction:
         if self._is_checked:
             return
         for talk, theirs in self._conversation.listen(bridge):
-            if theirs != self._mine:
+            if not _is_same(theirs, self._mine):
                 mine, there = _in_words(self._mine), _in_words(theirs)
                 counts = "" if theirs[1] == self._mine[1] else f" in a batch of {theirs[1]}, not of {self._mine[1]}"
                 there = there.removeprefix(f"{mine.split(' of ')[0]} of ")
                 raise BridgeError(f"rank {self._rank} expects {mine} over {bridge}, but rank {talk.peer} sends {there}{counts}")
+            if theirs[-1] != self._mine[-1]:
+                raise BridgeError(
+                    f"rank {self._rank} and rank {talk.peer} are not told the same over {bridge}: the token splits of its two "
+                    "sides, source_lanes and destination_lanes are the same on all ranks"
+                )
         self._is_checked = True
 
 
@@ -122,7 +131,8 @@ def exchange(
     rank: int,
     device: torch.device,
     spec: ActivationSpec | None,
-    tag: int,
+    number: int,
+    batch: int,
     way: dist.ProcessGroup | None,
     bridge: str,
 ) -> ActivationSpec:
@@ -136,19 +146,24 @@ def exchange(
     for talk in tells:
         assert spec is not None
         told.append((talk, _header(spec) + [spec.samples.tokens_of(sample) for sample in talk.samples]))
-    conversation = _Conversation(rank, device, tag, way, told, [(talk, _HEADER + len(talk.samples)) for talk in hears])
+    conversation = _Conversation(
+        rank, device, (number, Purpose.EXCHANGE, batch), way, told, [(talk, _HEADER + len(talk.samples)) for talk in hears]
+    )
     if spec is not None and not hears:
-        conversation.end()
+        conversation.end(bridge)
         return spec
     tokens, headers = [0] * destination.samples.count, []
+    if spec is not None and (place := source.endpoint.place(rank)) is not None:
+        for sample in source.of_lane(place.lane):
+            tokens[sample] = spec.samples.tokens_of(sample)
     for talk, message in conversation.listen(bridge):
         headers.append((talk.peer, message[:_HEADER]))
         for sample, count in zip(talk.samples, message[_HEADER:], strict=True):
             tokens[sample] = count
-    conversation.end()
+    conversation.end(bridge)
     (first, header), *others = headers
     for peer, other in others:
-        if other != header:
+        if not _is_same(other, header):
             raise BridgeError(
                 f"over {bridge}, rank {first} sends {_in_words(header)}, but rank {peer} sends {_in_words(other)}"
             )
@@ -162,7 +177,7 @@ class _Conversation:
         self,
         rank: int,
         device: torch.device,
-        tag: int,
+        tag: tuple[int, Purpose, int],
         way: dist.ProcessGroup | None,
         told: list[tuple[Talk, list[int]]],
         hears: list[tuple[Talk, int]],
@@ -174,9 +189,13 @@ class _Conversation:
             (talk, torch.tensor(to_itself.get(talk.peer, [0] * size), dtype=torch.int64, device=device)) for talk, size in hears
         ]
         awaited = [(talk, message) for talk, message in self._heard if talk.peer != rank]
-        operations = [dist.P2POp(dist.isend, message, talk.peer, way, tag) for talk, message in sent]
-        operations += [dist.P2POp(dist.irecv, message, talk.peer, way, tag) for talk, message in awaited]
-        works = dist.batch_isend_irecv(operations) if operations else []
+        operations = [dist.P2POp(dist.isend, message, talk.peer, way, tag_of(*tag, message)) for talk, message in sent]
+        operations += [dist.P2POp(dist.irecv, message, talk.peer, way, tag_of(*tag, message)) for talk, message in awaited]
+        try:
+            works = dist.batch_isend_irecv(operations) if operations else []
+        except RuntimeError as error:
+            peers = ", ".join(str(operation.peer) for operation in operations)
+            raise BridgeError(f"rank {rank} cannot speak to ranks {peers} of what crosses; one has died: {error}") from error
         if len(works) != len(operations):  # NCCL makes one of a batch
             works = works * len(operations)
         self._sent = list(zip(works[: len(sent)], sent, strict=True))
@@ -194,11 +213,30 @@ class _Conversation:
         self._arriving.clear()
         return [(talk, message.tolist()) for talk, message in self._heard]
 
-    def end(self) -> None:
+    def end(self, bridge: str) -> None:
         """Wait until what was told has been heard."""
-        for work, _ in self._sent:
-            work.wait()
+        for work, (talk, _) in self._sent:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise BridgeError(f"rank {self._rank} told rank {talk.peer} in vain over {bridge}: {error}") from error
         self._sent.clear()
+
+
+def _is_same(header: list[int], other: list[int]) -> bool:
+    """Whether two descriptions mean the same; tokens may be given as one number or one by one."""
+
+    def plain(numbers: list[int]) -> list[int]:
+        form = _PACKED if numbers[2] == _SINGLE else numbers[2]
+        return [*numbers[:2], form, *numbers[3:_HEADER]]
+
+    return plain(header) == plain(other)
+
+
+def _agreed(source: Endpoint, destination: Endpoint, spec: ActivationSpec) -> int:
+    """A checksum of what both sides must be told alike."""
+    lanes = spec.samples.source_lanes, spec.samples.destination_lanes
+    return zlib.crc32(repr((source.split, destination.split, lanes)).encode())
 
 
 def _header(spec: ActivationSpec) -> list[int]:

@@ -1,26 +1,21 @@
 """Activations and gradients between two stages: single steps for a schedule, or one call through autograd."""
 
-from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from mimo_role.activations import ActivationSpec, Introduction, exchange
 from mimo_role.buffers import BufferPool
 from mimo_role.crossing import Crossing, Message, Step, Ways, start_together
 from mimo_role.errors import BridgeError
+from mimo_role.outbox import Outbox
 from mimo_role.routing import Route, route
 from mimo_role.samples import Endpoint, Samples, Side
 
-_FORWARD, _BACKWARD, _TOLD = 0, 1, 2
-"""What a message is for; part of its tag."""
-
 _THE_WORLDS = Ways()
-
-_IN_FLIGHT = 8
-"""Batches that a sender may be ahead of those who take them, before a call waits."""
 
 
 class Bridge:
@@ -31,7 +26,9 @@ class Bridge:
     a rank's tensor holds its own lane's samples, and of these the tokens that it owns.
 
     Calling a bridge is one autograd node. `send_forward` and its companions are the steps of a pipeline schedule; each makes a
-    `Crossing`, which goes on beside other work between its `start()` and `wait()`.
+    `Crossing`, which goes on beside other work between its `start()` and `wait()`. Keep it until then: what is dropped does not
+    arrive. The first forward on one side is the first on the other, and so on; backwards alike, but for those of autograd,
+    which belong to their forward in whatever order they come.
     """
 
     def __init__(
@@ -59,7 +56,9 @@ class Bridge:
         self._ways = ways
         self._pool = BufferPool(device)
         self._introduction: Introduction | None = None
-        self._in_flight: deque[Crossing] = deque()
+        self._outbox = Outbox(device)
+        self._next = {"forward": 0, "back": 0, "exchange": 0}
+        """The numbers of the batches to come."""
         self._plan = lru_cache(maxsize=64)(self._make_plan)
         self._on_source, self._on_destination = source.place(rank), destination.place(rank)
 
@@ -158,7 +157,8 @@ class Bridge:
         if known is None:
             raise BridgeError(f"rank {self._rank} only receives over {self}; pass samples")
         sides = Side(self.source, known, True), Side(self.destination, known, False)
-        return exchange(*sides, self._rank, self._device, spec, self._tag(_TOLD), self._ways.forward, str(self))
+        number = self._number_of("exchange", None)
+        return exchange(*sides, self._rank, self._device, spec, self._number, number, self._ways.forward, str(self))
 
     def wait(self) -> None:
         """Wait until all that was sent has been taken.
@@ -166,15 +166,7 @@ class Bridge:
         Raises:
             BridgeError: a peer did not take it within the timeout, or has died.
         """
-        while self._in_flight:
-            self._in_flight.popleft().wait()
-
-    def _keep(self, crossing: Crossing) -> None:
-        """Keep what is still being sent, so that its memory stays; wait only where this rank is far ahead of the others."""
-        if crossing.let_go():
-            self._in_flight.append(crossing)
-        while len(self._in_flight) > _IN_FLIGHT:
-            self._in_flight.popleft().wait()
+        self._outbox.wait()
 
     def __str__(self) -> str:
         return (
@@ -182,7 +174,15 @@ class Bridge:
             f"{self.destination.module} stage {self.destination.stage}"
         )
 
-    def crossing(self, given: torch.Tensor | None, spec: ActivationSpec, *, back: bool, copies: bool = False) -> Crossing:
+    def crossing(
+        self,
+        given: torch.Tensor | None,
+        spec: ActivationSpec,
+        *,
+        back: bool,
+        copies: bool = False,
+        number: int | None = None,
+    ) -> Crossing:
         """This rank's part of a batch in one direction, whichever sides it is on; where on both, what it has stays there.
 
         Args:
@@ -191,6 +191,7 @@ class Bridge:
             spec: what crosses.
             back: from destination to source.
             copies: whether to copy what is sent, so that `given` may change at once.
+            number: of the batch, the same on all ranks; default: one more than that of the last in this direction.
 
         Raises:
             BridgeError: this rank is on neither side, or the tensor does not fit.
@@ -207,7 +208,7 @@ class Bridge:
             needed = self._pool.take(plan.taken, spec.dtype)
         if self._introduction is None:
             ends = self.source, self.destination
-            self._introduction = Introduction(*ends, self._rank, self._device, spec, self._tag(_TOLD), self._ways.forward)
+            self._introduction = Introduction(*ends, self._rank, self._device, spec, self._number, self._ways.forward)
         introduction = self._introduction
         return Crossing(
             plan.route,
@@ -215,7 +216,9 @@ class Bridge:
             held,
             needed,
             width=spec.width,
-            tag=self._tag(_BACKWARD if back else _FORWARD),
+            bridge=self._number,
+            back=back,
+            batch=self._number_of("back" if back else "forward", number),
             way=self._ways.back if back else self._ways.forward,
             way_among_copies=self._ways.among_copies,
             pool=self._pool,
@@ -232,8 +235,11 @@ class Bridge:
             raise BridgeError(f"rank {self._rank} gives {taken} over {self} and takes none; use {verb}")
         return self.crossing(given, spec, back=back)
 
-    def _tag(self, purpose: int) -> int:
-        return 4 * self._number + purpose
+    def _number_of(self, kind: str, number: int | None) -> int:
+        """The batch's number, this one or the next, counted on from it."""
+        taken = self._next[kind] if number is None else number
+        self._next[kind] = max(self._next[kind], taken + 1)
+        return taken
 
     def _make_plan(self, spec: ActivationSpec, back: bool) -> "_Plan":
         for end, is_source in ((self.source, True), (self.destination, False)):
@@ -367,31 +373,36 @@ class _Cross(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, passages: Sequence[Passage], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.passages = [passage._replace(activations=None) for passage in passages]
         anchors, given = tensors[: len(passages)], tensors[len(passages) :]
-        arrived = _move(ctx.passages, given, back=False)
+        ctx.passages = [passage._replace(activations=None) for passage in passages]
+        # Autograd may come to the batches in any order; their numbers tell which gradients belong to which.
+        ctx.numbers = [passage.bridge._number_of("forward", None) for passage in passages]
+        arrived = _move(ctx.passages, ctx.numbers, given, back=False)
         return tuple(
             anchor.new_zeros(()) if tensor is None else tensor for tensor, anchor in zip(arrived, anchors, strict=True)
         )
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         given = [
             gradient if passage.bridge.is_receiver else None for passage, gradient in zip(ctx.passages, gradients, strict=True)
         ]
-        return None, *(None for _ in ctx.passages), *_move(ctx.passages, given, back=True)
+        return None, *(None for _ in ctx.passages), *_move(ctx.passages, ctx.numbers, given, back=True)
 
 
-def _move(passages: Sequence[Passage], given: Sequence[torch.Tensor | None], *, back: bool) -> list[torch.Tensor | None]:
-    # Activations are the user's, who may change them; gradients nobody changes while this holds them.
+def _move(
+    passages: Sequence[Passage], numbers: Sequence[int], given: Sequence[torch.Tensor | None], *, back: bool
+) -> list[torch.Tensor | None]:
+    # Copies: the activations are the user's, who may change them, and autograd may add to a gradient once it has left here.
     crossings = [
-        passage.bridge.crossing(tensor, passage.spec, back=back, copies=not back)
-        for passage, tensor in zip(passages, given, strict=True)
+        passage.bridge.crossing(tensor, passage.spec, back=back, copies=True, number=number)
+        for passage, number, tensor in zip(passages, numbers, given, strict=True)
     ]
     start_together(crossings)
     arrived = [crossing.receive() for crossing in crossings]
     for passage, crossing in zip(passages, crossings, strict=True):
-        passage.bridge._keep(crossing)
+        passage.bridge._outbox.put(crossing)
     return arrived
 
 

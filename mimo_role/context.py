@@ -204,12 +204,14 @@ class RoleContext:
         environ.withdraw(self._exported)
         share(None)
         if dist.is_initialized():
-            for bridge in self._bridges.values():
-                bridge.wait()
-            self._ways.destroy()
-            self._groups.destroy()
-            if self._owns_world:
-                dist.destroy_process_group()
+            try:
+                for bridge in self._bridges.values():
+                    bridge.wait()
+            finally:
+                self._ways.destroy()
+                self._groups.destroy()
+                if self._owns_world:
+                    dist.destroy_process_group()
 
 
 def init(

@@ -1,6 +1,5 @@
 """One batch on its way over a bridge in one direction, as one rank sees it."""
 
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
@@ -13,9 +12,7 @@ import torch.distributed as dist
 from mimo_role.buffers import BufferPool
 from mimo_role.errors import BridgeError
 from mimo_role.routing import Route, Stream, Transfer
-
-_SIGNATURE_BITS = 18
-"""Bits of a message's tag that follow from its size and type: gloo would write a message into memory of another size."""
+from mimo_role.tags import Purpose, tag_of
 
 
 class Step(Enum):
@@ -35,6 +32,14 @@ class Message(NamedTuple):
     step: Step
     transfer: Transfer
     stream: Stream
+
+
+_PURPOSES = {
+    (False, False): Purpose.FORWARD,
+    (True, False): Purpose.BACK,
+    (False, True): Purpose.FORWARD_AMONG_COPIES,
+    (True, True): Purpose.BACK_AMONG_COPIES,
+}
 
 
 class Ways(NamedTuple):
@@ -60,7 +65,9 @@ class Crossing:
         needed: torch.Tensor | None,
         *,
         width: int,
-        tag: int,
+        bridge: int,
+        back: bool,
+        batch: int,
         way: dist.ProcessGroup | None,
         way_among_copies: dist.ProcessGroup | None,
         pool: BufferPool,
@@ -75,7 +82,7 @@ class Crossing:
             held_rows: what it gives, contiguous, `[rows, width]`, a row for each token; `None` on a rank that only receives.
             needed: where what it gets goes, contiguous, of any shape with rows of that width; `None` on a rank that only sends.
             width: elements of a row.
-            tag: of the bridge and direction.
+            bridge, back, batch: the numbers of the bridge and of the batch, and the direction; in the messages' tags.
             way, way_among_copies: the groups for the bridge's messages in this direction, and for what is handed on.
             pool: memory for what does not lie in one piece.
             explain: says what a message was to bring and where; asked for when it has failed.
@@ -87,7 +94,9 @@ class Crossing:
         self._held_rows = held_rows
         self._needed = needed
         self._needed_rows = None if needed is None else needed.view(route.rows_needed, width)
-        self._tag = tag
+        self._bridge = bridge
+        self._back = back
+        self._batch = batch
         self._way = way
         self._way_among_copies = way_among_copies
         self._pool = pool
@@ -95,6 +104,7 @@ class Crossing:
         self._check = check
         self._copies = copies
         self._started = self._received = False
+        self._failure: Exception | None = None
         self._landings: list[torch.Tensor | None] = []
         self._pending: dict[Step, list[tuple[dist.Work, Message]]] = {step: [] for step in Step}
 
@@ -112,14 +122,20 @@ class Crossing:
             BridgeError: it did not come within the timeout, a rank that was to send it has died, or the two sides do not
                 agree on what crosses.
         """
-        self.start()
-        if not self._received:
-            self._received = True
-            self._check()
-            self._wait(Step.RECEIVE)
-            self._take_from_itself()
-            self._exchange_with_copies()
-            self._put_in_place()
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self.start()
+            if not self._received:
+                self._check()
+                self._wait(Step.RECEIVE)
+                self._take_from_itself()
+                self._exchange_with_copies()
+                self._put_in_place()
+                self._received = True
+        except Exception as error:
+            self._failure = error  # what has arrived of it is not to be used
+            raise
         return self._needed
 
     def wait(self) -> torch.Tensor | None:
@@ -164,9 +180,9 @@ class Crossing:
                 yield self._message(step, self._landing_of(transfer), transfer, stream)
 
     def _message(self, step: Step, part: torch.Tensor, transfer: Transfer, stream: Stream) -> Message:
-        signature = zlib.crc32(f"{part.numel()} {part.dtype}".encode()) & ((1 << _SIGNATURE_BITS) - 1)
         among_copies = step in (Step.HAND_ON, Step.TAKE_OVER)
-        tag = (2 * self._tag + among_copies) << _SIGNATURE_BITS | signature
+        purpose = _PURPOSES[self._back, among_copies]
+        tag = tag_of(self._bridge, purpose, self._batch, part)
         verb = dist.isend if step in (Step.SEND, Step.HAND_ON) else dist.irecv
         way = self._way_among_copies if among_copies else self._way
         return Message(dist.P2POp(verb, part, transfer.peer, way, tag), step, transfer, stream)
@@ -205,7 +221,7 @@ class Crossing:
         messages = list(self._at_landings(Step.HAND_ON, self._route.hand_on))
         if self._is_one_operation():
             messages += self._at_landings(Step.TAKE_OVER, self._route.take_over)
-        self._add(_post(messages))
+        self._add(_post([(self, message) for message in messages]))
         self._wait(Step.TAKE_OVER)
         self._wait(Step.HAND_ON)
 
@@ -249,13 +265,17 @@ def start_together(crossings: Sequence[Crossing]) -> None:
         if not crossing._started:
             ways[crossing._way].append((crossing, crossing._first_messages()))
     for own in ways.values():
-        pending = iter(_post([message for _, messages in own for message in messages]))
+        pending = iter(_post([(crossing, message) for crossing, messages in own for message in messages]))
         for crossing, messages in own:
             crossing._add(islice(pending, len(messages)))
 
 
-def _post(messages: Sequence[Message]) -> list[tuple[dist.Work, Message]]:
-    works = dist.batch_isend_irecv([message.operation for message in messages]) if messages else []
+def _post(messages: Sequence[tuple["Crossing", Message]]) -> list[tuple[dist.Work, Message]]:
+    try:
+        works = dist.batch_isend_irecv([message.operation for _, message in messages]) if messages else []
+    except RuntimeError as error:
+        told = "; ".join(dict.fromkeys(crossing._explain(message) for crossing, message in messages))
+        raise BridgeError(f"one of these could not even begin: {told}: {error}") from error
     if len(works) != len(messages):  # NCCL makes one of a batch
         works = works * len(messages)
-    return list(zip(works, messages, strict=True))
+    return [(work, message) for work, (_, message) in zip(works, messages, strict=True)]

@@ -5,10 +5,11 @@ Within a lane, cp ranks hold tokens of their own, and so do tp ranks where the m
 ranks hold equal copies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple
+from operator import index
+from typing import Any, Literal, NamedTuple
 
 from mimo_role.errors import BridgeError
 from mimo_role.grid import RankGrid
@@ -100,14 +101,19 @@ class Samples:
         """
         for name in ("tokens", "source_lanes", "destination_lanes", "places"):
             value = getattr(self, name)
-            if value is None or isinstance(value, int):
+            if value is None:
                 continue
-            value = tuple(value)
-            object.__setattr__(self, name, value)
-            if len(value) != self.count:
-                raise BridgeError(f"{name} has {len(value)} entries for {self.count} samples")
-        if self.count < 0 or min((self.tokens,) if isinstance(self.tokens, int) else self.tokens, default=0) < 0:
-            raise BridgeError(f"a batch of {self.count} samples with tokens={self.tokens}: counts are 0 or more")
+            plain = _plain(name, value)
+            object.__setattr__(self, name, plain)
+            if isinstance(plain, tuple) and len(plain) != self.count:
+                raise BridgeError(f"{name} has {len(plain)} entries for {self.count} samples")
+        if self.count < 0:
+            raise BridgeError(f"a batch of {self.count} samples; there are 0 or more")
+        if isinstance(self.tokens, int) and self.tokens < 0:
+            raise BridgeError(f"tokens={self.tokens}; a sample has 0 or more")
+        for sample, count in enumerate(() if isinstance(self.tokens, int) else self.tokens):
+            if count < 0:
+                raise BridgeError(f"tokens[{sample}]={count}; a sample has 0 or more")
         for sample, (start, length) in enumerate(self.places or ()):
             if start < 0 or start + self.tokens_of(sample) > length:
                 raise BridgeError(
@@ -146,6 +152,17 @@ class Samples:
     @cached_property
     def _by_destination_lane(self) -> dict[int, list[int]] | None:
         return None if self.destination_lanes is None else _inverse(self.destination_lanes)
+
+
+def _plain(name: str, value: Any) -> int | tuple[Any, ...]:
+    """A field as Python's own numbers, whatever kind of numbers and sequence it was given as."""
+    try:
+        if name == "places":
+            return tuple((index(start), index(length)) for start, length in value)
+        return tuple(map(index, value)) if isinstance(value, Iterable) else index(value)
+    except (TypeError, ValueError):
+        wanted = "(start, length) for each sample" if name == "places" else "whole numbers, one for each sample"
+        raise BridgeError(f"{name}={value!r:.80}: {wanted}") from None
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from mimo_role.activations import ActivationSpec
 from mimo_role.bridge import Bridge
 from mimo_role.context import RoleContext
 from mimo_role.crossing import Crossing, start_together
+from mimo_role.errors import ScheduleError
+from mimo_role.samples import TokenSplit
 from mimo_role.timeline import SLACK, Action, Graph, Phase, StageId, timeline
 
 Batch = TypeVar("Batch")
-
-_AHEAD = 1
-"""Actions for which what they wait for is received beside the one that runs: one buffer fills while another is used."""
 
 
 class Schedule1F1B(Generic[Batch]):
@@ -38,6 +37,7 @@ class Schedule1F1B(Generic[Batch]):
         spec_of: Callable[[StageId, Batch], ActivationSpec],
         loss_of: Callable[[torch.Tensor, Batch], torch.Tensor],
         frozen: Collection[str] = (),
+        splits: Mapping[str, TokenSplit] | None = None,
         slack: int = SLACK,
     ) -> None:
         """
@@ -45,25 +45,30 @@ class Schedule1F1B(Generic[Batch]):
             ctx: this rank's.
             run: `run(module, batch, inputs)` computes this rank's stage of a module. `inputs` are what comes over bridges: none
                 on an encoder's first stage, on the language module's first `{modality: embeddings}`, else `{module: hidden}`.
+                In `step`, the output of a module that trains must not change before its micro-batch has come back.
             spec_of: what leaves a stage for the next, or for the language module; asked for stages of other ranks too.
             loss_of: `loss_of(output, batch)`, a scalar, on the language module's last stage.
             frozen: modality modules without anything to train: they go forward only, and no gradients cross for them.
+            splits: how the ranks of a module divide the tokens of a sample, by module, if not as `TokenSplit()`.
             slack: micro-batches that a stage may be ahead of the loss beyond its distance from it, which bounds those whose
                 activations it keeps: `distance + 1 + slack`.
 
         Raises:
-            ScheduleError: a frozen module that is not a modality module.
+            ScheduleError: a frozen module that is not a modality module, or a negative slack.
+            AxisError, BridgeError: splits of a module that there is not, or at odds with those of a bridge that there is.
         """
         self._ctx = ctx
         self._run = run
         self._spec_of = spec_of
         self._loss_of = loss_of
-        self._frozen = frozenset(frozen)
+        self._frozen = frozenset([frozen] if isinstance(frozen, str) else frozen)
         self._slack = slack
         self._graph = Graph(ctx.topology)
         self._mine = set(self._graph.of_rank(ctx.rank))
         self._actions = lru_cache(maxsize=16)(self._find_actions)
         self._actions(1, True)  # a frozen module that there is not is told at once
+        self._bridges = {at: self._make_bridge(at, after, splits or {}) for at, after in self._graph.after.items() if after}
+        self._failed = False
 
     def step(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
         """Take the micro-batches forward and back; gradients add up in the parameters.
@@ -94,12 +99,31 @@ class Schedule1F1B(Generic[Batch]):
         return [action for action in everyone if action.at in self._mine]
 
     def _play(self, batches: Sequence[Batch], *, backward: bool) -> list[torch.Tensor]:
-        play = _Play(self, batches, backward)
+        if self._failed:
+            raise ScheduleError(
+                "an earlier step failed on this rank, and its messages are still on their way; start the job again"
+            )
         actions = self._actions(len(batches), backward)
-        for number, action in enumerate(actions):
-            play.receive_for(actions[number : number + _AHEAD + 1])
-            play.act(action)
-        return play.end()
+        play = _Play(self, batches, backward)
+        try:
+            for number, action in enumerate(actions):
+                play.receive_for(actions[number : number + self._actions_ahead() + 1])
+                play.act(action)
+            return play.end()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _actions_ahead(self) -> int:
+        """For how many actions what they wait for is received beside the one that runs.
+
+        NCCL takes the messages of one way one after the other: more ahead could wait for what is sent behind them.
+        """
+        return 1 if self._ctx.device.type == "cuda" else 2
+
+    def _make_bridge(self, at: StageId, after: StageId, splits: Mapping[str, TokenSplit]) -> Bridge:
+        stage = at.stage if after.module == at.module else None
+        return self._ctx.bridge(at.module, stage=stage, source=splits.get(at.module), destination=splits.get(after.module))
 
 
 class _Kept(NamedTuple):
@@ -129,7 +153,7 @@ class _Play(Generic[Batch]):
         for action in actions:
             for source, other in self._awaited(action):
                 if other not in self._coming[action] and not self._is_local(source):
-                    bridge = self._bridge(source)
+                    bridge = self._of._bridges[source]
                     spec = self._spec(source, action.micro_batch)
                     if action.phase is Phase.FORWARD:
                         self._coming[action][other] = bridge.recv_forward(spec)
@@ -172,7 +196,7 @@ class _Play(Generic[Batch]):
         if self._of._graph.after[at] is None:
             self._results.append(output.detach())
         else:
-            self._send(action, at, output.detach(), back=False)
+            self._send(action, at, output.detach(), back=False, copies=not trains)
         if trains:
             self._kept[at, number] = _Kept(inputs, output)
         else:
@@ -187,15 +211,17 @@ class _Play(Generic[Batch]):
         for source, tensor in inputs.items():
             if self._comes_back(source):
                 gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-                self._send(action, source, gradient, back=True)
+                # A copy: autograd may have taken the same memory for a parameter's gradient, and add to it.
+                self._send(action, source, gradient, back=True, copies=True)
         # The stages before have sent this micro-batch only after they had taken back one that lies so far behind it.
         self._wait_for(action._replace(micro_batch=number - max(map(self._depth, inputs), default=0)))
 
-    def _send(self, action: Action, source: StageId, tensor: torch.Tensor, *, back: bool) -> None:
+    def _send(self, action: Action, source: StageId, tensor: torch.Tensor, *, back: bool, copies: bool) -> None:
         """Over the bridge that begins at `source`: to whoever waits for it, this rank perhaps among them."""
         after = self._of._graph.after[source]
         assert after is not None
-        crossing = self._bridge(source).crossing(tensor, self._spec(source, action.micro_batch), back=back).start()
+        spec = self._spec(source, action.micro_batch)
+        crossing = self._of._bridges[source].crossing(tensor, spec, back=back, copies=copies).start()
         if self._is_local(source):
             waits, other = (source, after) if back else (after, source)
             self._coming[action._replace(at=waits)][other] = crossing
@@ -223,11 +249,6 @@ class _Play(Generic[Batch]):
     def _depth(self, at: StageId) -> int:
         """The most micro-batches that a stage has begun and is not rid of."""
         return self._of._graph.distance[at] + 1 + self._of._slack
-
-    def _bridge(self, source: StageId) -> Bridge:
-        after = self._of._graph.after[source]
-        within = after is not None and after.module == source.module
-        return self._of._ctx.bridge(source.module, stage=source.stage if within else None)
 
     def _spec(self, source: StageId, micro_batch: int) -> ActivationSpec:
         return self._of._spec_of(source, self._batches[micro_batch])

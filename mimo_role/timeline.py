@@ -102,8 +102,10 @@ def timeline(
         slack: micro-batches that a stage may be ahead beyond its distance from the loss.
 
     Raises:
-        ScheduleError: no micro-batches, or a frozen module that is not a modality module.
+        ScheduleError: no micro-batches, a negative slack, or a frozen module that is not a modality module.
     """
+    if slack < 0:
+        raise ScheduleError(f"slack={slack}: it is 0 or more")
     if micro_batches < 1:
         raise ScheduleError(f"{micro_batches} micro-batches; a step has at least one")
     modules = {at.module for at in graph.after} - {MIMO_LANGUAGE_MODULE_KEY}

@@ -1,11 +1,15 @@
 """The groups that bridges' messages take under NCCL."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from mimo_role.crossing import Ways
+from mimo_role.grid import RankGrid
 from mimo_role.groups import free, make_rows, uses_nccl
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.rounds import RowSet
@@ -13,8 +17,8 @@ from mimo_role.routing import Route, Transfer, route
 from mimo_role.samples import Endpoint, Samples, Side, TokenSplit
 from mimo_role.topology import Topology
 
-_LARGE = 1 << 20
-"""Elements of a token, for which copies share out what crosses."""
+_WIDTHS = (1, 1 << 20)
+"""Elements of a token: so few that what crosses goes whole to each copy, and so many that they share it out."""
 
 
 class WayGroups:
@@ -25,8 +29,9 @@ class WayGroups:
     NCCL takes a communicator's batches one after the other, and messages between two ranks in the order in which they were
     posted. Over one communicator, activations would wait for gradients that wait for them, what copies hand on for the next
     batch, and one bridge's messages be taken for another's. Two ranks connect at their first message, and each waits for the
-    other to post it; so all that may talk do so here, in an order that all ranks share. Gloo's messages have tags, and the
-    world's group is connected: it serves for all.
+    other to post it; so all that talk where samples are split evenly do so here, in an order that all ranks share. Lanes
+    that only an assignment by hand brings together connect when they first meet. Gloo's messages have tags, and the world's
+    group is connected: it serves for all.
     """
 
     def __init__(self, topology: Topology, rank: int, device: torch.device) -> None:
@@ -94,11 +99,21 @@ def _routes(topology: Topology, module: str, between_stages: bool, rank: int, *,
     last = grid.axis_size("pp") - 1
     for stage in range(last) if between_stages else [last]:
         after = (module, grid, stage + 1) if between_stages else (MIMO_LANGUAGE_MODULE_KEY, language, 0)
-        for orders in (("contiguous", "contiguous"), ("contiguous", "zigzag"), ("zigzag", "contiguous")):
-            splits = [TokenSplit(cp_order=order) for order in orders]
+        for splits in product(_splits_of(grid), _splits_of(after[1])):
             source, destination = Endpoint(module, grid, stage, splits[0]), Endpoint(*after, splits[1])
-            samples = Samples(source.lanes * destination.lanes, 2 * source.cp * destination.cp)
+            samples = Samples(
+                math.lcm(source.lanes, destination.lanes), 2 * source.cp * destination.cp * source.tp * destination.tp
+            )
             ends = Side(source, samples, True), Side(destination, samples, False)
-            yield route(rank, *(ends[::-1] if back else ends), _LARGE)
-            if source.cp == destination.cp == 1:
-                break
+            for width in _WIDTHS:
+                yield route(rank, *(ends[::-1] if back else ends), width)
+
+
+def _splits_of(grid: RankGrid) -> list[TokenSplit]:
+    """All ways to divide tokens that make a difference on this grid."""
+    orders: list[Literal["contiguous", "zigzag"]] = ["contiguous", "zigzag"]
+    return [
+        TokenSplit(cp_order=order, sequence_parallel=sequence_parallel)
+        for order in orders[: min(grid.axis_size("cp"), 2)]
+        for sequence_parallel in (False, True)[: min(grid.axis_size("tp"), 2)]
+    ]

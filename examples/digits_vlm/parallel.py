@@ -42,6 +42,8 @@ def _stage(ctx: RoleContext, name: str, sizes: Sizes) -> Stage:
     tp, pp = grid.axis_size("tp"), grid.axis_size("pp")
     if pp > sizes.depth:
         raise MimoError(f"modules.{name}.pp={pp}: the module has {sizes.depth} layers; use at most {sizes.depth}")
+    if (cp := grid.axis_size("cp")) > 1:
+        raise MimoError(f"modules.{name}.cp={cp}: this example's layers need whole samples; use 1")
     count, parts = (sizes.heads, "heads") if sizes.heads else (sizes.inner_width, "hidden units")
     if count % tp:
         raise MimoError(f"modules.{name}.tp={tp} does not divide its {count} {parts}")

@@ -439,3 +439,153 @@ def test_what_never_arrives_is_named(how):
         "or dtype: "
     )
     assert ("Connection closed by peer" if how == "leaves" else "Timed out waiting 3000ms") in found
+
+
+def backward_in_any_order(reverse):
+    """Three forwards; the sender's gradients are asked for in an order that the receiver does not know."""
+    bridge = mimo_role.current().bridge("vision")
+    if bridge.is_sender:
+        sent = [torch.ones(2, 2, requires_grad=True) for _ in range(3)]
+        anchors = [bridge(values, batch_size=2) for values in sent]
+        torch.autograd.backward(anchors[::-1] if reverse else anchors)
+        return [values.grad[0, 0].item() for values in sent]
+    for factor in (1, 2, 3):
+        (factor * bridge(batch_size=2, sample_shape=(2,), dtype=torch.float32)).sum().backward()
+    return None
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_belong_to_their_forward_whatever_order_autograd_takes(reverse):
+    assert run_ranks(backward_in_any_order, TWO, reverse)[0] == [1.0, 2.0, 3.0]
+
+
+def gradient_that_autograd_adds_to():
+    """The gradient that leaves shares its memory with a parameter's, which the next backward adds to."""
+    bridge = mimo_role.current().bridge("vision")
+    found = []
+    position = torch.zeros(2, 2, requires_grad=True)
+    sent = [torch.ones(1, 2, 2, requires_grad=True) for _ in range(2)]
+    if bridge.is_sender:
+        anchors = [bridge(values, batch_size=1) for values in sent]
+        dist.barrier()
+        for anchor, values in zip(anchors, sent, strict=True):
+            anchor.backward()
+            found.append(values.grad[0, 0, 0].item())
+        return found
+    received = [bridge(batch_size=1, sample_shape=(2, 2), dtype=torch.float32) for _ in sent]
+    for values, factor in zip(received, (3.0, 6.0), strict=True):
+        (factor * (values + position[None])).sum().backward()
+    torch.nn.utils.clip_grad_norm_([position], 0.001)
+    dist.barrier()
+    return None
+
+
+def test_a_gradient_arrives_as_it_was_however_it_is_used_afterwards():
+    assert run_ranks(gradient_that_autograd_adds_to, TWO)[0] == [3.0, 6.0]
+
+
+def waits_in_another_order():
+    bridge = mimo_role.current().bridge("vision")
+    spec = ActivationSpec.of(2, (64, 512), torch.float32)
+    batches = [torch.full((2, 64, 512), float(number)) for number in (1, 2)]
+    if bridge.is_sender:
+        sent = [bridge.send_forward(batch, spec).start() for batch in batches]
+        return [crossing.wait() for crossing in sent]
+    first, second = (bridge.recv_forward(spec).start() for _ in batches)
+    return [second.wait().unique().tolist(), first.wait().unique().tolist()]
+
+
+def test_batches_may_be_waited_for_in_another_order_than_they_were_started():
+    topology = Topology.from_modules({"vision": {}, "language": {"tp": 2}})
+    assert run_ranks(waits_in_another_order, topology)[1:] == [[[2.0], [1.0]]] * 2
+
+
+def told_otherwise(what):
+    context = mimo_role.current()
+    odd = context.rank == 0
+    split = TokenSplit(cp_order="zigzag") if what == "splits" and not odd else TokenSplit()
+    lanes = (1, 0) if what == "lanes" and not odd else None
+    bridge = context.bridge("vision", destination=split)
+    spec = ActivationSpec(samples=Samples(2, 4, destination_lanes=lanes), token_shape=(2,), dtype=torch.float32)
+    if bridge.is_sender:
+        bridge.send_forward(torch.ones(8, 2), spec).start()
+        return None
+    try:
+        bridge.recv_forward(spec).wait()
+    except BridgeError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("what", ["splits", "lanes"])
+def test_sides_that_are_told_other_splits_or_lanes_notice_at_the_first_batch(what):
+    topology = Topology.from_modules({"vision": {}, "language": {"dp": 2, "cp": 2}})
+    assert run_ranks(told_otherwise, topology, what)[1] == (
+        "rank 1 and rank 0 are not told the same over the bridge vision stage 0 -> language stage 0: the token splits of "
+        "its two sides, source_lanes and destination_lanes are the same on all ranks"
+    )
+
+
+def far_ahead():
+    """All forwards, then all backwards, on a sender; one by one on the receiver."""
+    bridge = mimo_role.current().bridge("vision")
+    if bridge.is_sender:
+        sent = [torch.ones(1, 2, requires_grad=True) for _ in range(40)]
+        for anchor in [bridge(values, batch_size=1) for values in sent]:
+            anchor.backward()
+        return sum(values.grad.sum().item() for values in sent)
+    for _ in range(40):
+        bridge(batch_size=1, sample_shape=(2,), dtype=torch.float32).sum().backward()
+    return None
+
+
+def test_a_sender_may_be_any_number_of_batches_ahead():
+    assert run_ranks(far_ahead, TWO)[0] == 80.0
+
+
+def learn_and_cross(tokens):
+    context = mimo_role.current()
+    bridge = context.bridge("vision")
+    spec = ActivationSpec(samples=Samples(len(tokens), tokens), token_shape=(2,), dtype=torch.float32)
+    specs = [bridge.exchange_spec(spec if bridge.is_sender else None, samples=Samples(len(tokens))) for _ in range(2)]
+    found = []
+    for agreed in specs:
+        sent = None
+        if bridge.is_sender:
+            own = agreed.samples.of_lane(bridge.source.place(context.rank).lane, bridge.source.lanes, source=True)
+            sent = torch.cat([torch.full((tokens[sample], 2), float(sample)) for sample in own])
+        found.append(bridge.crossing(sent, agreed, back=False).wait())
+    return None if found[0] is None else [[row[0] for row in values.tolist()] for values in found]
+
+
+@pytest.mark.parametrize("tokens", [(3, 2, 0, 4), (1, 1, 1, 1)])
+@pytest.mark.parametrize("layout", ["non_colocated", "colocated"])
+def test_what_was_learned_can_cross_and_be_learned_ahead(layout, tokens):
+    topology = Topology.from_modules({"vision": {"tp": 2}, "language": {"dp": 2}}, layout=layout)
+    found = [values for values in run_ranks(learn_and_cross, topology, tokens) if values is not None]
+    halves = [[float(sample) for sample in half for _ in range(tokens[sample])] for half in ((0, 1), (2, 3))]
+    assert found == [[half, half] for half in halves]
+
+
+def after_the_other_has_gone():
+    context = mimo_role.current()
+    bridge = context.bridge("vision")
+    spec = ActivationSpec.of(1, (2,), torch.float32)
+    if bridge.is_sender:
+        bridge.send_forward(torch.ones(1, 2), spec).wait()
+        dist.destroy_process_group()
+        return None
+    bridge.recv_forward(spec).wait()
+    crossing, found = None, []
+    for _ in range(3):  # the first notices that the connection is closed, the later ones begin without one
+        crossing = bridge.recv_forward(spec)
+        for attempt in (crossing.wait, crossing.wait):
+            try:
+                attempt()
+            except BridgeError as error:
+                found.append("rank 1 (language lane 0) waited for sample 0 from rank 0 (vision lane 0) in vain" in str(error))
+    return found
+
+
+def test_a_failed_crossing_fails_again_and_so_do_those_that_cannot_begin():
+    assert run_ranks(after_the_other_has_gone, TWO)[1] == [True] * 6

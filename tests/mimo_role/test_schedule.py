@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mimo_role
-from mimo_role import ActivationSpec, Topology, lane_samples
+from mimo_role import ActivationSpec, BridgeError, Topology, lane_samples
 from mimo_role.schedule import Schedule1F1B
 from mimo_role.testing import run_ranks
 from mimo_role.timeline import StageId
@@ -66,6 +66,39 @@ def whole(topology, count):
     loss = loss_of(through("language", merge(encoded)), range(count))
     loss.backward()
     return loss.item(), {at: parameter.grad for at, parameter in parameters.items()}
+
+
+def two_steps_of_which_the_first_fails():
+    ctx = mimo_role.current()
+    failing = True
+
+    def run(module, batch, inputs):
+        if failing and batch == 1:
+            raise ValueError("a bad image")
+        return torch.ones(1, 2, requires_grad=True) * 2 if module == "vision" else inputs["vision"]
+
+    schedule = Schedule1F1B(
+        ctx,
+        run=run,
+        spec_of=lambda *_: ActivationSpec.of(1, (2,), torch.float32),
+        loss_of=lambda output, _: output.sum(),
+    )
+    found = []
+    for _ in range(2):
+        try:
+            schedule.step([0, 1, 2])
+        except (ValueError, BridgeError) as error:
+            found.append(f"{type(error).__name__}: {error}")
+        failing = False
+    return found
+
+
+def test_after_a_failed_step_there_is_no_other():
+    vision, _ = run_ranks(two_steps_of_which_the_first_fails, Topology.from_modules({"vision": {}, "language": {}}))
+    assert vision == [
+        "ValueError: a bad image",
+        "ScheduleError: an earlier step failed on this rank, and its messages are still on their way; start the job again",
+    ]
 
 
 def step(batches, frozen, slack):

@@ -108,6 +108,7 @@ def test_no_set_of_ranks_can_wait_for_each_other_for_ever(topology, micro_batche
     ("arguments", "message"),
     [
         ({"micro_batches": 0}, "0 micro-batches; a step has at least one"),
+        ({"micro_batches": 1, "slack": -1}, "slack=-1: it is 0 or more"),
         ({"micro_batches": 1, "frozen": {"language"}}, "frozen: 'language' is no modality module; there are vision"),
         ({"micro_batches": 1, "frozen": {"visoin"}}, "frozen: 'visoin' is no modality module; there are vision"),
     ],
