@@ -54,9 +54,13 @@ class Schedule1F1B(Generic[Batch]):
                 activations it keeps: `distance + 1 + slack`.
 
         Raises:
-            ScheduleError: a frozen module that is not a modality module, or a negative slack.
-            AxisError, BridgeError: splits of a module that there is not, or at odds with those of a bridge that there is.
+            ScheduleError: a frozen module that is not a modality module, splits of a module that there is not, or a negative
+                slack.
+            BridgeError: splits at odds with those of a bridge that the script has asked for already.
         """
+        for name in splits or ():
+            if name not in ctx.topology.grids:
+                raise ScheduleError(f"splits: no module {name!r}; there are {', '.join(ctx.topology.grids)}")
         self._ctx = ctx
         self._run = run
         self._spec_of = spec_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mimo_role
-from mimo_role import ActivationSpec, BridgeError, Topology, lane_samples
+from mimo_role import ActivationSpec, BridgeError, ScheduleError, TokenSplit, Topology, lane_samples
 from mimo_role.schedule import Schedule1F1B
 from mimo_role.testing import run_ranks
 from mimo_role.timeline import StageId
@@ -99,6 +99,28 @@ def test_after_a_failed_step_there_is_no_other():
         "ValueError: a bad image",
         "ScheduleError: an earlier step failed on this rank, and its messages are still on their way; start the job again",
     ]
+
+
+def schedule_of_nothing(settings):
+    unused = lambda *_: None  # noqa: E731
+    try:
+        Schedule1F1B(mimo_role.current(), run=unused, spec_of=unused, loss_of=unused, **settings)
+    except ScheduleError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frozen": "visoin"}, "frozen: 'visoin' is no modality module; there are vision"),
+        ({"splits": {"languag": TokenSplit()}}, "splits: no module 'languag'; there are vision, language"),
+        ({"slack": -1}, "slack=-1: it is 0 or more"),
+        ({"frozen": "vision", "splits": {"language": TokenSplit(cp_order="zigzag")}}, "no error"),
+    ],
+)
+def test_settings_that_cannot_be_are_told_when_the_schedule_is_made(settings, message):
+    assert run_ranks(schedule_of_nothing, Topology.from_modules({"vision": {}, "language": {}}), settings) == [message] * 2
 
 
 def step(batches, frozen, slack):
