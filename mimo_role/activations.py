@@ -2,7 +2,9 @@
 
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,7 +52,7 @@ class ActivationSpec:
         Raises:
             BridgeError: a dtype or a number of dimensions that bridges do not carry, or dense samples of unequal length.
         """
-        object.__setattr__(self, "token_shape", tuple(self.token_shape))
+        object.__setattr__(self, "token_shape", _shape("token_shape", self.token_shape))
         if len(self.token_shape) > _HEADER - 5 or self.dtype not in _DTYPES:
             raise BridgeError(f"bridges do not carry tokens of {self.dtype} {list(self.token_shape)}")
         if self.is_dense and (not isinstance(self.samples.tokens, int) or self.samples.places is not None):
@@ -59,6 +61,7 @@ class ActivationSpec:
     @classmethod
     def of(cls, batch_size: int, sample_shape: tuple[int, ...], dtype: torch.dtype) -> "ActivationSpec":
         """Samples of one shape, split over lanes in contiguous ranges; of `[tokens, hidden]`, or any other shape."""
+        sample_shape = _shape("sample_shape", sample_shape)
         if len(sample_shape) < 2:
             return cls(samples=Samples(batch_size), token_shape=sample_shape, dtype=dtype)
         return cls(samples=Samples(batch_size, sample_shape[0]), token_shape=sample_shape[1:], dtype=dtype, is_dense=True)
@@ -74,6 +77,12 @@ class ActivationSpec:
             return (side.rows(place), *self.token_shape)
         of_each = sum(map(len, side.tokens(0, place)))
         return (len(side.of_lane(place.lane)), of_each, *self.token_shape)
+
+
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, int):
+        raise BridgeError(f"{name}={value} is one number; give all sizes, such as ({value},)")
+    return tuple(value)
 
 
 class Introduction:
@@ -98,10 +107,20 @@ class Introduction:
         tells, hears = talks(rank, Side(source, samples, True), Side(destination, samples, False))
         self._rank = rank
         self._mine = [*_header(spec), _agreed(source, destination, spec)]
-        told = [(talk, self._mine) for talk in tells]
-        awaited = [(talk, len(self._mine)) for talk in hears]
+        self._sides = Side(source, spec.samples, True), Side(destination, spec.samples, False)
+        told = [(talk, [*self._mine, _checksum(self._tokens(rank, talk.peer).values())]) for talk in tells]
+        awaited = [(talk, len(self._mine) + 1) for talk in hears]
         self._conversation = _Conversation(rank, device, (bridge, Purpose.INTRODUCTION, 0), way, told, awaited)
         self._is_checked = False
+
+    def _tokens(self, teller: int, hearer: int) -> dict[int, int]:
+        """By sample, the token counts of what crosses from one rank's lane to the other's in the first batch."""
+        source, destination = self._sides
+        given, got = source.endpoint.place(teller), destination.endpoint.place(hearer)
+        assert given is not None
+        assert got is not None
+        common = (sample for sample in source.of_lane(given.lane) if destination.lane_of(sample) == got.lane)
+        return {sample: source.samples.tokens_of(sample) for sample in common}
 
     def check(self, bridge: str) -> None:
         """Wait for what the others told, and compare.
@@ -117,10 +136,17 @@ class Introduction:
                 counts = "" if theirs[1] == self._mine[1] else f" in a batch of {theirs[1]}, not of {self._mine[1]}"
                 there = there.removeprefix(f"{mine.split(' of ')[0]} of ")
                 raise BridgeError(f"rank {self._rank} expects {mine} over {bridge}, but rank {talk.peer} sends {there}{counts}")
-            if theirs[-1] != self._mine[-1]:
+            if theirs[_HEADER] != self._mine[_HEADER]:
                 raise BridgeError(
                     f"rank {self._rank} and rank {talk.peer} are not told the same over {bridge}: the token splits of its two "
                     "sides, source_lanes and destination_lanes are the same on all ranks"
+                )
+            tokens = self._tokens(talk.peer, self._rank)
+            if theirs[_HEADER + 1] != _checksum(tokens.values()):
+                counts = ", ".join(f"{count} in sample {sample}" for sample, count in list(tokens.items())[:8])
+                raise BridgeError(
+                    f"rank {self._rank} and rank {talk.peer} have unlike token counts over {bridge}: the first has {counts}"
+                    f"{', ...' if len(tokens) > 8 else ''}"
                 )
         self._is_checked = True
 
@@ -236,7 +262,11 @@ def _is_same(header: list[int], other: list[int]) -> bool:
 def _agreed(source: Endpoint, destination: Endpoint, spec: ActivationSpec) -> int:
     """A checksum of what both sides must be told alike."""
     lanes = spec.samples.source_lanes, spec.samples.destination_lanes
-    return zlib.crc32(repr((source.split, destination.split, lanes)).encode())
+    return _checksum([source.split, destination.split, lanes])
+
+
+def _checksum(values: Iterable[object]) -> int:
+    return zlib.crc32(repr(list(values)).encode())
 
 
 def _header(spec: ActivationSpec) -> list[int]:

@@ -14,6 +14,7 @@ from mimo_role.errors import BridgeError
 from mimo_role.outbox import Outbox
 from mimo_role.routing import Route, route
 from mimo_role.samples import Endpoint, Samples, Side
+from mimo_role.tags import BRIDGES
 
 _THE_WORLDS = Ways()
 
@@ -47,7 +48,12 @@ class Bridge:
             device: where its tensors live.
             number: of this bridge among all of the world; part of its messages' tags.
             ways: the groups that messages take.
+
+        Raises:
+            BridgeError: more bridges than messages can be told apart for.
         """
+        if number >= BRIDGES:
+            raise BridgeError(f"bridge number {number}: messages can be told apart for {BRIDGES} bridges of one world")
         self.source = source
         self.destination = destination
         self._rank = rank
@@ -233,6 +239,10 @@ class Bridge:
         if given is None and (self.is_receiver if back else self.is_sender):
             taken, verb = ("gradients", "send_backward") if back else ("activations", "send_forward")
             raise BridgeError(f"rank {self._rank} gives {taken} over {self} and takes none; use {verb}")
+        self._check_takes_part()
+        if given is not None and not (self.is_receiver if back else self.is_sender):
+            given_kind, verb = ("gradients", "recv_backward") if back else ("activations", "recv_forward")
+            raise BridgeError(f"rank {self._rank} takes {given_kind} over {self} and gives none; use {verb}")
         return self.crossing(given, spec, back=back)
 
     def _number_of(self, kind: str, number: int | None) -> int:
@@ -284,6 +294,7 @@ class Bridge:
 
     def _explain(self, message: Message, plan: "_Plan") -> str:
         sender, receiver = plan.sender, plan.receiver
+        tensor = message.operation.tensor
         peer, first, last = message.transfer.peer, message.stream.first_sample, message.stream.last_sample
         samples = f"sample {first}" if first == last else f"samples {first}-{last}"
         if message.step in (Step.SEND, Step.HAND_ON):
@@ -292,8 +303,8 @@ class Bridge:
             did, theirs = f"waited for {samples} from", sender if message.step is Step.RECEIVE else receiver
         mine = sender if message.step is Step.SEND else receiver
         return (
-            f"{self}: {_where(self._rank, mine)} {did} {_where(peer, theirs)} in vain; that rank has died or never came to "
-            "this batch, or takes it for another size or dtype"
+            f"{self}: {_where(self._rank, mine)} {did} {_where(peer, theirs)} in vain; that rank has died, never came to this "
+            f"batch or did not call backward(), or takes it for something else than {tensor.numel()} elements of {tensor.dtype}"
         )
 
     def _spec_of(

@@ -161,8 +161,8 @@ def _plain(name: str, value: Any) -> int | tuple[Any, ...]:
             return tuple((index(start), index(length)) for start, length in value)
         return tuple(map(index, value)) if isinstance(value, Iterable) else index(value)
     except (TypeError, ValueError):
-        wanted = "(start, length) for each sample" if name == "places" else "whole numbers, one for each sample"
-        raise BridgeError(f"{name}={value!r:.80}: {wanted}") from None
+        wanted = "(start, length of the whole sequence)" if name == "places" else "a whole number"
+        raise BridgeError(f"{name}={value!r:.80}: {wanted} for each sample") from None
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Schedule1F1B(Generic[Batch]):
         """Take the micro-batches forward only.
 
         Returns:
-            The output of each micro-batch on the language module's last stage; elsewhere nothing.
+            What `run` returned for each micro-batch on the language module's last stage; elsewhere nothing.
 
         Raises:
             ScheduleError, BridgeError: as `step`.
@@ -196,10 +196,11 @@ class _Play(Generic[Batch]):
         with torch.set_grad_enabled(trains):
             output = self._of._run(at.module, self._batches[number], named)
             if self._of._graph.after[at] is None and self._backward:
-                output = self._of._loss_of(output, self._batches[number])
+                output = _scalar("loss_of()", self._of._loss_of(output, self._batches[number]))
         if self._of._graph.after[at] is None:
-            self._results.append(output.detach())
+            self._results.append(output.detach() if self._backward else output)
         else:
+            output = _tensor(f"run({at.module!r}, ...)", output)
             self._send(action, at, output.detach(), back=False, copies=not trains)
         if trains:
             self._kept[at, number] = _Kept(inputs, output)
@@ -255,4 +256,20 @@ class _Play(Generic[Batch]):
         return self._of._graph.distance[at] + 1 + self._of._slack
 
     def _spec(self, source: StageId, micro_batch: int) -> ActivationSpec:
-        return self._of._spec_of(source, self._batches[micro_batch])
+        spec = self._of._spec_of(source, self._batches[micro_batch])
+        if not isinstance(spec, ActivationSpec):
+            raise ScheduleError(f"spec_of({source}, ...) returned {type(spec).__name__}; it returns an ActivationSpec")
+        return spec
+
+
+def _tensor(what: str, value: object) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise ScheduleError(f"{what} returned {type(value).__name__}; it returns one tensor, which spec_of() describes")
+    return value
+
+
+def _scalar(what: str, value: object) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor) or value.dim() > 0:
+        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ScheduleError(f"{what} returned {found}; it returns a tensor of no dimensions")
+    return value

@@ -39,6 +39,9 @@ class StageId(NamedTuple):
     module: str
     stage: int
 
+    def __str__(self) -> str:
+        return f"{self.module} stage {self.stage}"
+
 
 class Action(NamedTuple):
     """One micro-batch at one stage, in one direction."""

@@ -97,6 +97,7 @@ ALLOWED = {
         "mimo_role.outbox",
         "mimo_role.routing",
         "mimo_role.samples",
+        "mimo_role.tags",
     },
     "mimo_role.ways": {
         "mimo_role.crossing",

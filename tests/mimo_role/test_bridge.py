@@ -17,6 +17,7 @@ from mimo_role import (
     cross_together,
     lane_samples,
 )
+from mimo_role.tags import BRIDGES, Purpose, tag_of
 from mimo_role.testing import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -385,19 +386,19 @@ def test_each_single_step_says_what_does_not_fit():
         "lane 0 of B holds samples 0-1 of a batch of 2, but its activations are [3, 2]; pass [4, ...]",
         "rank 0 gives activations over B and takes none; use send_forward",
         None,
-        "rank 0 only receives over B; pass no gradients",
+        "rank 0 takes gradients over B and gives none; use recv_backward",
         "lane 0 of B holds samples 0-2 of a batch of 3, but its activations are [4, 2]; pass [3, ...]",
         "B needs a spec, or batch_size",
         "rank 0 sends over B; pass spec",
         splits,
     ]
     assert receiver == [
-        "rank 1 only receives over B; pass no activations",
-        "rank 1 only receives over B; pass no activations",
+        "rank 1 takes activations over B and gives none; use recv_forward",
+        "rank 1 takes activations over B and gives none; use recv_forward",
         None,
         "rank 1 gives gradients over B and takes none; use send_backward",
         None,
-        "rank 1 only receives over B; pass no activations",
+        "rank 1 takes activations over B and gives none; use recv_forward",
         "B needs a spec, or batch_size",
         "rank 1 only receives over B; pass samples",
         splits,
@@ -435,8 +436,8 @@ def test_what_never_arrives_is_named(how):
     found = run_ranks(one_lane_fails, 3, topology, how, timeout_s=40)[2]
     assert found.startswith(
         "the bridge vision stage 0 -> language stage 0: rank 2 (language lane 0) waited for samples 2-3 from "
-        "rank 1 (vision lane 1) in vain; that rank has died or never came to this batch, or takes it for another size "
-        "or dtype: "
+        "rank 1 (vision lane 1) in vain; that rank has died, never came to this batch or did not call backward(), or takes it "
+        "for something else than 4 elements of torch.float32: "
     )
     assert ("Connection closed by peer" if how == "leaves" else "Timed out waiting 3000ms") in found
 
@@ -589,3 +590,36 @@ def after_the_other_has_gone():
 
 def test_a_failed_crossing_fails_again_and_so_do_those_that_cannot_begin():
     assert run_ranks(after_the_other_has_gone, TWO)[1] == [True] * 6
+
+
+def other_token_counts():
+    bridge = mimo_role.current().bridge("vision")
+    if bridge.is_sender:
+        bridge.send_forward(torch.ones(3, 2), packed(2, 1)).start()
+        return None
+    try:
+        bridge.recv_forward(packed(2, 4)).wait()
+    except BridgeError as error:
+        return str(error)
+    return "no error"
+
+
+def test_token_counts_that_differ_at_the_first_batch_are_told_at_once():
+    assert run_ranks(other_token_counts, TWO)[1] == (
+        "rank 1 and rank 0 have unlike token counts over the bridge vision stage 0 -> language stage 0: the first has 2 in "
+        "sample 0, 4 in sample 1"
+    )
+
+
+def test_messages_of_unlike_size_have_unlike_tags():
+    sizes = list(range(1, 2000)) + [16 * size for size in range(1, 2000)]
+    tags = {tag_of(0, Purpose.FORWARD, 0, torch.empty(size, device="meta")) for size in sizes}
+    assert len(tags) > 0.75 * len(set(sizes))
+    assert tag_of(BRIDGES - 1, Purpose.EXCHANGE, 63, torch.empty(7)) < 1 << 31
+
+
+def test_a_shape_that_is_one_number_is_refused():
+    with pytest.raises(BridgeError, match=r"token_shape=16 is one number; give all sizes, such as \(16,\)"):
+        ActivationSpec(samples=Samples(1), token_shape=16, dtype=torch.float32)
+    with pytest.raises(BridgeError, match=r"sample_shape=16 is one number; give all sizes, such as \(16,\)"):
+        ActivationSpec.of(1, 16, torch.float32)

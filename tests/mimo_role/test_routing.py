@@ -211,8 +211,8 @@ def test_tokens_go_to_the_rank_that_owns_their_place_in_a_longer_sequence():
         pytest.param({"tokens": (1, 2, 3)}, "tokens has 3 entries for 2 samples", id="tokens"),
         pytest.param({"source_lanes": (0,)}, "source_lanes has 1 entries for 2 samples", id="lanes"),
         pytest.param({"tokens": (1, -2)}, r"tokens\[1\]=-2; a sample has 0 or more", id="negative"),
-        pytest.param({"tokens": "ab"}, "tokens='ab': whole numbers, one for each sample", id="text"),
-        pytest.param({"places": (1, 2)}, r"places=\(1, 2\): \(start, length\) for each sample", id="places"),
+        pytest.param({"tokens": "ab"}, "tokens='ab': a whole number for each sample", id="text"),
+        pytest.param({"places": (1, 2)}, r"places=\(1, 2\): \(start, length of the whole sequence\) for", id="places"),
         pytest.param(
             {"tokens": 4, "places": ((0, 4), (2, 5))},
             "sample 1 has 4 tokens from number 2 of a sequence of 5",

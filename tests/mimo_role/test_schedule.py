@@ -68,6 +68,34 @@ def whole(topology, count):
     return loss.item(), {at: parameter.grad for at, parameter in parameters.items()}
 
 
+def step_with(returned):
+    ctx = mimo_role.current()
+    functions = {
+        "run": lambda module, _, inputs: torch.ones(1, 2) if module == "vision" else inputs["vision"],
+        "spec_of": lambda *_: ActivationSpec.of(1, (2,), torch.float32),
+        "loss_of": lambda output, _: output.sum(),
+    }
+    functions |= {name: lambda *_, value=value: value for name, value in returned.items()}
+    try:
+        Schedule1F1B(ctx, **functions).step([0])
+    except (ScheduleError, BridgeError) as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("returned", "rank", "message"),
+    [
+        ({"run": (1, 2)}, 0, "run('vision', ...) returned tuple; it returns one tensor, which spec_of() describes"),
+        ({"loss_of": 0.5}, 1, "loss_of() returned float; it returns a tensor of no dimensions"),
+        ({"loss_of": torch.ones(2)}, 1, "loss_of() returned a tensor of shape [2]; it returns a tensor of no dimensions"),
+        ({"spec_of": None}, 1, "spec_of(vision stage 0, ...) returned NoneType; it returns an ActivationSpec"),
+    ],
+)
+def test_what_the_scripts_functions_return_is_checked(returned, rank, message):
+    assert run_ranks(step_with, Topology.from_modules({"vision": {}, "language": {}}), returned)[rank] == message
+
+
 def two_steps_of_which_the_first_fails():
     ctx = mimo_role.current()
     failing = True
