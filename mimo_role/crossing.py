@@ -243,7 +243,8 @@ class Crossing:
             try:
                 work.wait()
             except RuntimeError as error:
-                raise BridgeError(f"{self._explain(message)}: {error}") from error
+                self._failure = BridgeError(f"{self._explain(message)}: {error}")
+                raise self._failure from error
 
 
 def _pieces(rows: torch.Tensor, stream: Stream, transfer: Transfer) -> list[torch.Tensor]:
@@ -265,7 +266,12 @@ def start_together(crossings: Sequence[Crossing]) -> None:
         if not crossing._started:
             ways[crossing._way].append((crossing, crossing._first_messages()))
     for own in ways.values():
-        pending = iter(_post([(crossing, message) for crossing, messages in own for message in messages]))
+        try:
+            pending = iter(_post([(crossing, message) for crossing, messages in own for message in messages]))
+        except BridgeError as error:
+            for crossing, _ in own:
+                crossing._failure = error
+            raise
         for crossing, messages in own:
             crossing._add(islice(pending, len(messages)))
 

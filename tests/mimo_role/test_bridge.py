@@ -577,9 +577,11 @@ def after_the_other_has_gone():
         dist.destroy_process_group()
         return None
     bridge.recv_forward(spec).wait()
-    crossing, found = None, []
+    found = []
     for _ in range(3):  # the first notices that the connection is closed, the later ones begin without one
         crossing = bridge.recv_forward(spec)
+        with suppress(BridgeError):
+            crossing.start()
         for attempt in (crossing.wait, crossing.wait):
             try:
                 attempt()
