@@ -26,24 +26,19 @@ class Node:
         return range(self.first_rank, self.first_rank + self.procs)
 
 
-@dataclass(frozen=True)
-class PlanWarning:
-    """Something wasteful about a plan that works."""
-
-    code: str
-    message: str
-
-
 def place(topology: Topology, pools: Mapping[str, PoolConfig], pool_of: Mapping[str, str | None]) -> list[Node]:
-    """Put ranks on nodes in rank order, each module on its pool; modules without one fill the pools in their order.
+    """Put ranks on nodes in rank order, each module on its pool.
+
+    Modules without a pool fill the pools in their order, and leave later modules the nodes of the pool that those name.
 
     Raises:
         PlacementError: a pool is too small, or modules that share ranks name different pools.
     """
     free = {name: pool.nodes for name, pool in pools.items()}
     nodes: list[Node] = []
-    for span, modules in _spans(topology).items():
-        wanted = _common_pool(modules, pool_of)
+    spans = [(span, modules, _common_pool(modules, pool_of)) for span, modules in _spans(topology).items()]
+    for at, (span, modules, wanted) in enumerate(spans):
+        promised = _promised(pools, [(later, pool) for later, _, pool in spans[at + 1 :]])
         rank = span.start
         while rank < span.stop:
             last = nodes[-1] if nodes else None
@@ -53,7 +48,7 @@ def place(topology: Topology, pools: Mapping[str, PoolConfig], pool_of: Mapping[
                 taken = min(room, span.stop - rank)
                 nodes.append(Node(last.name, last.pool, last.first_rank, last.procs + taken))
             else:
-                pool = wanted or next((name for name, left in free.items() if left), None)
+                pool = wanted or _next_pool(free, promised)
                 if pool is None or not free[pool]:
                     raise _too_small(topology, pools, modules, wanted, span)
                 free[pool] -= 1
@@ -63,26 +58,22 @@ def place(topology: Topology, pools: Mapping[str, PoolConfig], pool_of: Mapping[
     return nodes
 
 
-def warnings(nodes: list[Node], pools: Mapping[str, PoolConfig]) -> list[PlanWarning]:
-    """What a placement leaves idle."""
-    found = []
-    for name, pool in pools.items():
-        used = [node for node in nodes if node.pool == name]
-        if len(used) < pool.nodes:
-            unused = pool.nodes - len(used)
-            found.append(PlanWarning("unused_nodes", f"pool {name}: {unused} of {pool.nodes} nodes get no rank"))
-        idle = len(used) * pool.procs_per_node - sum(node.procs for node in used)
-        if idle:
-            slots = len(used) * pool.procs_per_node
-            found.append(PlanWarning("idle_slots", f"pool {name}: {idle} of the {slots} slots on its used nodes get no rank"))
-    return found
-
-
 def _spans(topology: Topology) -> dict[range, list[str]]:
     spans: dict[range, list[str]] = {}
     for name, grid in sorted(topology.grids.items(), key=lambda item: item[1].rank_offset):
         spans.setdefault(grid.ranks, []).append(name)
     return spans
+
+
+def _promised(pools: Mapping[str, PoolConfig], later: list[tuple[range, str | None]]) -> dict[str, int]:
+    """How many nodes of each pool the modules still to come need there."""
+    ranks = {name: sum(len(span) for span, pool in later if pool == name) for name in pools}
+    return {name: -(-count // pools[name].procs_per_node) for name, count in ranks.items()}
+
+
+def _next_pool(free: Mapping[str, int], promised: Mapping[str, int]) -> str | None:
+    unpromised = (name for name, left in free.items() if left > promised[name])
+    return next(unpromised, None) or next((name for name, left in free.items() if left), None)
 
 
 def _common_pool(modules: list[str], pool_of: Mapping[str, str | None]) -> str | None:

@@ -13,7 +13,8 @@ from typing import Any
 from launcher import machine
 from launcher.config import source_of
 from launcher.errors import ConfigError
-from launcher.placement import LOCAL_POOL, Node, PlanWarning, place, warnings
+from launcher.placement import LOCAL_POOL, Node, place
+from launcher.review import PlanWarning, review
 from launcher.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
 from mimo_role import GroupOptions, MimoError, ModuleLayout, Topology, TopologyError, UnknownWorldSizeError, environ
 from mimo_role.rounds import schedule
@@ -142,7 +143,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         module_env={name: module.env for name, module in config.modules.items()},
         groups=groups,
         run_dir=str(_expanded(config.run_dir, "run_dir").absolute()),
-        warnings=tuple(warnings(nodes, pools)),
+        warnings=tuple(review(topology, nodes, pools)),
     )
 
 
