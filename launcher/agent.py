@@ -1,4 +1,4 @@
-"""torchelastic's agent, taught which rank failed first and where output goes."""
+"""torchelastic's agent, taught which rank failed first, where output goes, and what the other nodes' agents do."""
 
 import contextlib
 import logging
@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from signal import Signals
 from typing import Any, TextIO
@@ -16,15 +15,20 @@ from typing import Any, TextIO
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, MultiprocessContext, PContext, SignalException
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
 import launcher.worker
 from launcher import warden
+from launcher.control import Control, JobEnding
+from launcher.errors import LaunchError
 from launcher.failures import ExitOrder, Failure
 from launcher.follow import Followed, Follower
+from launcher.here import Here
+from launcher.placement import Node
 from launcher.plan import LaunchPlan
-from launcher.rendezvous import LOOPBACK, OneNodeRendezvous
+from launcher.rendezvous import LOOPBACK, PlanRendezvous
 from launcher.rundir import RunDir
-from mimo_role import environ
+from mimo_role import REQUEUE_EXIT_CODE, environ
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +45,17 @@ class Ending:
     attempt: int
     """Which start of the ranks this was: 0, or the number of restarts before it."""
     failure: Failure | None = None
+    """The rank of this node that failed first, if the job ends because of it."""
     signal: Signals | None = None
     """The signal that mimo-launch was ended by."""
+    elsewhere: JobEnding | None = None
+    """Why the job ended, if it was not this node that ended it."""
+    requeue: bool = False
+    """Whether the ranks ended in order to be started again."""
 
 
-def run(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> Ending:
-    """Start the ranks of the plan's one node, and wait until all have ended.
+def run(plan: LaunchPlan, here: Here, run_dir: RunDir, control: Control | None, out: TextIO, err: TextIO) -> Ending:
+    """Start the ranks of this machine's node, and wait until all of the job have ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the ranks have been told to stop, and have.
@@ -56,17 +65,53 @@ def run(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> Ending:
     environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
     follower = Follower()
     logs = RankLogs(plan, run_dir, follower, out, err)
-    agent = RoleAgent(plan, run_dir, logs)
+    agent = RoleAgent(plan, here, run_dir, logs, control)
+    signal.signal(Signals.SIGUSR1, lambda number, _: agent.warn(Signals(number)))
     try:
-        result = agent.run()
+        return _ending_of(agent, agent.run(), plan)
     except SignalException as ending:
-        return Ending(agent.attempt, signal=Signals(ending.sigval))
+        return _ending_by(Signals(ending.sigval), agent)
+    except KeyboardInterrupt:
+        if control is not None:
+            control.end(f"interrupted on {control.member}", 130)
+        raise
+    except LaunchError:
+        assert control is not None
+        return Ending(agent.attempt, elsewhere=control.ending)
     finally:
         # torchelastic's handlers would raise in the middle of the clean-up, which is bounded.
-        for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT):
+        for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT, Signals.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         follower.stop()
-    return Ending(agent.attempt, failure=agent.first_failure(result))
+
+
+def _ending_of(agent: "RoleAgent", result: RunResult, plan: LaunchPlan) -> Ending:
+    control = agent.control
+    if not result.is_failed():
+        return Ending(agent.attempt, elsewhere=control.ending if control is not None else None)
+    if agent.wants_requeue():
+        if control is not None:
+            control.end("the ranks ended in order to be started again", REQUEUE_EXIT_CODE)
+        return Ending(agent.attempt, requeue=True)
+    failure = agent.first_failure(result)
+    if control is None:
+        return Ending(agent.attempt, failure=failure)
+    if control.ending is None and failure is not None:
+        message = f"{failure.headline(plan.topology)} on {control.member}"
+        told = control.end(message, failure.exit_code)
+        if told.node == control.member.node:
+            return Ending(agent.attempt, failure=failure)
+    return Ending(agent.attempt, elsewhere=control.ending)
+
+
+def _ending_by(number: Signals, agent: "RoleAgent") -> Ending:
+    control = agent.control
+    requeue = agent.wants_requeue()
+    if control is not None and requeue:
+        control.end("the ranks ended in order to be started again", REQUEUE_EXIT_CODE)
+    elif control is not None:
+        control.end(f"ended by {number.name} on {control.member}", 128 + number)
+    return Ending(agent.attempt, signal=number, requeue=requeue)
 
 
 class RankLogs(LogsSpecs):
@@ -101,16 +146,19 @@ class RankLogs(LogsSpecs):
 
 
 class RoleAgent(LocalElasticAgent):
-    """The agent of a plan with one node."""
+    """The agent of one of the plan's nodes."""
 
-    def __init__(self, plan: LaunchPlan, run_dir: RunDir, logs: RankLogs) -> None:
+    def __init__(self, plan: LaunchPlan, here: Here, run_dir: RunDir, logs: RankLogs, control: Control | None) -> None:
         self._plan = plan
-        self._run_id = run_dir.run_id
+        self._node: Node = plan.nodes[here.node_rank]
+        self._agent_id = run_dir.agent_id
+        self.control = control
         self._processes: dict[int, BaseProcess] = {}
         self._pids: dict[int, int] = {}
         self._exits: ExitOrder | None = None
+        self._plan_rendezvous = PlanRendezvous(run_dir.run_id, here.node_rank, len(plan.nodes), control)
         super().__init__(
-            _spec(plan, run_dir),
+            _spec(plan, self._node, run_dir, self._plan_rendezvous),
             logs,
             start_method=plan.start_method.value,
             shutdown_timeout=max(1, round(plan.grace_s)),
@@ -119,7 +167,25 @@ class RoleAgent(LocalElasticAgent):
     @property
     def attempt(self) -> int:
         """How often the ranks have been started again."""
-        return self._worker_group.spec.max_restarts - self._remaining_restarts
+        return max(0, self._plan_rendezvous.attempt)
+
+    def warn(self, number: Signals) -> None:
+        """Pass a warning on to the ranks, and to no other process."""
+        logger.info("%s: passed on to %d ranks", number.name, len(self._pids))
+        codes = self._exit_codes()
+        for rank, pid in self._pids.items():
+            if codes.get(rank - self._node.first_rank) is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def wants_requeue(self) -> bool:
+        """Whether all ranks of this node have ended, and some of them in order to be started again."""
+        codes = set(self._exit_codes().values())
+        return REQUEUE_EXIT_CODE in codes and codes <= {0, REQUEUE_EXIT_CODE}
+
+    def _exit_codes(self) -> dict[int, int | None]:
+        """Every local rank's exit code, negative for a signal; `None` while it runs."""
+        return _exit_codes_of(self._pcontext)
 
     def first_failure(self, result: RunResult) -> Failure | None:
         """The rank that failed before any other, after `run()`.
@@ -130,13 +196,15 @@ class RoleAgent(LocalElasticAgent):
             return None
         codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
         codes |= {rank: process.exitcode or 0 for rank, process in self._processes.items()}
-        assert self._exits is not None
-        in_order = [*self._exits.ended(), *result.failures]
-        return next(Failure(rank, codes[rank]) for rank in in_order if codes.get(rank))
+        in_order = [*(self._exits.ended() if self._exits is not None else []), *result.failures]
+        return next((Failure(rank, codes[rank]) for rank in in_order if codes.get(rank)), None)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        # The budget is the whole job's: an agent that starts again because another did counts it too.
+        self._remaining_restarts = self._plan.max_restarts - self.attempt
+        self._check_ranks(worker_group)
         if self.attempt:
-            warden.end_all(self._run_id, spare=os.getpid())
+            warden.end_all(self._agent_id, spare=os.getpid())
         pids: dict[int, Any] = super()._start_workers(worker_group)
         ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
         self._processes = {ranks[local_rank]: process for local_rank, process in _processes_of(self._pcontext).items()}
@@ -145,7 +213,23 @@ class RoleAgent(LocalElasticAgent):
         logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
         return pids
 
+    def _check_ranks(self, worker_group: WorkerGroup) -> None:
+        given = [worker.global_rank for worker in worker_group.workers]
+        if given != list(self._node.ranks):
+            raise AssertionError(f"torchelastic gave {self._node.name} the ranks {given}, the plan {list(self._node.ranks)}")
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
+        self._shutdown(timeout=self._shutdown_timeout)
+
+    def _exit_barrier(self) -> None:
+        """torchelastic's own ends after 300 s, and does not hear of what happens on other nodes."""
+        if self.control is not None:
+            self.control.done()
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if self.control is not None and self.control.ending is not None:
+            self._remaining_restarts = 0
+            return RunResult(state=WorkerState.FAILED)
         # A rank ends by itself, and torchelastic would wait for its return value.
         codes = [process.exitcode for process in self._processes.values()]
         all_ended = bool(codes) and None not in codes
@@ -155,6 +239,8 @@ class RoleAgent(LocalElasticAgent):
             return RunResult(
                 state=WorkerState.SUCCEEDED, return_values={worker.global_rank: None for worker in worker_group.workers}
             )
+        if result.is_failed() and self.wants_requeue():
+            self._remaining_restarts = 0
         if result.is_failed() and self._remaining_restarts > 0 and (failure := self.first_failure(result)) is not None:
             logger.warning(
                 "%s; starting all ranks again (%d of %d)",
@@ -196,6 +282,13 @@ def _processes_of(context: PContext | None) -> dict[int, BaseProcess]:
     return dict(enumerate(started.processes)) if started is not None else {}
 
 
+def _exit_codes_of(context: PContext | None) -> dict[int, int | None]:
+    """Exit codes by local rank, from the same private places."""
+    if isinstance(context, SubprocessContext):
+        return {local_rank: handler.proc.poll() for local_rank, handler in context.subprocess_handlers.items()}
+    return {local_rank: process.exitcode for local_rank, process in _processes_of(context).items()}
+
+
 def _silence_torchelastic() -> None:
     """Every one of its loggers has a level of its own."""
     if logging.getLogger().isEnabledFor(logging.INFO):
@@ -205,20 +298,21 @@ def _silence_torchelastic() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _spec(plan: LaunchPlan, run_dir: RunDir) -> WorkerSpec:
-    arguments: tuple[str, ...] = (str(run_dir.plan_file), run_dir.run_id)
+def _spec(plan: LaunchPlan, node: Node, run_dir: RunDir, rendezvous: PlanRendezvous) -> WorkerSpec:
+    # torchelastic looks for its macros, such as ${local_rank}, in arguments.
+    arguments = tuple(text.replace("$", "$$") for text in (str(run_dir.plan_file), run_dir.run_id, node.name))
     if plan.entry.command is not None:
         entrypoint: Any = sys.executable
-        arguments = (launcher.worker.__file__, *arguments)
+        arguments = (launcher.worker.__file__.replace("$", "$$"), *arguments)
     else:
         entrypoint = launcher.worker.run_python
     return WorkerSpec(
         role="mimo",
-        local_world_size=plan.topology.world_size,
+        local_world_size=node.procs,
         entrypoint=entrypoint,
         args=arguments,
-        rdzv_handler=OneNodeRendezvous(run_dir.run_id, timedelta(seconds=plan.timeout_s)),
+        rdzv_handler=rendezvous,
         max_restarts=plan.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
-        local_addr=LOOPBACK,
+        local_addr=LOOPBACK if len(plan.nodes) == 1 else None,
     )

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     plan = _add_command(commands, "plan", _plan, "show which rank runs what, where; start nothing")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_command(commands, "run", _run, "start this machine's ranks and wait for them")
+    run = _add_command(commands, "run", _run, "start this machine's ranks and wait for them")
+    run.add_argument("--node-rank", metavar="I", help="which of the plan's nodes this is, or POOL:K for the K-th of a pool")
+    run.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: node 0's host, and a free port there")
     return parser
 
 
@@ -110,16 +112,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from launcher import local
+    from launcher import here, local
     from launcher.config import load
     from launcher.plan import make_plan
 
     config, config_text = load(arguments.config, arguments.overrides)
     plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
-    for warning in plan.warnings:
+    place = here.find(plan, arguments.node_rank, arguments.rdzv_endpoint)
+    for warning in plan.warnings if place.node_rank == 0 else ():
         _say(f"warning ({warning.code}): {warning.message}")
     plan = replace(plan, verbose=arguments.verbose)
-    outcome = local.run(plan, config_text, out=sys.stdout, err=sys.stderr)
+    outcome = local.run(plan, place, config_text, out=sys.stdout, err=sys.stderr, say=_say)
     if outcome.failure is not None:
         _say(outcome.failure)
     return outcome.exit_code

@@ -316,7 +316,7 @@ def _check(config: JobConfig) -> None:
         raise _ValueProblemError("pools", "empty; leave it out to run on this machine")
     _check_entry(config)
     _at_least("runtime.max_restarts", config.runtime.max_restarts, 0)
-    for field in ("timeout_s", "grace_s"):
+    for field in ("timeout_s", "grace_s", "warning_s"):
         if getattr(config.runtime, field) <= 0:
             raise _ValueProblemError(f"runtime.{field}", f"={getattr(config.runtime, field):g} is not above 0")
     for key, env in [("env", config.env), *((f"modules.{name}.env", m.env) for name, m in config.modules.items())]:

@@ -1,25 +1,30 @@
-"""This machine's ranks: torchelastic's agent over a fork server, and the end of every process that they started."""
+"""This machine's node: torchelastic's agent over a fork server, and the end of every process that they started."""
 
 import contextlib
 import gc
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from launcher import forkserver, machine, warden
 from launcher.errors import LaunchError
+from launcher.here import Here
 from launcher.plan import LaunchPlan
 from launcher.rundir import RunDir
 from launcher.schema import Backend, StartMethod
-from mimo_role import environ
+from mimo_role import REQUEUE_EXIT_CODE, environ, network
 
 if TYPE_CHECKING:
     from launcher.agent import Ending
+    from launcher.control import Control
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +32,9 @@ MEMORY_PER_RANK = {StartMethod.FORKSERVER: 40 << 20, StartMethod.SPAWN: 250 << 2
 """Bytes that one rank takes before it has a model, measured with torch 2.13 (see docs/measurements.md)."""
 
 INTERRUPTED = 130
+REQUEUED = f"the ranks ended in order to be started again (exit code {REQUEUE_EXIT_CODE})"
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -38,41 +46,50 @@ class Outcome:
     """What failed, for people; `None` after success."""
 
 
-def run(plan: LaunchPlan, config_text: str, *, out: TextIO, err: TextIO) -> Outcome:
-    """Start the plan's ranks on this machine and wait until all have ended.
+def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: TextIO, say: Say) -> Outcome:
+    """Start the ranks of this machine's node and wait until those of all nodes have ended.
 
-    Ranks' output goes to `out` and `err`, each line behind its rank's role, and in full to the run folder.
+    Ranks' output goes to `out` and `err`, each line behind its rank's role, and in full to the run folder. `say` is called
+    with what a user who waits wants to know.
 
     Raises:
-        LaunchError: this machine cannot start the plan as it stands. Nothing has been started.
+        LaunchError: this machine cannot start the plan as it stands, or the nodes do not come together. No rank has been
+            started.
     """
-    check(plan)
-    run_dir = RunDir(Path(plan.run_dir), config_text, plan.to_json())
-    logger.info("run folder %s, run id %s", run_dir.path, run_dir.run_id)
+    check(plan, here)
+    agent_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
+    # Node 0's agent names the run. The others take the folder when they have heard how.
+    run_dir = _take_run_dir(plan, config_text, agent_id, agent_id) if here.node_rank == 0 else None
     try:
+        # Deadly by default, to this process and to all that it starts.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         forkserver.start_tracker()
-        _set_environment(plan, run_dir.run_id)
-        with _warded(run_dir.run_id):
-            ending = _run_agent(plan, run_dir, out, err)
-        return _outcome(plan, run_dir, ending)
+        _set_environment(plan, here, agent_id)
+        with _warded(agent_id):
+            _import_torch(plan)
+            control = _meet(plan, here, agent_id, say) if here.endpoint is not None else None
+            try:
+                if run_dir is None:
+                    assert control is not None
+                    run_dir = _take_run_dir(plan, config_text, agent_id, control.run_id)
+                return _run_agent(plan, here, run_dir, control, out, err)
+            finally:
+                if control is not None:
+                    control.leave()
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "interrupted")
     finally:
-        run_dir.close()
+        if run_dir is not None:
+            run_dir.close()
 
 
-def check(plan: LaunchPlan) -> None:
+def check(plan: LaunchPlan, here: Here) -> None:
     """Refuse what cannot start here.
 
     Raises:
-        LaunchError: several nodes, more ranks than GPUs or than memory, or NCCL without a GPU.
+        LaunchError: more ranks than GPUs or than memory, or NCCL without a GPU.
     """
-    ranks, gpus = plan.topology.world_size, machine.gpus()
-    if len(plan.nodes) > 1:
-        raise LaunchError(
-            f"the plan has {len(plan.nodes)} nodes, and run starts the ranks of one machine; "
-            "pools=null puts all ranks on this one"
-        )
+    ranks, gpus = plan.nodes[here.node_rank].procs, machine.gpus()
     if plan.backend is Backend.NCCL and not gpus:
         raise LaunchError("runtime.backend=nccl, but this machine has no NVIDIA GPU; use gloo, or auto")
     if plan.backend is not Backend.GLOO and 0 < gpus < ranks:
@@ -85,19 +102,27 @@ def check(plan: LaunchPlan) -> None:
         )
 
 
-def _set_environment(plan: LaunchPlan, run_id: str) -> None:
+def _take_run_dir(plan: LaunchPlan, config_text: str, agent_id: str, run_id: str) -> RunDir:
+    run_dir = RunDir(Path(plan.run_dir), config_text, plan.to_json(), agent_id, run_id)
+    logger.info("run folder %s, run id %s", run_dir.path, run_dir.run_id)
+    return run_dir
+
+
+def _set_environment(plan: LaunchPlan, here: Here, agent_id: str) -> None:
     """What every process of the run inherits, from before its interpreter starts."""
-    defaults = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    interface = "lo" if here.endpoint is None else network.interface_towards(here.endpoint.host)
+    # gloo would take the interface of this host's own name, which may lead nowhere.
+    defaults = {"GLOO_SOCKET_IFNAME": interface} if sys.platform == "linux" and interface is not None else {}
     if plan.topology.world_size > 1:
         defaults["OMP_NUM_THREADS"] = "1"
     environ.export({name: value for name, value in defaults.items() if environ.get(name) is None})
-    environ.export({**plan.env, warden.RUN_ID: run_id})
+    environ.export({**plan.env, warden.AGENT_ID: agent_id})
 
 
 @contextlib.contextmanager
-def _warded(run_id: str) -> Iterator[None]:
+def _warded(agent_id: str) -> Iterator[None]:
     """See to it that no process of the run outlives this block, or this process."""
-    command = [sys.executable, "-I", "-S", warden.__file__, run_id]
+    command = [sys.executable, "-I", "-S", warden.__file__, agent_id]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:
             yield
@@ -107,25 +132,56 @@ def _warded(run_id: str) -> Iterator[None]:
             guard.wait()
 
 
-def _run_agent(plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO) -> "Ending":
+def _import_torch(plan: LaunchPlan) -> None:
     if plan.entry.command is None and plan.start_method is StartMethod.FORKSERVER:
         # Before this process imports torch: the server imports it at the same time.
         forkserver.start()
     gc.disable()  # as in preload.py
     started = time.perf_counter()
-    from launcher import agent
+    import launcher.agent  # noqa: F401
 
     gc.enable()
     logger.info("imported torch in %.2f s", time.perf_counter() - started)
-    return agent.run(plan, run_dir, out, err)
 
 
-def _outcome(plan: LaunchPlan, run_dir: RunDir, ending: "Ending") -> Outcome:
+def _meet(plan: LaunchPlan, here: Here, agent_id: str, say: Say) -> "Control":
+    from launcher.control import Control
+
+    assert here.endpoint is not None
+    names = [node.name for node in plan.nodes]
+    control = Control(here.endpoint, names, here.node_rank, plan.digest, plan.timeout_s)
+    try:
+        control.meet(agent_id, say)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            control.end(f"interrupted on {control.member}", INTERRUPTED)
+        control.leave()
+        raise
+    logger.info("all %d nodes are here: %s", len(names), ", ".join(map(str, control.members)))
+    return control
+
+
+def _run_agent(plan: LaunchPlan, here: Here, run_dir: RunDir, control: "Control | None", out: TextIO, err: TextIO) -> Outcome:
+    from launcher import agent
+
+    if control is not None and here.node_rank == 0:
+        run_dir.write_nodes(plan.nodes, [member.host for member in control.members])
+    return _outcome(plan, here, run_dir, agent.run(plan, here, run_dir, control, out, err))
+
+
+def _outcome(plan: LaunchPlan, here: Here, run_dir: RunDir, ending: "Ending") -> Outcome:
+    # SLURM's srun returns the highest code of all its tasks and kills the rest: node 0 alone tells how the job ended.
+    silent = here.slurm_job is not None and here.node_rank != 0
+    if ending.requeue:
+        return Outcome(0 if silent else REQUEUE_EXIT_CODE, None if silent else REQUEUED)
     if ending.signal is not None:
         return Outcome(128 + ending.signal, f"ended by {ending.signal.name}")
+    if ending.elsewhere is not None:
+        told_there = silent and ending.elsewhere.node is not None
+        return Outcome(0 if told_there else ending.elsewhere.code, None if told_there else f"ended: {ending.elsewhere.message}")
     if ending.failure is None:
         return Outcome(0)
     rank = ending.failure.rank
     logs = [run_dir.log_file(ending.attempt, rank, stream) for stream in ("stdout", "stderr")]
     described = ending.failure.describe(plan.topology, run_dir.error_file(ending.attempt, rank), logs)
-    return Outcome(ending.failure.exit_code, described)
+    return Outcome(0 if silent else ending.failure.exit_code, described)

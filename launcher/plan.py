@@ -1,5 +1,6 @@
 """JobConfig -> LaunchPlan: all that is decided before launch. It travels as one JSON file."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ class LaunchPlan:
     backend: Backend
     timeout_s: float
     grace_s: float
+    warning_s: float
     start_method: StartMethod
     join: Join
     max_restarts: int
@@ -63,6 +65,23 @@ class LaunchPlan:
         for name in self.topology.modules_of(rank):
             merged |= self.module_env[name]
         return merged
+
+    def node(self, name: str) -> Node:
+        """One of the nodes.
+
+        Raises:
+            KeyError: there is no such node.
+        """
+        return {node.name: node for node in self.nodes}[name]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that nodes must agree on. Paths may differ from one to the other."""
+        value = json.loads(self.to_json())
+        for name in ("run_dir", "warnings", "verbose"):
+            del value[name]
+        value["entry"]["script"] = self.entry.script and Path(self.entry.script).name
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The plan as one JSON object."""
@@ -136,6 +155,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         backend=config.runtime.backend,
         timeout_s=config.runtime.timeout_s,
         grace_s=config.runtime.grace_s,
+        warning_s=config.runtime.warning_s,
         start_method=config.runtime.start_method,
         join=config.runtime.join or (Join.SCRIPT if config.entry.command else Join.LAUNCHER),
         max_restarts=config.runtime.max_restarts,

@@ -1,26 +1,32 @@
-"""The rendezvous of a run on one machine: nobody to wait for, and a store of its own for every start of the ranks.
+"""torchelastic's rendezvous over the plan: nodes have their numbers already, and each start of the ranks gets a new store.
 
-torchelastic's c10d rendezvous keeps one store for all restarts, in which restarted ranks find the addresses of the dead.
+torchelastic's c10d rendezvous keeps one store for all restarts, in which restarted ranks find the addresses of the dead, and
+its static one knows nothing of restarts on other nodes.
 """
-
-from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from launcher.control import Control
+
 LOOPBACK = "127.0.0.1"
 
 
-class OneNodeRendezvous(RendezvousHandler):
-    """torchelastic's rendezvous interface for a single agent."""
+class PlanRendezvous(RendezvousHandler):
+    """One agent's side of the rendezvous."""
 
-    def __init__(self, run_id: str, timeout: timedelta) -> None:
+    def __init__(self, run_id: str, node_rank: int, nodes: int, control: Control | None) -> None:
+        """`control` is the line to the other agents; `None` in a plan with one node."""
         self._run_id = run_id
-        self._timeout = timeout
+        self._node_rank = node_rank
+        self._nodes = nodes
+        self._control = control
         self._closed = False
+        self.attempt = -1
+        """The number of the start that this agent has come to: 0 for the first, on all nodes alike."""
 
     def get_backend(self) -> str:
-        return "mimo-one-node"
+        return "mimo-plan"
 
     @property
     def use_agent_store(self) -> bool:
@@ -28,9 +34,31 @@ class OneNodeRendezvous(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """A fresh store on a free port of the loopback interface."""
-        store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False, timeout=self._timeout)
-        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(LOOPBACK, store.port))
+        """A fresh store on node 0, on a free port.
+
+        Raises:
+            LaunchError: the job ends before there is one.
+        """
+        self.attempt += 1
+        if self._control is None:
+            store, address = _serve(LOOPBACK), LOOPBACK
+        else:
+            self.attempt = max(self.attempt, self._control.attempt)
+            self._control.start_again(self.attempt)
+            store, address = self._shared_store(self._control)
+        return RendezvousInfo(store, self._node_rank, self._nodes, RendezvousStoreInfo(address, store.port))
+
+    def _shared_store(self, control: Control) -> tuple[TCPStore, str]:
+        if self._node_rank == 0:
+            store = _serve(control.member.address)
+            control.offer_store(self.attempt, store.port)
+            return store, control.member.address
+        address, port = control.store_of(self.attempt)
+        return TCPStore(address, port, wait_for_workers=False), address
+
+    def num_nodes_waiting(self) -> int:
+        """torchelastic's question whether to start the ranks again: yes, if another node has called for it."""
+        return int(self._control is not None and self._control.attempt > self.attempt)
 
     def is_closed(self) -> bool:
         return self._closed
@@ -38,12 +66,13 @@ class OneNodeRendezvous(RendezvousHandler):
     def set_closed(self) -> None:
         self._closed = True
 
-    def num_nodes_waiting(self) -> int:
-        return 0
-
     def get_run_id(self) -> str:
         return self._run_id
 
     def shutdown(self) -> bool:
         self._closed = True
         return True
+
+
+def _serve(address: str) -> TCPStore:
+    return TCPStore(address, 0, is_master=True, wait_for_workers=False)

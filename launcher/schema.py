@@ -83,7 +83,9 @@ class RuntimeConfig:
     max_restarts: int = 0
     """How often all ranks are started again after a failure."""
     grace_s: float = 10.0
-    """From SIGTERM to SIGKILL, when a run is interrupted."""
+    """From SIGTERM to SIGKILL, when a run is interrupted or preempted."""
+    warning_s: float = 120.0
+    """How long before a scheduler's time limit the ranks are warned."""
 
 
 @dataclass(frozen=True, kw_only=True)

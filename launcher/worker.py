@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from launcher.ending import run_exit_functions
+from launcher.errors import LaunchError
 from launcher.plan import Entry, LaunchPlan
 from launcher.schema import Join
 from mimo_role import environ
@@ -27,12 +29,12 @@ JOIN_HINT = (
 )
 
 
-def run_python(plan_file: str, run_id: str) -> NoReturn:
+def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
     """torchelastic's entry point for a script or module: prepare the rank, run the entry as `__main__`, and exit.
 
     It ends the process in every case: torchelastic would wait for ever for a rank that exits without returning.
     """
-    plan = prepare(Path(plan_file), run_id)
+    plan = prepare(Path(plan_file), run_id, node)
     _undo_fork_server()
     try:
         if plan.join is Join.LAUNCHER:
@@ -52,19 +54,26 @@ def run_python(plan_file: str, run_id: str) -> NoReturn:
     sys.exit()
 
 
-def exec_command(plan_file: str, run_id: str) -> NoReturn:
+def exec_command(plan_file: str, run_id: str, node: str) -> NoReturn:
     """Prepare the rank and become the command."""
-    plan = prepare(Path(plan_file), run_id)
+    plan = prepare(Path(plan_file), run_id, node)
     assert plan.entry.command is not None
     command = [*plan.entry.command, *plan.entry.args]
     os.execvp(command[0], command)
 
 
-def prepare(plan_file: Path, run_id: str) -> LaunchPlan:
-    """Read the plan and put the rank's environment in place."""
+def prepare(plan_file: Path, run_id: str, node: str) -> LaunchPlan:
+    """Read the plan and put the rank's environment in place.
+
+    Raises:
+        LaunchError: this process is not the rank that the plan has in its place.
+    """
+    # A warning that the job is about to end: whoever looks out for it takes it up, for others it is not deadly.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     plan = LaunchPlan.from_json(plan_file.read_text(encoding="utf-8"))
     rank = environ.rank()
     assert rank is not None, "torchelastic sets RANK"
+    _check_place(plan, rank, node)
     contract = environ.RankEnviron(
         topology=plan.topology,
         rank=rank,
@@ -73,9 +82,22 @@ def prepare(plan_file: Path, run_id: str) -> LaunchPlan:
         backend=plan.backend.value,
         timeout_s=plan.timeout_s,
         groups=plan.groups,
+        restart_count=environ.slurm_restarts() + environ.elastic_restarts(),
+        node=node,
+        grace_s=plan.grace_s,
+        warning_s=plan.warning_s,
     )
     environ.export(plan.env_of(rank) | contract.to_environ())
     return plan
+
+
+def _check_place(plan: LaunchPlan, rank: int, node: str) -> None:
+    ranks, local_rank = plan.node(node).ranks, environ.local_rank()
+    if local_rank >= len(ranks) or ranks[local_rank] != rank or environ.world_size() != plan.topology.world_size:
+        raise LaunchError(
+            f"process {local_rank} of {node} ({socket.gethostname()}) is rank {rank} of {environ.world_size()}, and the plan "
+            f"has ranks {ranks.start}-{ranks.stop - 1} of {plan.topology.world_size} there"
+        )
 
 
 def _undo_fork_server() -> None:
@@ -198,4 +220,4 @@ def _script_frames(frames: TracebackType | None) -> TracebackType | None:
 
 
 if __name__ == "__main__":
-    exec_command(sys.argv[1], sys.argv[2])
+    exec_command(*sys.argv[1:4])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mimo_role.families import GroupOptions, NcclOptions
     from mimo_role.grid import RankGrid
     from mimo_role.hyper_comm_grid import HyperCommGrid
+    from mimo_role.notices import REQUEUE_EXIT_CODE, Notice, listen, notice, shield_worker
     from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
     from mimo_role.samples import Samples, TokenSplit, lane_samples
     from mimo_role.schedule import Schedule1F1B
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MIMO_LANGUAGE_MODULE_KEY",
+    "REQUEUE_EXIT_CODE",
     "ActivationSpec",
     "AxisError",
     "Bridge",
@@ -54,6 +56,7 @@ __all__ = [
     "ModuleSizes",
     "ModuleStageInfo",
     "NcclOptions",
+    "Notice",
     "Passage",
     "RankEnviron",
     "RankGrid",
@@ -75,6 +78,9 @@ __all__ = [
     "current",
     "init",
     "lane_samples",
+    "listen",
+    "notice",
+    "shield_worker",
     "shutdown",
 ]
 
@@ -93,21 +99,26 @@ _HOMES = {
     "HyperCommGrid": "hyper_comm_grid",
     "init": "context",
     "lane_samples": "samples",
+    "listen": "notices",
     "MIMO_LANGUAGE_MODULE_KEY": "role",
     "MimoError": "errors",
     "ModuleLayout": "role",
     "ModuleSizes": "sizing",
     "ModuleStageInfo": "role",
     "NcclOptions": "families",
+    "Notice": "notices",
+    "notice": "notices",
     "Passage": "bridge",
     "RankEnviron": "environ",
     "RankGrid": "grid",
     "RankNotInGridError": "errors",
     "RankRole": "role",
+    "REQUEUE_EXIT_CODE": "notices",
     "RoleContext": "context",
     "Samples": "samples",
     "Schedule1F1B": "schedule",
     "ScheduleError": "errors",
+    "shield_worker": "notices",
     "shutdown": "context",
     "StageId": "timeline",
     "TokenSplit": "samples",

@@ -1,10 +1,6 @@
 """One process's place in a running job: `init()`, `current()`, `shutdown()` and what they give."""
 
-import hashlib
-import json
 import logging
-import socket
-from collections import defaultdict
 from collections.abc import Mapping
 from datetime import timedelta
 from types import MappingProxyType
@@ -12,16 +8,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 
 from mimo_role import environ
+from mimo_role.agreement import EndAgreement
 from mimo_role.bridge import Bridge
-from mimo_role.errors import AxisError, BridgeError, ContextError, TopologyMismatchError
+from mimo_role.errors import AxisError, BridgeError, ContextError
 from mimo_role.families import GroupOptions, expert_grid_of
 from mimo_role.grid import RankGrid
 from mimo_role.groups import Groups, share, uses_nccl
 from mimo_role.hyper_comm_grid import HyperCommGrid
+from mimo_role.joining import check_same_topology, device_of, join
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.rounds import schedule
 from mimo_role.samples import Endpoint, TokenSplit
@@ -47,6 +44,7 @@ class RoleContext:
         options: Mapping[str, GroupOptions],
         *,
         owns_world: bool,
+        agreement: EndAgreement,
     ) -> None:
         self.topology = topology
         self.rank = rank
@@ -54,6 +52,7 @@ class RoleContext:
         """Where this process's tensors live."""
         self.role: RankRole = topology.role_of(rank)
         self._owns_world = owns_world
+        self._agreement = agreement
         self._exported: list[str] = []
         self._bridges: dict[tuple[str, int | None], Bridge] = {}
         self._meshes: dict[str, DeviceMesh] = {}
@@ -169,6 +168,15 @@ class RoleContext:
                 raise BridgeError(f"{bridge} has {end.split} at {end.module} stage {end.stage}; it cannot become {asked}")
         return bridge
 
+    def seconds_left(self) -> float | None:
+        """How long the job will go on, if a scheduler or user has announced its end to any rank; else `None`.
+
+        Call it once per step on all ranks; collective over the world, and all get a number at the same step, at most one step
+        after a rank has heard. From the first call on, SIGTERM and SIGUSR1 no longer end the process. A script that has saved
+        ends with `mimo_role.REQUEUE_EXIT_CODE` to be started again. 0.0 also stands for a time that nobody knows.
+        """
+        return self._agreement.seconds_left()
+
     def _endpoints(
         self, module: str, stage: int | None, source: TokenSplit | None, destination: TokenSplit | None
     ) -> tuple[Endpoint, Endpoint]:
@@ -205,6 +213,7 @@ class RoleContext:
         share(None)
         if dist.is_initialized():
             try:
+                self._agreement.close()
                 for bridge in self._bridges.values():
                     bridge.wait()
             finally:
@@ -251,13 +260,14 @@ def init(
     options = dict(groups) if groups is not None else dict(found.groups) if found else {}
     schedule(topology, options)  # refuses unknown modules and axes before anything is joined
     owns_world = not dist.is_initialized()
-    device = _join(topology, backend, timeout) if owns_world else _device_of(uses_nccl() and torch.cuda.is_available())
+    device = join(topology, backend, timeout) if owns_world else device_of(uses_nccl() and torch.cuda.is_available())
     context = None
     try:
-        _check_same_topology(topology, options, device)
+        check_same_topology(topology, options, device)
         if dist.get_world_size() != topology.world_size:
             raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
-        context = RoleContext(topology, dist.get_rank(), device, timeout, options, owns_world=owns_world)
+        agreement = EndAgreement(device, found.grace_s if found else None, found.warning_s if found else None)
+        context = RoleContext(topology, dist.get_rank(), device, timeout, options, owns_world=owns_world, agreement=agreement)
         # A rank that went on and ended would break the connections of those that still make their groups.
         dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
         _current = context
@@ -276,6 +286,10 @@ def init(
         backend=backend,
         timeout_s=timeout_s,
         groups=options,
+        restart_count=found.restart_count if found else environ.slurm_restarts() + environ.elastic_restarts(),
+        node=found.node if found else None,
+        grace_s=found.grace_s if found else None,
+        warning_s=found.warning_s if found else None,
     )
     ranks = {"RANK": str(_current.rank), "WORLD_SIZE": str(_current.world_size)}
     _current._exported = environ.export(ranks | contract.to_environ())
@@ -322,69 +336,3 @@ def _find_topology(topology: Topology | None) -> tuple[Topology, environ.RankEnv
             f"({found.topology.digest[:12]}); call mimo_role.init() without one"
         )
     return topology, found
-
-
-def _join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
-    if backend == "auto":
-        backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    missing = environ.missing_for_join()
-    rank, world_size = environ.rank(), environ.world_size()
-    if rank is not None and world_size is not None and rank >= world_size:
-        raise ContextError(f"RANK={rank} is outside WORLD_SIZE={world_size}")
-    device = _device_of(backend == "nccl")
-    bound = device if device.type == "cuda" else None
-    if missing and topology.world_size == 1:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
-    elif missing:
-        raise ContextError(
-            f"{', '.join(missing)} not set: a world of {topology.world_size} ranks is started by mimo-launch, torchrun or srun"
-        )
-    else:
-        dist.init_process_group(backend, timeout=timeout, device_id=bound)
-    return device
-
-
-def _device_of(on_gpu: bool) -> torch.device:
-    if not on_gpu:
-        return torch.device("cpu")
-    local_rank, visible = environ.local_rank(), torch.cuda.device_count()
-    if local_rank >= visible:
-        raise ContextError(f"LOCAL_RANK={local_rank} on {socket.gethostname()}, where torch sees {visible} GPUs")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
-
-
-def _check_same_topology(topology: Topology, options: Mapping[str, GroupOptions], device: torch.device) -> None:
-    """Compare digests by one all-reduce; gather the details only where they differ."""
-    plain = {name: own.as_dict() for name, own in options.items() if own != GroupOptions()}
-    groups_digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    digest = hashlib.sha256(f"{topology.digest} {groups_digest}".encode()).hexdigest()
-    words = [int(digest[at : at + 8], 16) for at in range(0, 64, 8)]
-    lowest = torch.tensor([*words, *(-word for word in words)], dtype=torch.int64, device=device)
-    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
-    low, high = lowest.cpu().chunk(2)
-    if torch.equal(low, -high):
-        return
-    everyone: list[tuple[str, str, str]] = [("", "", "")] * dist.get_world_size()
-    dist.all_gather_object(everyone, (topology.digest, groups_digest, socket.gethostname()))
-    what, at = ("topologies", 0) if len({found[0] for found in everyone}) > 1 else ("group options", 1)
-    raise TopologyMismatchError(_describe_mismatch(what, [(found[at], found[2]) for found in everyone]))
-
-
-def _describe_mismatch(what: str, everyone: list[tuple[str, str]]) -> str:
-    holders: dict[str, list[int]] = defaultdict(list)
-    for rank, (digest, _) in enumerate(everyone):
-        holders[digest].append(rank)
-    usual = max(holders, key=lambda digest: (len(holders[digest]), -holders[digest][0]))
-    odd = [
-        f"rank {rank} on {everyone[rank][1]} holds {digest[:12]}"
-        for digest, ranks in holders.items()
-        if digest != usual
-        for rank in ranks
-    ]
-    shown = odd[:16] + ([f"and {len(odd) - 16} more"] if len(odd) > 16 else [])
-    return (
-        f"ranks hold different {what}: {len(holders[usual])} of {len(everyone)} hold {usual[:12]}, but "
-        f"{', '.join(shown)}. Start all of them from the same config"
-    )

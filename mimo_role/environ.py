@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mimo_role.errors import EnvironError, RankNotInGridError, TopologyError
 from mimo_role.families import GroupOptions
 from mimo_role.role import RankRole
+from mimo_role.slurm import SlurmTask, job_of, restarts_of, task_of
 from mimo_role.topology import Topology
 
 TOPOLOGY = "MIMO_TOPOLOGY"
@@ -24,6 +25,10 @@ RUN_ID = "MIMO_RUN_ID"
 BACKEND = "MIMO_BACKEND"
 TIMEOUT_S = "MIMO_TIMEOUT_S"
 GROUPS = "MIMO_GROUPS"
+RESTART_COUNT = "MIMO_RESTART_COUNT"
+NODE = "MIMO_NODE"
+GRACE_S = "MIMO_GRACE_S"
+WARNING_S = "MIMO_WARNING_S"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,14 @@ class RankEnviron:
     """The config's limit for joining and for each collective."""
     groups: Mapping[str, GroupOptions] = field(default_factory=dict)
     """Each module's group options, where they are not the defaults."""
+    restart_count: int = 0
+    """How often the ranks have been started before in this job, by mimo-launch or by a requeue."""
+    node: str | None = None
+    """The plan's name of the rank's node; `None` outside mimo-launch."""
+    grace_s: float | None = None
+    """From SIGTERM to SIGKILL."""
+    warning_s: float | None = None
+    """From SIGUSR1 to the end of the job."""
 
     @property
     def role(self) -> RankRole:
@@ -55,6 +68,10 @@ class RankEnviron:
             RUN_ID: self.run_id,
             BACKEND: self.backend,
             TIMEOUT_S: None if self.timeout_s is None else repr(self.timeout_s),
+            NODE: self.node,
+            GRACE_S: None if self.grace_s is None else repr(self.grace_s),
+            WARNING_S: None if self.warning_s is None else repr(self.warning_s),
+            RESTART_COUNT: str(self.restart_count),
             # Always set: what a job around this one has exported is not ours.
             GROUPS: json.dumps({name: options.as_dict() for name, options in self.groups.items()}),
         }
@@ -96,6 +113,10 @@ class RankEnviron:
             backend=environ.get(BACKEND),
             timeout_s=_seconds(environ, TIMEOUT_S),
             groups=_groups(environ),
+            restart_count=_integer(environ, RESTART_COUNT) or 0,
+            node=environ.get(NODE),
+            grace_s=_seconds(environ, GRACE_S),
+            warning_s=_seconds(environ, WARNING_S),
         )
         found._check_derived(environ)
         return found
@@ -173,6 +194,30 @@ def world_size() -> int | None:
         EnvironError: it is not a number.
     """
     return _integer(os.environ, "WORLD_SIZE")
+
+
+def slurm_task() -> SlurmTask | None:
+    """This process's place in a job step of SLURM's, if srun started it.
+
+    Raises:
+        EnvironError: a variable of SLURM's that is missing or malformed.
+    """
+    return task_of(os.environ)
+
+
+def slurm_job() -> str | None:
+    """The id of the SLURM job that this process is in."""
+    return job_of(os.environ)
+
+
+def slurm_restarts() -> int:
+    """How often SLURM has requeued the job that this process is in."""
+    return restarts_of(os.environ)
+
+
+def elastic_restarts() -> int:
+    """How often torchelastic's agent has started the ranks again."""
+    return _integer(os.environ, "TORCHELASTIC_RESTART_COUNT") or 0
 
 
 def threads() -> int | None:

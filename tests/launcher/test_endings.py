@@ -119,9 +119,9 @@ def test_a_command_and_its_children_end_with_a_killed_mimo_launch(job):
 
 
 def test_processes_of_other_runs_are_left_alone():
-    environ = {name: value for name, value in os.environ.items() if name != warden.RUN_ID}
+    environ = {name: value for name, value in os.environ.items() if name != warden.AGENT_ID}
     sleepers = [
-        subprocess.Popen([sys.executable, "-c", "input()"], env=environ | {warden.RUN_ID: run_id}, stdin=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", "input()"], env=environ | {warden.AGENT_ID: run_id}, stdin=subprocess.PIPE)
         for run_id in ("test-run-1", "test-run-11")
     ]
     try:

@@ -72,11 +72,11 @@ def test_a_broken_error_file_is_no_second_failure(tmp_path, text):
 
 
 def test_a_run_folder_has_one_owner_and_keeps_what_was_there(tmp_path):
-    first = RunDir(tmp_path, "config", "plan")
+    first = RunDir(tmp_path, "config", "plan", "1", "1")
     with pytest.raises(LaunchError, match=rf"still going on \(process {os.getpid()}\)"):
-        RunDir(tmp_path, "config", "plan")
+        RunDir(tmp_path, "config", "plan", "0", "0")
     first.close()
-    second = RunDir(tmp_path, "other", "plan")
+    second = RunDir(tmp_path, "other", "plan", "2", "2")
     assert (tmp_path / "config.yaml").read_text() == "other"
     assert (tmp_path / "previous" / first.run_id / "config.yaml").read_text() == "config"
     second.close()
@@ -85,7 +85,7 @@ def test_a_run_folder_has_one_owner_and_keeps_what_was_there(tmp_path):
 def test_a_folder_of_the_users_own_is_not_taken_for_a_run_folder(tmp_path):
     (tmp_path / "config.yaml").write_text("mine")
     with pytest.raises(LaunchError, match=r"has a config.yaml and is not a run folder of mimo-launch"):
-        RunDir(tmp_path, "config", "plan")
+        RunDir(tmp_path, "config", "plan", "1", "1")
     assert (tmp_path / "config.yaml").read_text() == "mine"
 
 
@@ -126,7 +126,7 @@ def test_a_process_that_has_gone_counts_as_ended_first():
 def test_a_run_folder_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match=r"run_dir: .*Not a directory"):
-        RunDir(tmp_path / "file" / "run", "", "")
+        RunDir(tmp_path / "file" / "run", "", "", "1", "1")
 
 
 @pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("0,3", 2), ("GPU-1a,GPU-2b", 2)])

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 import mimo_role
 from mimo_role import ContextError, RankEnviron, Topology, TopologyMismatchError
-from mimo_role.context import _describe_mismatch
+from mimo_role.joining import _describe_mismatch
 from mimo_role.testing import RankFailedError, run_ranks
 
 pytestmark = pytest.mark.ranks

@@ -1,0 +1,382 @@
+"""What the agents of several nodes tell each other: who is there, and how the job goes on or ends.
+
+One TCPStore on node 0's host. In it stand `node/I` (who node I is), `beat/I` (a number that grows while it lives), and the
+events `event/0`, `event/1`, ... in the order in which they happened; a thread in each agent looks for the next one. It looks
+and does not wait: a wait blocks the connection, and torch writes a warning whenever one ends.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+from launcher.errors import LaunchError
+from launcher.here import Endpoint
+from mimo_role import network
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 2.0
+LOST_AFTER_S = 30.0
+"""A node whose beat stands still for so long is taken for dead."""
+_SAY_AFTER_S = 5.0
+_FAREWELL_S = 10.0
+_GREETING_S = 20.0
+_LOOK_S = 0.1
+_LOOKS_PER_S = 2000
+"""How often a second node 0 is asked, by all nodes together."""
+_SHOWN = 8
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One node as it presents itself."""
+
+    node: int
+    name: str
+    host: str
+    address: str
+    digest: str
+    """Of the plan that it holds."""
+    pid: int = field(default_factory=os.getpid)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.host})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnding:
+    """Why the job ends before its ranks are done, as the node that noticed first tells it."""
+
+    node: int | None
+    """That node's index in the plan."""
+    message: str
+    code: int
+    """The exit code of the job."""
+
+
+class Control:
+    """This agent's line to the others. `meet()` first, `leave()` last."""
+
+    def __init__(self, endpoint: Endpoint, names: list[str], node: int, digest: str, timeout_s: float) -> None:
+        """Reach node 0's store, or start it.
+
+        Args:
+            endpoint: where it is.
+            names: the plan's names of all nodes.
+            node: this one's index among them.
+            digest: the plan's digest.
+            timeout_s: how long the nodes wait for each other.
+
+        Raises:
+            LaunchError: the port is taken, or node 0 does not answer.
+        """
+        self._endpoint = endpoint
+        self._names = names
+        self._node = node
+        self._deadline = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        address = next(iter(network.addresses_of(endpoint.host)))
+        self._store = self._serve() if node == 0 else self._connect()
+        own = address if node == 0 else network.address_towards(address)
+        self.member = Member(node=node, name=names[node], host=socket.gethostname(), address=own or address, digest=digest)
+        self.members: list[Member] = []
+        """All nodes, once they have met."""
+        self.run_id = ""
+        self._changed = threading.Condition()
+        self._ending: JobEnding | None = None
+        self._attempt = 0
+        self._stores: dict[int, tuple[str, int]] = {}
+        self._over = False
+        self._closing = False
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def ending(self) -> JobEnding | None:
+        """Why the job ends, if it does before it is done."""
+        return self._ending
+
+    @property
+    def attempt(self) -> int:
+        """The latest start of the ranks that a node has called for."""
+        return self._attempt
+
+    def meet(self, run_id: str, say: Say) -> None:
+        """Wait until all nodes are there with the same plan. `run_id` holds for all if it comes from node 0.
+
+        Raises:
+            LaunchError: a node is missing, came twice, or holds another plan.
+        """
+        self._present()
+        self._watcher = threading.Thread(target=self._watch, name="mimo-launch control", daemon=True)
+        self._watcher.start()
+        if self._node == 0:
+            self._gather(run_id, say)
+        else:
+            self._await_go()
+
+    def end(self, message: str, code: int) -> JobEnding:
+        """Tell all nodes that the job ends here; return the ending that was told first."""
+        ending = JobEnding(node=self._node, message=message, code=code)
+        try:
+            found = self._store.compare_set("ending", "", json.dumps(asdict(ending)))
+            ending = JobEnding(**json.loads(found))
+            self._tell("ending", asdict(ending))
+        except DistError:
+            logger.info("node 0's store has gone; the others will notice")
+        with self._changed:
+            self._ending = self._ending or ending
+            self._changed.notify_all()
+        return self._ending
+
+    def start_again(self, attempt: int) -> None:
+        """Call for the ranks of all nodes to be started again, for the time with this number."""
+        with self._changed:
+            if attempt <= self._attempt:
+                return
+            self._attempt = attempt
+        self._tell("restart", attempt)
+
+    def offer_store(self, attempt: int, port: int) -> None:
+        """Node 0: say where the ranks of a start join."""
+        self._tell("store", [attempt, self.member.address, port])
+
+    def store_of(self, attempt: int) -> tuple[str, int]:
+        """Where the ranks of a start join: address and port.
+
+        Raises:
+            LaunchError: the job ends before node 0 says so.
+        """
+        with self._changed:
+            while attempt not in self._stores:
+                if self._ending is not None:
+                    raise LaunchError(self._ending.message)
+                self._changed.wait()
+            return self._stores[attempt]
+
+    def done(self) -> None:
+        """Say that this node's ranks are done, and wait until those of all nodes are, or the job ends otherwise."""
+        if self._store.add("done", 1) == len(self._names):
+            self._tell("over", None)
+        with self._changed:
+            while not self._over and self._ending is None:
+                self._changed.wait()
+
+    def leave(self) -> bool:
+        """Say farewell. Node 0 waits for the others' farewells, for a limited time, since it keeps the store.
+
+        Returns:
+            On other nodes: whether node 0 is still there, and will tell how the job ended.
+        """
+        self._closing = True
+        if self._watcher is not None:
+            self._watcher.join(timeout=2 * BEAT_S)
+        try:
+            left = self._store.add("left", 1)
+            deadline = time.monotonic() + _FAREWELL_S
+            while self._node == 0 and left < len(self.members) and time.monotonic() < deadline:
+                time.sleep(0.02)
+                left = self._store.add("left", 0)
+        except DistError:
+            return False
+        return True
+
+    def _serve(self) -> TCPStore:
+        host, port = self._endpoint.host, self._endpoint.port
+        try:
+            return TCPStore(host, port, is_master=True, wait_for_workers=False)
+        except (DistError, RuntimeError, ValueError) as error:
+            if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+                raise LaunchError(
+                    f"port {port} is taken on {socket.gethostname()}; "
+                    f"give all nodes another one with --rdzv-endpoint {host}:PORT"
+                ) from None
+            raise LaunchError(f"{self._endpoint}: {str(error).splitlines()[0]}") from None
+
+    def _connect(self) -> TCPStore:
+        host, port = self._endpoint.host, self._endpoint.port
+        said = False
+        while True:
+            try:
+                # torch's own client writes a warning for every attempt.
+                socket.create_connection((host, port), timeout=max(0.1, min(5.0, self._deadline - time.monotonic()))).close()
+                break
+            except OSError as error:
+                if time.monotonic() > self._deadline:
+                    raise LaunchError(
+                        f"{self._names[0]} does not answer at {self._endpoint} after {self._timeout_s:g} s ({error}); "
+                        "is mimo-launch running there with --node-rank 0, and does a firewall let the port through?"
+                    ) from None
+                if not said and time.monotonic() > self._deadline - self._timeout_s + _SAY_AFTER_S:
+                    logger.warning("waiting for %s at %s (%s)", self._names[0], self._endpoint, error)
+                    said = True
+                time.sleep(0.2)
+        return self._client()
+
+    def _client(self) -> TCPStore:
+        """Connect. In a thread of its own: torch waits without limit for the greeting of what is not a store."""
+        made: list[TCPStore] = []
+
+        def connect() -> None:
+            with suppress(DistError, RuntimeError, ValueError):
+                made.append(TCPStore(self._endpoint.host, self._endpoint.port, wait_for_workers=False))
+
+        thread = threading.Thread(target=connect, name="mimo-launch connect", daemon=True)
+        thread.start()
+        thread.join(timeout=min(_GREETING_S, max(1.0, self._deadline - time.monotonic())))
+        if not made:
+            raise LaunchError(
+                f"{self._endpoint} answers, but not as mimo-launch does: does another program have this port on "
+                f"{self._names[0]}'s host?"
+            )
+        return made[0]
+
+    def _present(self) -> None:
+        """Take this node's place.
+
+        Raises:
+            LaunchError: another agent has it.
+        """
+        mine = json.dumps(asdict(self.member))
+        found = self._store.compare_set(f"node/{self._node}", "", mine).decode()
+        if found != mine:
+            other = Member(**json.loads(found))
+            message = (
+                f"two nodes have node rank {self._node}: process {other.pid} on {other.host}, and process {self.member.pid} on "
+                f"{self.member.host}"
+            )
+            if not self._store.check(["event/0"]):
+                self.end(message, 2)
+            raise LaunchError(message)
+        self._store.set(f"beat/{self._node}", "0")
+
+    def _gather(self, run_id: str, say: Say) -> None:
+        """Node 0: wait for all, compare their plans, and let them go."""
+        found: dict[int, Member] = {0: self.member}
+        said = 0.0
+        began = time.monotonic()
+        while len(found) < len(self._names):
+            for node in range(len(self._names)):
+                if node not in found and self._store.check([f"node/{node}"]):
+                    found[node] = Member(**json.loads(self._store.get(f"node/{node}")))
+                    self._compare(found[node])
+            if self._ending is not None:
+                raise LaunchError(self._ending.message)
+            missing = [name for node, name in enumerate(self._names) if node not in found]
+            waited = time.monotonic() - began
+            if missing and time.monotonic() > self._deadline:
+                message = (
+                    f"{_listed(missing)} did not come within {self._timeout_s:g} s "
+                    f"({len(found)} of {len(self._names)} nodes are here)"
+                )
+                self.end(message, 2)
+                raise LaunchError(message)
+            if missing and waited > max(_SAY_AFTER_S, 2 * said):
+                say(f"waiting for {len(missing)} of {len(self._names)} nodes: {_listed(missing)}")
+                said = waited
+            if missing:
+                time.sleep(max(0.05, len(self._names) / _LOOKS_PER_S / 10))
+        members = [asdict(found[node]) for node in range(len(self._names))]
+        self._tell("go", {"run_id": run_id, "members": members})
+        self._await_go()
+
+    def _compare(self, member: Member) -> None:
+        if member.digest != self.member.digest:
+            message = (
+                f"{member} holds another plan ({member.digest[:12]}) than {self.member} ({self.member.digest[:12]}); "
+                "start all nodes from the same config, overrides and arguments"
+            )
+            self.end(message, 2)
+            raise LaunchError(message)
+
+    def _await_go(self) -> None:
+        # Node 0 has the same limit and names who is missing; it gets time to.
+        patience = self._deadline + _FAREWELL_S
+        with self._changed:
+            while not self.members:
+                if self._ending is not None:
+                    raise LaunchError(self._ending.message)
+                if not self._changed.wait(max(0.0, min(1.0, patience - time.monotonic()))) and time.monotonic() > patience:
+                    raise LaunchError(f"{self._names[0]} at {self._endpoint} did not let the job start")
+
+    def _tell(self, kind: str, value: Any) -> None:
+        number = self._store.add("events", 1) - 1
+        self._store.set(f"event/{number}", json.dumps([kind, value]))
+
+    def _watch(self) -> None:
+        """Hear events, and beat."""
+        next_event, beat, beaten, pulses = 0, 0, time.monotonic(), _Pulses(self._names)
+        interval = max(_LOOK_S, len(self._names) / _LOOKS_PER_S)
+        while not self._closing:
+            try:
+                if self._store.check([f"event/{next_event}"]):
+                    self._hear(*json.loads(self._store.get(f"event/{next_event}")))
+                    next_event += 1
+                    continue
+                if time.monotonic() - beaten > BEAT_S:
+                    beat, beaten = beat + 1, time.monotonic()
+                    self._store.set(f"beat/{self._node}", str(beat))
+                    self._feel(pulses)
+            except DistError:
+                self._lose(f"{self._names[0]} at {self._endpoint} does not answer any more")
+                return
+            time.sleep(interval)
+
+    def _feel(self, pulses: "_Pulses") -> None:
+        going_on = self.members and self._ending is None and not self._over
+        if self._node == 0 and going_on and (silent := pulses.silent(self._store)) is not None:
+            self.end(f"{self.members[silent]} has not been heard of for {LOST_AFTER_S:g} s", 1)
+
+    def _hear(self, kind: str, value: Any) -> None:
+        with self._changed:
+            if kind == "go":
+                self.run_id = value["run_id"]
+                self.members = [Member(**member) for member in value["members"]]
+            elif kind == "store":
+                self._stores[value[0]] = (value[1], value[2])
+            elif kind == "restart":
+                self._attempt = max(self._attempt, value)
+            elif kind == "ending":
+                self._ending = self._ending or JobEnding(**value)
+            elif kind == "over":
+                self._over = True
+            self._changed.notify_all()
+
+    def _lose(self, message: str) -> None:
+        with self._changed:
+            if not self._over:
+                self._ending = self._ending or JobEnding(node=None, message=message, code=1)
+            self._changed.notify_all()
+
+
+class _Pulses:
+    """When each node's beat was last seen to grow."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._keys = [f"beat/{node}" for node in range(len(names))]
+        self._seen: Mapping[int, tuple[bytes, float]] = {}
+
+    def silent(self, store: TCPStore) -> int | None:
+        """The first node whose beat has stood still for too long, by this machine's clock."""
+        now = time.monotonic()
+        beats = dict(enumerate(store.multi_get(self._keys)))
+        before = self._seen
+        self._seen = {
+            node: before[node] if node in before and before[node][0] == beat else (beat, now) for node, beat in beats.items()
+        }
+        return next((node for node, (_, since) in self._seen.items() if node and now - since > LOST_AFTER_S), None)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

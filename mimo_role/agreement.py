@@ -1,0 +1,43 @@
+"""All ranks agree, between two steps, whether the job is about to be ended."""
+
+import math
+import time
+
+import torch
+import torch.distributed as dist
+
+from mimo_role.notices import listen, notice
+
+
+class EndAgreement:
+    """One small all-reduce over the world per step, started at one call and read at the next, so that no step waits for it."""
+
+    def __init__(self, device: torch.device, grace_s: float | None, warning_s: float | None) -> None:
+        self._device = device
+        self._times = (grace_s, warning_s)
+        self._going: tuple[dist.Work, torch.Tensor, float] | None = None
+
+    def seconds_left(self) -> float | None:
+        """Collective; see `RoleContext.seconds_left`."""
+        listen(*self._times)
+        answer = self._read()
+        heard = notice()
+        left = math.inf if heard is None else heard.seconds_left or 0.0
+        tensor = torch.tensor(left, dtype=torch.float32, device=self._device)
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MIN, async_op=True)
+        assert work is not None
+        self._going = work, tensor, time.monotonic()
+        return answer
+
+    def close(self) -> None:
+        """Wait for what has been started."""
+        self._read()
+
+    def _read(self) -> float | None:
+        if self._going is None:
+            return None
+        work, tensor, since = self._going
+        self._going = None
+        work.wait()
+        left = tensor.item()
+        return None if math.isinf(left) else max(0.0, left - (time.monotonic() - since))

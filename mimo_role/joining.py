@@ -1,0 +1,118 @@
+"""How a process joins torch.distributed, and the check that all that joined hold the same topology."""
+
+import hashlib
+import json
+import socket
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from mimo_role import environ, network
+from mimo_role.errors import ContextError, TopologyMismatchError
+from mimo_role.families import GroupOptions
+from mimo_role.topology import Topology
+
+
+def join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
+    """Join by torch's `env://`, or by SLURM's variables where srun has started the rank; return the rank's device.
+
+    Raises:
+        ContextError: the environment does not say how, or names a GPU that there is not.
+        EnvironError: a malformed variable.
+    """
+    if backend == "auto":
+        backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    exported = _adopt_slurm() if topology.world_size > 1 else []
+    try:
+        return _join_by_environ(topology, backend, timeout)
+    except BaseException:
+        environ.withdraw(exported)
+        raise
+
+
+def _adopt_slurm() -> list[str]:
+    """Where srun has started this rank, and nobody else, put SLURM's numbers under torch's names; return those set."""
+    if environ.rank() is not None or (task := environ.slurm_task()) is None:
+        return []
+    found = task.to_environ()
+    if len(set(task.hosts)) > 1 and (interface := network.interface_towards(task.hosts[0])) is not None:
+        # gloo would take the interface of this host's own name, which may lead nowhere.
+        found["GLOO_SOCKET_IFNAME"] = interface
+    return environ.export({name: value for name, value in found.items() if environ.get(name) is None})
+
+
+def _join_by_environ(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
+    missing = environ.missing_for_join()
+    rank, world_size = environ.rank(), environ.world_size()
+    if rank is not None and world_size is not None and rank >= world_size:
+        raise ContextError(f"RANK={rank} is outside WORLD_SIZE={world_size}")
+    device = device_of(backend == "nccl")
+    bound = device if device.type == "cuda" else None
+    if missing and topology.world_size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
+    elif missing:
+        raise ContextError(
+            f"{', '.join(missing)} not set: a world of {topology.world_size} ranks is started by mimo-launch, torchrun or srun"
+        )
+    else:
+        dist.init_process_group(backend, timeout=timeout, device_id=bound)
+    return device
+
+
+def device_of(on_gpu: bool) -> torch.device:
+    """The CPU, or this rank's GPU.
+
+    Raises:
+        ContextError: there is no such GPU.
+    """
+    if not on_gpu:
+        return torch.device("cpu")
+    local_rank, visible = environ.local_rank(), torch.cuda.device_count()
+    if local_rank >= visible:
+        raise ContextError(f"LOCAL_RANK={local_rank} on {socket.gethostname()}, where torch sees {visible} GPUs")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def check_same_topology(topology: Topology, options: Mapping[str, GroupOptions], device: torch.device) -> None:
+    """Compare digests by one all-reduce; gather the details only where they differ.
+
+    Raises:
+        TopologyMismatchError: ranks hold different topologies or group options.
+    """
+    plain = {name: own.as_dict() for name, own in options.items() if own != GroupOptions()}
+    groups_digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(f"{topology.digest} {groups_digest}".encode()).hexdigest()
+    words = [int(digest[at : at + 8], 16) for at in range(0, 64, 8)]
+    lowest = torch.tensor([*words, *(-word for word in words)], dtype=torch.int64, device=device)
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    low, high = lowest.cpu().chunk(2)
+    if torch.equal(low, -high):
+        return
+    everyone: list[tuple[str, str, str]] = [("", "", "")] * dist.get_world_size()
+    dist.all_gather_object(everyone, (topology.digest, groups_digest, socket.gethostname()))
+    what, at = ("topologies", 0) if len({found[0] for found in everyone}) > 1 else ("group options", 1)
+    raise TopologyMismatchError(_describe_mismatch(what, [(found[at], found[2]) for found in everyone]))
+
+
+def _describe_mismatch(what: str, everyone: list[tuple[str, str]]) -> str:
+    holders: dict[str, list[int]] = defaultdict(list)
+    for rank, (digest, _) in enumerate(everyone):
+        holders[digest].append(rank)
+    usual = max(holders, key=lambda digest: (len(holders[digest]), -holders[digest][0]))
+    odd = [
+        f"rank {rank} on {everyone[rank][1]} holds {digest[:12]}"
+        for digest, ranks in holders.items()
+        if digest != usual
+        for rank in ranks
+    ]
+    shown = odd[:16] + ([f"and {len(odd) - 16} more"] if len(odd) > 16 else [])
+    return (
+        f"ranks hold different {what}: {len(holders[usual])} of {len(everyone)} hold {usual[:12]}, but "
+        f"{', '.join(shown)}. Start all of them from the same config"
+    )
