@@ -6,10 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from launcher.ending import leave
+from launcher.errors import ConfigError, LaunchError
 from mimo_role.errors import MimoError
+
+if TYPE_CHECKING:
+    from launcher.plan import LaunchPlan
+    from launcher.schema import JobConfig
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -30,10 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     # argparse alone takes overrides on one side of the options only.
     arguments, more = parser.parse_known_args(own)
-    if unknown := [word for word in more if word.startswith("-")]:
-        parser.error(f"unknown option {unknown[0]}; arguments of the script follow --")
-    arguments.overrides += more
-    arguments.script_args = script_args
+    takes_config = hasattr(arguments, "overrides")
+    if unknown := [word for word in more if word.startswith("-") or not takes_config]:
+        parser.error(f"unknown option {unknown[0]}" + ("; arguments of the script follow --" if takes_config else ""))
+    if takes_config:
+        arguments.overrides += more
+        arguments.script_args = script_args
+    elif script_args:
+        parser.error(f"{script_args[0]}: arguments of the script belong to run and submit")
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="mimo-launch: %(message)s")
     try:
         code: int = arguments.command(arguments)
@@ -68,7 +77,33 @@ def _parser() -> argparse.ArgumentParser:
     run = _add_command(commands, "run", _run, "start this machine's ranks and wait for them")
     run.add_argument("--node-rank", metavar="I", help="which of the plan's nodes this is, or POOL:K for the K-th of a pool")
     run.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: node 0's host, and a free port there")
+    submit = _add_command(commands, "submit", _submit, "hand the job to a scheduler")
+    submit.add_argument("--to", metavar="SCHEDULER", required=True, help="slurm, kubernetes, or another one of torchx's")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    submit.add_argument("--snapshot", action="store_true", help="let the job run a copy of the code as it is now (slurm)")
+    submit.add_argument("--image", help="the container image, whose working folder stands for this one (not slurm)")
+    submit.add_argument(
+        "--option", metavar="NAME=VALUE", action="append", default=[], help="an option of torchx's scheduler (not slurm)"
+    )
+    status = _add_job_command(commands, "status", _status, "say how a job is, and which rank runs what where")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    logs = _add_job_command(commands, "logs", _logs, "print the ranks' output")
+    logs.add_argument("--module", help="only ranks that run this module")
+    logs.add_argument("--stage", type=int, metavar="N", help="only ranks on this pipeline stage, counted from 0")
+    logs.add_argument("--rank", metavar="N[,N-M...]", help="only these ranks")
+    logs.add_argument("--follow", action="store_true", help="go on until the job is over")
+    _add_job_command(commands, "cancel", _cancel, "end a job")
     return parser
+
+
+def _add_job_command(
+    commands: _Commands, name: str, function: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    command.add_argument("job", metavar="JOB", help="the id that submit printed, or a run folder")
+    command.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
+    command.set_defaults(command=function)
+    return command
 
 
 def _add_command(
@@ -99,12 +134,9 @@ class _Version(argparse.Action):
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from launcher.config import load
-    from launcher.plan import make_plan
     from launcher.render import as_json, as_table
 
-    config, _ = load(arguments.config, arguments.overrides)
-    plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
+    plan, _, _ = _planned(arguments)
     print(as_json(plan) if arguments.json else as_table(plan))
     return DONE
 
@@ -113,11 +145,16 @@ def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from launcher import here, local
-    from launcher.config import load
-    from launcher.plan import make_plan
+    from launcher.planfile import is_plan, load_plan
 
-    config, config_text = load(arguments.config, arguments.overrides)
-    plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
+    if is_plan(arguments.config):
+        if arguments.overrides or arguments.script_args:
+            raise ConfigError(
+                f"{arguments.config} is a plan, in which all is decided; overrides and arguments go with a config"
+            )
+        plan, config_text = load_plan(arguments.config)
+    else:
+        plan, config_text, _ = _planned(arguments)
     place = here.find(plan, arguments.node_rank, arguments.rdzv_endpoint)
     for warning in plan.warnings if place.node_rank == 0 else ():
         _say(f"warning ({warning.code}): {warning.message}")
@@ -126,6 +163,94 @@ def _run(arguments: argparse.Namespace) -> int:
     if outcome.failure is not None:
         _say(outcome.failure)
     return outcome.exit_code
+
+
+def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig]":
+    from launcher.config import load
+    from launcher.plan import make_plan
+
+    config, config_text = load(arguments.config, arguments.overrides)
+    return make_plan(config, arguments.config, arguments.script_args, arguments.overrides), config_text, config
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    plan, config_text, config = _planned(arguments)
+    from launcher.schedulers.slurm import NAME as SLURM
+    from launcher.schedulers.submit import Request, dry_run, schedulers, submit
+
+    if arguments.to not in schedulers():
+        raise LaunchError(f"--to {arguments.to}: not a scheduler; there are {', '.join(schedulers())}")
+    for option, given in (("--image", arguments.image), ("--option", arguments.option)):
+        if given and arguments.to == SLURM:
+            raise LaunchError(f"{option}: not for slurm, whose options stand in the config under pools.NAME.slurm")
+    if arguments.snapshot and arguments.to != SLURM:
+        raise LaunchError("--snapshot: only for slurm; elsewhere the code is in the image")
+    for warning in plan.warnings:
+        _say(f"warning ({warning.code}): {warning.message}")
+    request = Request(
+        plan=plan,
+        pools=config.pools or {},
+        config_text=config_text,
+        to=arguments.to,
+        snapshot=arguments.snapshot,
+        image=arguments.image,
+        options=tuple(arguments.option),
+    )
+    if arguments.dry_run:
+        print(dry_run(request), end="")
+        return DONE
+    job = submit(request)
+    print(job.handle)
+    if job.folder is not None:
+        _say(f"submitted; {job.folder}\n  mimo-launch status {job.handle}\n  mimo-launch logs {job.handle} --follow")
+    return DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    if "://" in arguments.job and not arguments.job.startswith("slurm://"):
+        from launcher.schedulers.submit import runner
+
+        with runner() as torchx_runner:
+            print(torchx_runner.status(arguments.job))
+        return DONE
+    from launcher.schedulers import jobs
+
+    job = jobs.find(arguments.job)
+    print(jobs.as_json(job) if arguments.json else jobs.as_table(job))
+    return DONE
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from launcher.schedulers import jobs
+    from launcher.schedulers.logs import LogFilter, ranks_from
+
+    wanted = LogFilter(module=arguments.module, stage=arguments.stage, ranks=ranks_from(arguments.rank))
+    job = jobs.find(arguments.job)
+    if wanted == LogFilter() and not arguments.follow and (own := job.own_output()) is not None:
+        print(f"[job] {own}")
+    for line in job.lines(wanted, follow=arguments.follow):
+        print(line, end="", flush=arguments.follow)
+    return DONE
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    if "://" in arguments.job and not arguments.job.startswith("slurm://"):
+        from launcher.schedulers.submit import runner
+
+        with runner() as torchx_runner:
+            torchx_runner.cancel(arguments.job)
+        return DONE
+    from launcher.schedulers import jobs, slurm_jobs
+
+    job = jobs.find(arguments.job)
+    if job.slurm is None:
+        raise LaunchError(f"{arguments.job}: a run of this machine, not a submitted job; end its mimo-launch with Ctrl-C")
+    if job.slurm.is_over:
+        _say(f"job {job.slurm.job_id} is over already: {job.slurm.state}")
+    else:
+        slurm_jobs.cancel(job.slurm.job_id)
+        _say(f"job {job.slurm.job_id} is cancelled")
+    return DONE
 
 
 def _say(text: str) -> None:

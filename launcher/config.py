@@ -312,6 +312,9 @@ def _check(config: JobConfig) -> None:
     for name, pool in (config.pools or {}).items():
         for field in ("nodes", "procs_per_node"):
             _at_least(f"pools.{name}.{field}", getattr(pool, field), 1)
+        _at_least(f"pools.{name}.resources.cpu", 1 if pool.resources.cpu is None else pool.resources.cpu, 1)
+        _at_least(f"pools.{name}.resources.gpu", pool.resources.gpu, 0)
+        _at_least(f"pools.{name}.resources.memory_mb", pool.resources.memory_mb, 1)
     if config.pools is not None and not config.pools:
         raise _ValueProblemError("pools", "empty; leave it out to run on this machine")
     _check_entry(config)

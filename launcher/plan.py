@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,11 @@ class LaunchPlan:
             KeyError: there is no such node.
         """
         return {node.name: node for node in self.nodes}[name]
+
+    def under(self, folder: Path) -> "LaunchPlan":
+        """The plan with its relative paths, if it has any, below a folder."""
+        script = self.entry.script and str(folder / self.entry.script)
+        return replace(self, entry=replace(self.entry, script=script), run_dir=str(folder / self.run_dir))
 
     @property
     def digest(self) -> str:

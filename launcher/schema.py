@@ -48,6 +48,18 @@ class ModuleConfig(ModuleSizes):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What a node needs, for schedulers that ask for numbers, such as Kubernetes. SLURM has its own options."""
+
+    cpu: int | None = None
+    """CPU cores. Default: one for each rank process."""
+    gpu: int = 0
+    """GPUs."""
+    memory_mb: int = 1024
+    """Memory in MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """A set of alike nodes."""
 
@@ -56,6 +68,8 @@ class PoolConfig:
     """Rank processes a node takes."""
     slurm: Mapping[str, Any] = field(default_factory=dict)
     """sbatch options of this pool."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """What one of its nodes needs."""
 
 
 @dataclass(frozen=True, kw_only=True)

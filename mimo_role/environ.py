@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -167,6 +167,17 @@ def withdraw(names: Iterable[str]) -> None:
     """Unset variables."""
     for name in names:
         os.environ.pop(name, None)
+
+
+@contextmanager
+def without(is_meant: Callable[[str], bool]) -> Iterator[None]:
+    """Unset the variables whose names are meant, for the time of a block."""
+    taken = {name: value for name, value in os.environ.items() if is_meant(name)}
+    withdraw(taken)
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def rank() -> int | None:

@@ -1,0 +1,1 @@
+"""Handing a plan to a scheduler, and asking what became of it."""

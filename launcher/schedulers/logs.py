@@ -1,0 +1,152 @@
+"""The ranks' output in a run folder: whose of it is wanted, as lines, to the end or as they come."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from launcher.errors import LaunchError
+from launcher.plan import LaunchPlan
+from mimo_role import Topology
+
+STREAMS = ("stdout", "stderr")
+_LOOK_S = 0.2
+_ASK_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogFilter:
+    """Whose output is wanted; what is left out does not restrict."""
+
+    module: str | None = None
+    stage: int | None = None
+    """The position along pp, from 0; of `module`, or of any."""
+    ranks: tuple[int, ...] = ()
+    pattern: str | None = None
+    """A regular expression that a line has to match somewhere."""
+    streams: tuple[str, ...] = STREAMS
+
+    def ranks_of(self, topology: Topology) -> list[int]:
+        """The ranks that are meant.
+
+        Raises:
+            LaunchError: there is no such module, stage or rank, or none with all of them.
+        """
+        if self.module is not None and self.module not in topology.grids:
+            raise LaunchError(f"--module {self.module}: there are {', '.join(topology.grids)}")
+        if outside := [rank for rank in self.ranks if not 0 <= rank < topology.world_size]:
+            raise LaunchError(f"--rank {outside[0]}: there are ranks 0-{topology.world_size - 1}")
+        found = [rank for rank in self.ranks or range(topology.world_size) if self._is_meant(topology, rank)]
+        if not found:
+            asked = {"--module": self.module, "--stage": self.stage, "--rank": ",".join(map(str, self.ranks)) or None}
+            raise LaunchError(f"no rank has {' '.join(f'{key} {value}' for key, value in asked.items() if value is not None)}")
+        return found
+
+    def _is_meant(self, topology: Topology, rank: int) -> bool:
+        places = topology.coords_of(rank)
+        of_module = [coords for name, coords in places.items() if self.module in (None, name)]
+        return any(self.stage in (None, coords["pp"]) for coords in of_module)
+
+
+def ranks_from(text: str | None) -> tuple[int, ...]:
+    """Ranks as they are typed: `7`, `0,3-5`; none for `None`.
+
+    Raises:
+        LaunchError: not a list of ranks.
+    """
+    found: list[int] = []
+    for part in text.split(",") if text is not None else ():
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise LaunchError(f"--rank {text}: write 7, or 0,3-5")
+        found += range(int(match[1]), min(int(match[2] or match[1]), int(match[1]) + 100_000) + 1)
+    return tuple(found)
+
+
+@dataclass
+class _Tail:
+    path: Path
+    prefix: str
+    file: BinaryIO | None = None
+    rest: bytes = field(default=b"")
+
+    def lines(self, *, last: bool) -> Iterator[str]:
+        """What has been written since, as whole lines; with `last`, also a line without an end."""
+        if self.file is None:
+            try:
+                self.file = self.path.open("rb")
+            except FileNotFoundError:
+                return
+        *whole, self.rest = (self.rest + self.file.read()).split(b"\n")
+        if last and self.rest:
+            whole.append(self.rest)
+            self.rest = b""
+        for line in whole:
+            yield f"{self.prefix} {line.decode(errors='replace')}\n"
+
+
+def lines_of(run_dir: Path, plan: LaunchPlan, wanted: LogFilter, is_over: Callable[[], bool] | None = None) -> Iterator[str]:
+    """Lines behind their rank's role, of the last start of the ranks; rank by rank, or with `is_over` as they are written.
+
+    Args:
+        run_dir: the run folder.
+        plan: the run's plan.
+        wanted: whose lines.
+        is_over: asked now and then; the lines end when it says so. A start of the ranks that begins later is followed too.
+
+    Raises:
+        LaunchError: `wanted` fits no rank, or is no regular expression.
+    """
+    ranks = wanted.ranks_of(plan.topology)
+    try:
+        matches = re.compile(wanted.pattern or "").search
+    except re.error as error:
+        raise LaunchError(f"{wanted.pattern!r} is not a regular expression: {error}") from None
+    labels = {rank: f"[{plan.topology.label_of(rank)} r{rank}]" for rank in ranks}
+    files = {f"rank{rank}.{stream}.log": label for rank, label in labels.items() for stream in wanted.streams}
+    return _follow(run_dir, files, matches, is_over) if is_over is not None else _read(run_dir, files, matches)
+
+
+def _read(run_dir: Path, files: dict[str, str], matches: Callable[[str], object]) -> Iterator[str]:
+    for tail in _tails(_latest(run_dir), files):
+        yield from filter(matches, tail.lines(last=True))
+
+
+def _follow(
+    run_dir: Path, files: dict[str, str], matches: Callable[[str], object], is_over: Callable[[], bool]
+) -> Iterator[str]:
+    attempt, tails, asked = None, list[_Tail](), 0.0
+    while True:
+        over = False
+        if time.monotonic() - asked > _ASK_S:
+            over, asked = is_over(), time.monotonic()
+        latest = _latest(run_dir)
+        if _identity(latest) != attempt:
+            for tail in tails:
+                yield from filter(matches, tail.lines(last=True))
+            attempt, tails = _identity(latest), _tails(latest, files)
+        for tail in tails:
+            yield from filter(matches, tail.lines(last=over))
+        if over:
+            return
+        time.sleep(_LOOK_S)
+
+
+def _latest(run_dir: Path) -> Path | None:
+    """The folder of the last start of the ranks, if there was one."""
+    found = [path for path in run_dir.glob("logs/attempt*") if path.name.removeprefix("attempt").isdigit()]
+    return max(found, key=lambda path: int(path.name.removeprefix("attempt")), default=None)
+
+
+def _identity(folder: Path | None) -> tuple[str, int] | None:
+    """Tells a requeued job's first start from that before it, which had the same name."""
+    try:
+        return None if folder is None else (folder.name, folder.stat().st_ino)
+    except FileNotFoundError:
+        return None
+
+
+def _tails(folder: Path | None, files: dict[str, str]) -> list[_Tail]:
+    return [] if folder is None else [_Tail(folder / name, prefix) for name, prefix in files.items()]

@@ -1,0 +1,33 @@
+import itertools
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.cluster.agents import Agents
+from tests.cluster.hosts import Hosts
+
+PORTS = itertools.count(29500)
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory):
+    """Three hosts that see each other."""
+    if missing := [program for program in ("ip", "nsenter", "unshare") if shutil.which(program) is None]:
+        pytest.skip(f"hosts are network namespaces, made by programs that are not here: {', '.join(missing)}")
+    if os.geteuid() != 0:
+        pytest.skip("hosts are network namespaces, which only root can make")
+    try:
+        three = Hosts(["alpha", "beta", "gamma"], tmp_path_factory.mktemp("hosts")).__enter__()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"hosts are network namespaces, which cannot be made here: {error.stderr.strip()}")
+    yield three
+    three.__exit__()
+
+
+@pytest.fixture
+def agents(hosts, tmp_path):
+    found = Agents(hosts, tmp_path, next(PORTS))
+    yield found
+    found.close()

@@ -1,0 +1,99 @@
+"""Real jobs over hosts of 1, 2 and 3 ranks that share a folder."""
+
+import json
+import os
+
+import pytest
+
+from tests.launcher.jobs import lines_of
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+if os.geteuid() != 0:
+    pytest.skip("hosts are network namespaces, which only root can make", allow_module_level=True)
+
+PLACES = {"alpha": [0], "beta": [1, 2], "gamma": [3, 4, 5]}
+LABELS = ["vision.dp0", "vision.dp1", "vision.dp2", "language.dp0", "language.dp1", "language.dp2"]
+
+WHERE = """
+import os, socket, torch, torch.distributed as dist, mimo_role
+total = torch.tensor(mimo_role.current().rank)
+dist.all_reduce(total)
+print(socket.gethostname(), os.environ["MIMO_NODE"], os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"], int(total))
+"""
+
+
+def test_every_rank_runs_where_the_plan_says_and_the_run_folder_tells(agents):
+    found = agents.run(WHERE)
+    for node, ((host, ranks), done) in enumerate(zip(PLACES.items(), found, strict=True)):
+        assert (done.code, done.said) == (0, "")
+        for local_rank, rank in enumerate(ranks):
+            assert lines_of(done.out, f"[{LABELS[rank]} r{rank}]") == [f"{host} node{node} {local_rank} {len(ranks)} 15"]
+        assert len(done.out.splitlines()) == len(ranks)
+    nodes = json.loads((agents.folder / "run" / "nodes.json").read_text())
+    assert [(node["name"], node["host"], node["first_rank"], node["procs"]) for node in nodes] == [
+        ("node0", "alpha", 0, 1),
+        ("node1", "beta", 1, 2),
+        ("node2", "gamma", 3, 3),
+    ]
+    assert len(list((agents.folder / "run" / "logs" / "attempt0").glob("rank*.stdout.log"))) == 6
+
+
+def test_a_node_can_be_named_by_its_pool(agents):
+    agents.write(WHERE)
+    places = zip(("one:0", "two:0", "three:0"), PLACES, strict=True)
+    found = agents.finish([agents.start(node, host=host) for node, host in places])
+    assert [done.code for done in found] == [0, 0, 0]
+    assert [len(done.out.splitlines()) for done in found] == [1, 2, 3]
+
+
+# Rank 4 fails the first time only; the others talk to it all the time.
+FAILS_ONCE = """
+import os, sys, torch, torch.distributed as dist, mimo_role
+starts = mimo_role.RankEnviron.from_environ().restart_count
+print("start", starts, os.environ["MIMO_RESTART_COUNT"], flush=True)
+for step in range(20):
+    dist.all_reduce(torch.ones(()))
+    if starts == 0 and step == 5 and mimo_role.current().rank == 4:
+        sys.exit(7)
+"""
+
+
+def test_a_failure_on_one_node_starts_the_ranks_of_all_again(agents):
+    found = agents.run(FAILS_ONCE, "runtime.max_restarts=1")
+    assert [done.code for done in found] == [0, 0, 0]
+    for ranks, done in zip(PLACES.values(), found, strict=True):
+        for rank in ranks:
+            assert lines_of(done.out, f"[{LABELS[rank]} r{rank}]") == ["start 0 0", "start 1 1"]
+
+
+# The ranks of nodes 0 and 1 do not wait for those of node 2, and are done when rank 4 fails the first time.
+FAILS_LATE = """
+import pathlib, sys, time, mimo_role
+rank, starts = mimo_role.current().rank, mimo_role.RankEnviron.from_environ().restart_count
+print("start", starts, flush=True)
+pathlib.Path(f"start{starts}-{rank}").touch()
+if starts == 0 and rank == 4:
+    while not all(pathlib.Path(f"run/logs/attempt0/rank{other}.done").exists() for other in (0, 1, 2)):
+        time.sleep(0.01)
+    sys.exit(7)
+mimo_role.shutdown()
+pathlib.Path(f"run/logs/attempt{starts}/rank{rank}.done").touch()
+"""
+
+
+def test_a_failure_after_other_nodes_are_done_starts_those_again_too(agents):
+    found = agents.run(FAILS_LATE, "runtime.max_restarts=1", "runtime.join=script", timeout_s=40)
+    assert [done.code for done in found] == [0, 0, 0]
+    assert len(list(agents.folder.glob("start1-*"))) == 6
+
+
+def test_restarts_are_counted_over_all_nodes(agents):
+    fails = FAILS_ONCE.replace(
+        "starts == 0 and step == 5 and mimo_role.current().rank == 4", "step == 5 and mimo_role.current().rank == 3 * starts"
+    )
+    found = agents.run(fails, "runtime.max_restarts=1")
+    assert [done.code for done in found] == [7, 7, 7]
+    assert "rank 3 (language.dp0) failed first: exit code 7" in found[2].said
+    for done in found[:2]:
+        assert done.said.endswith("ended: rank 3 (language.dp0) failed first: exit code 7 on node2 (gamma)")
+    assert not (agents.folder / "run" / "logs" / "attempt2").exists()
