@@ -28,9 +28,11 @@ class Checkpoints:
         self.folder = run_folder / "checkpoints"
 
     def last_step(self) -> int | None:
-        """The last step that was saved completely."""
+        """The last step that was saved completely, as rank 0 sees it. Collective over the world."""
         found = (re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*"))
-        return max((int(match[1]) for match in found if match), default=None)
+        last = [max((int(match[1]) for match in found if match), default=None)]
+        dist.broadcast_object_list(last, src=0)
+        return last[0]
 
     def save(self, step: int, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint beside its place, and move it there when all ranks have written. Collective over the world."""
@@ -42,6 +44,7 @@ class Checkpoints:
         dcp.save(_stored(*get_state_dict(modules, optimizer, options=_OPTIONS)), checkpoint_id=unfinished)
         if self._ctx.rank == 0:
             unfinished.rename(folder)
+        dist.barrier()
 
     def load(self, step: int, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
         """Read a checkpoint into modules and optimizer. Collective over the world.
