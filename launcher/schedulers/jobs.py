@@ -142,7 +142,7 @@ def _by_folder(folder: Path) -> Job:
     record = submission.recorded() if submission is not None else None
     if record is None and not (folder / "run_id").exists():
         raise LaunchError(f"{folder}: not a run folder of mimo-launch")
-    return Job(slurm_jobs.find(record.job_id) if record is not None else None, folder)
+    return Job(slurm_jobs.find(record.job_id) if record is not None else None, folder.absolute())
 
 
 def _component_row(part: slurm_jobs.JobComponent) -> list[str]:
