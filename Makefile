@@ -7,14 +7,18 @@ DEMO_ARGS ?=
 
 TORCH_FREE := .venv-torch-free
 
-.PHONY: demo test test-torch-free check clean
+.PHONY: demo test test-cluster test-torch-free check clean
 
 demo: $(STAMP)
 	$(BIN)/mimo-launch run examples/digits_vlm/non_colocated.yaml -- $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not ranks and not slow and not peer"
-	$(BIN)/python -m pytest -m "ranks or slow or peer"
+	$(BIN)/python -m pytest -m "not ranks and not slow and not peer and not cluster"
+	$(BIN)/python -m pytest -m "(ranks or slow or peer) and not cluster"
+
+# Several hosts, and a SLURM cluster, on this machine: as root, on Debian, whose Slurm is installed where it is missing.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m cluster
 
 # The half that needs no torch, on another Python: make test-torch-free PYTHON=python3.13
 test-torch-free:
@@ -22,7 +26,7 @@ test-torch-free:
 	$(TORCH_FREE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		omegaconf tabulate pytest pytest-timeout hypothesis
 	$(TORCH_FREE)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(TORCH_FREE)/bin/python -m pytest -m "not ranks and not slow and not peer"
+	$(TORCH_FREE)/bin/python -m pytest -m "not ranks and not slow and not peer and not cluster"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,8 +2,9 @@
 
     python docs/check_commands.py README.md docs/*.md
 
-In ```sh blocks, `mimo-launch plan` and `--help` are run, `mimo-launch run` is planned with the same arguments, and `make`
-targets must exist; other commands must be on a list of ones that need no check. ```yaml blocks that begin with `name:` are
+In ```sh blocks, `mimo-launch plan` and `--help` are run, `mimo-launch run` is planned with the same arguments, `submit` is a
+dry run, and `make` targets and scripts for sbatch must exist; other commands must be on a list of ones that need no check.
+Commands about a job are run by tests/cluster, which has one. ```yaml blocks that begin with `name:` are
 loaded. Links to files must lead somewhere.
 """
 
@@ -31,7 +32,8 @@ def check(document: Path):
     text = document.read_text(encoding="utf-8")
     for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
-            if (words := shlex.split(line, comments=True)) and (problem := check_command(words)):
+            command = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line)
+            if (words := shlex.split(command, comments=True)) and (problem := check_command(words)):
                 yield f"{document}: {line.strip()}: {problem}"
     for block in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         if block.startswith("name:") and (problem := check_config(block)):
@@ -49,15 +51,25 @@ def check_command(words: list[str]) -> str | None:
         return failure_of(planned(words[1:]))
     if program == "make":
         return failure_of(["make", "-n", *words[1:]])
+    if program == "sbatch":
+        return None if (ROOT / words[-1]).is_file() else "no such file"
     if program == "python" and words[1].endswith(".py"):
         return None if (ROOT / words[1]).is_file() else "no such file"
     return None if program in LEFT_ALONE else "not a command that this check knows"
 
 
 def planned(arguments: list[str]) -> list[str]:
-    if arguments[0] == "run":
-        arguments = ["plan", *arguments[1:]]
-    return [*MIMO_LAUNCH, *arguments]
+    command, *rest = arguments
+    if command == "run":
+        # Where a node stands is nothing to plan.
+        options = [index for index, word in enumerate(rest) if word in ("--node-rank", "--rdzv-endpoint")]
+        rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
+        command = "plan"
+    elif command == "submit" and "--dry-run" not in rest:
+        rest = [*rest, "--dry-run"]
+    elif command in ("status", "logs", "cancel"):
+        rest = [*rest, "--help"]
+    return [*MIMO_LAUNCH, command, *rest]
 
 
 def check_config(text: str) -> str | None:

@@ -150,7 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if is_plan(arguments.config):
         if arguments.overrides or arguments.script_args:
             raise ConfigError(
-                f"{arguments.config} is a plan, in which all is decided; overrides and arguments go with a config"
+                f"{arguments.config} is a plan, in which all is decided; give overrides to a config"
             )
         plan, config_text = load_plan(arguments.config)
     else:

@@ -47,7 +47,7 @@ def as_table(plan: LaunchPlan) -> str:
 
     world_size, nodes = plan.topology.world_size, len(plan.nodes)
     title = (
-        f"{plan.name}: {_count(world_size, 'rank')} on {_count(nodes, 'node')}, {plan.topology.layout.value}, "
+        f"{plan.name}: {count(world_size, 'rank')} on {count(nodes, 'node')}, {plan.topology.layout.value}, "
         f"topology {plan.topology.digest[:12]}"
     )
     rows = list(_full_rows(plan) if world_size <= FULL_TABLE_RANKS else _folded_rows(plan))
@@ -98,5 +98,6 @@ def _per_node(nodes: list[Node]) -> str:
     return ", ".join(str(procs) for procs, _ in groupby(node.procs for node in nodes))
 
 
-def _count(number: int, thing: str) -> str:
+def count(number: int, thing: str) -> str:
+    """`1 node`, `2 nodes`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

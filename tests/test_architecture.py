@@ -15,11 +15,59 @@ ALLOWED = {
     "launcher.cli": {
         "launcher.config",
         "launcher.ending",
+        "launcher.errors",
         "launcher.here",
         "launcher.local",
         "launcher.plan",
+        "launcher.planfile",
         "launcher.render",
+        "launcher.schedulers.jobs",
+        "launcher.schedulers.logs",
+        "launcher.schedulers.slurm",
+        "launcher.schedulers.slurm_jobs",
+        "launcher.schedulers.submit",
+        "launcher.schema",
     },
+    "launcher.planfile": {"launcher.errors", "launcher.plan"},
+    "launcher.schedulers.options": {"launcher.errors", "launcher.source"},
+    "launcher.schedulers.sbatch": {"launcher.errors", "launcher.schedulers.options"},
+    "launcher.schedulers.snapshot": {"launcher.errors"},
+    "launcher.schedulers.submission": {"launcher.errors", "launcher.plan", "launcher.schedulers.snapshot"},
+    "launcher.schedulers.slurm_jobs": {"launcher.errors"},
+    "launcher.schedulers.logs": {"launcher.errors", "launcher.plan"},
+    "launcher.schedulers.appdef": {
+        "launcher.errors",
+        "launcher.here",
+        "launcher.plan",
+        "launcher.planfile",
+        "launcher.schema",
+    },
+    "launcher.schedulers.slurm": {
+        "launcher.errors",
+        "launcher.plan",
+        "launcher.schedulers.logs",
+        "launcher.schedulers.sbatch",
+        "launcher.schedulers.slurm_jobs",
+        "launcher.schedulers.submission",
+    },
+    "launcher.schedulers.submit": {
+        "launcher.errors",
+        "launcher.plan",
+        "launcher.render",
+        "launcher.schedulers.appdef",
+        "launcher.schedulers.sbatch",
+        "launcher.schedulers.slurm",
+        "launcher.schedulers.submission",
+        "launcher.schema",
+    },
+    "launcher.schedulers.jobs": {
+        "launcher.errors",
+        "launcher.plan",
+        "launcher.schedulers.logs",
+        "launcher.schedulers.slurm_jobs",
+        "launcher.schedulers.submission",
+    },
+    "launcher.schedulers.component": {"launcher.config", "launcher.plan", "launcher.schedulers.appdef"},
     "launcher.here": {"launcher.errors", "launcher.placement", "launcher.plan"},
     "launcher.control": {"launcher.errors", "launcher.here"},
     "launcher.config": {"launcher.errors", "launcher.schema", "launcher.source"},
@@ -191,8 +239,7 @@ def modules():
                 yield pytest.param(name, ast.parse(path.read_text(encoding="utf-8")), id=name)
 
 
-def own_modules():
-    return {parameter.values[0] for parameter in modules()}
+OWN_MODULES = {parameter.values[0] for parameter in modules()}
 
 
 def imported(tree):
@@ -206,7 +253,7 @@ def imported(tree):
 
 @pytest.mark.parametrize(("name", "tree"), list(modules()))
 def test_a_module_imports_only_what_its_room_may(name, tree):
-    found = {target for target in imported(tree) if target in own_modules()}
+    found = {target for target in imported(tree) if target in OWN_MODULES}
     if name.startswith("launcher"):
         found = {target for target in found if not target.startswith("mimo_role")}
     assert found <= ALLOWED[name]
@@ -254,4 +301,11 @@ CONFIG = ROOT / "examples" / "digits_vlm" / "non_colocated.yaml"
 )
 def test_torch_is_not_loaded_by(code):
     check = "\nimport sys; assert not [name for name in sys.modules if name.partition('.')[0] in ('torch', 'torchx', 'numpy')]"
+    subprocess.run([sys.executable, "-c", code + check], check=True, capture_output=True, timeout=60, cwd=ROOT)
+
+
+def test_a_job_is_submitted_without_torch():
+    config = ROOT / "examples" / "slurm" / "two_pools.yaml"
+    code = f"from launcher.cli import main; assert main(['submit', {str(config)!r}, '--to', 'slurm', '--dry-run']) == 0"
+    check = "\nimport sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code + check], check=True, capture_output=True, timeout=60, cwd=ROOT)

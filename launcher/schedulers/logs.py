@@ -69,22 +69,28 @@ def ranks_from(text: str | None) -> tuple[int, ...]:
 class _Tail:
     path: Path
     prefix: str
+    matches: Callable[[str], object]
     file: BinaryIO | None = None
     rest: bytes = field(default=b"")
 
     def lines(self, *, last: bool) -> Iterator[str]:
-        """What has been written since, as whole lines; with `last`, also a line without an end."""
+        """What has been written since, as whole lines; with `last`, also a line without an end, and then no more."""
         if self.file is None:
             try:
                 self.file = self.path.open("rb")
             except FileNotFoundError:
                 return
         *whole, self.rest = (self.rest + self.file.read()).split(b"\n")
-        if last and self.rest:
-            whole.append(self.rest)
-            self.rest = b""
-        for line in whole:
-            yield f"{self.prefix} {line.decode(errors='replace')}\n"
+        if last:
+            whole += [self.rest] if self.rest else []
+            self.close()
+        for line in (line.decode(errors="replace") for line in whole):
+            if self.matches(line):
+                yield f"{self.prefix} {line}\n"
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 def lines_of(run_dir: Path, plan: LaunchPlan, wanted: LogFilter, is_over: Callable[[], bool] | None = None) -> Iterator[str]:
@@ -104,34 +110,53 @@ def lines_of(run_dir: Path, plan: LaunchPlan, wanted: LogFilter, is_over: Callab
         matches = re.compile(wanted.pattern or "").search
     except re.error as error:
         raise LaunchError(f"{wanted.pattern!r} is not a regular expression: {error}") from None
-    labels = {rank: f"[{plan.topology.label_of(rank)} r{rank}]" for rank in ranks}
-    files = {f"rank{rank}.{stream}.log": label for rank, label in labels.items() for stream in wanted.streams}
-    return _follow(run_dir, files, matches, is_over) if is_over is not None else _read(run_dir, files, matches)
+    tails = _Tails(plan.topology, ranks, wanted.streams, matches)
+    return _follow(run_dir, tails, is_over) if is_over is not None else _read(run_dir, tails)
 
 
-def _read(run_dir: Path, files: dict[str, str], matches: Callable[[str], object]) -> Iterator[str]:
-    for tail in _tails(_latest(run_dir), files):
-        yield from filter(matches, tail.lines(last=True))
+@dataclass(frozen=True)
+class _Tails:
+    """The files that are wanted, in whatever start of the ranks."""
+
+    topology: Topology
+    ranks: list[int]
+    streams: tuple[str, ...]
+    matches: Callable[[str], object]
+
+    def of(self, folder: Path | None) -> list[_Tail]:
+        labels = {rank: f"[{self.topology.label_of(rank)} r{rank}]" for rank in (self.ranks if folder is not None else ())}
+        return [
+            _Tail(Path(folder or "", f"rank{rank}.{stream}.log"), label, self.matches)
+            for rank, label in labels.items()
+            for stream in self.streams
+        ]
 
 
-def _follow(
-    run_dir: Path, files: dict[str, str], matches: Callable[[str], object], is_over: Callable[[], bool]
-) -> Iterator[str]:
+def _read(run_dir: Path, wanted: _Tails) -> Iterator[str]:
+    for tail in wanted.of(_latest(run_dir)):
+        yield from tail.lines(last=True)
+
+
+def _follow(run_dir: Path, wanted: _Tails, is_over: Callable[[], bool]) -> Iterator[str]:
     attempt, tails, asked = None, list[_Tail](), 0.0
-    while True:
-        over = False
-        if time.monotonic() - asked > _ASK_S:
-            over, asked = is_over(), time.monotonic()
-        latest = _latest(run_dir)
-        if _identity(latest) != attempt:
+    try:
+        while True:
+            over = False
+            if time.monotonic() - asked > _ASK_S:
+                over, asked = is_over(), time.monotonic()
+            latest = _latest(run_dir)
+            if _identity(latest) != attempt:
+                for tail in tails:
+                    yield from tail.lines(last=True)
+                attempt, tails = _identity(latest), wanted.of(latest)
             for tail in tails:
-                yield from filter(matches, tail.lines(last=True))
-            attempt, tails = _identity(latest), _tails(latest, files)
+                yield from tail.lines(last=over)
+            if over:
+                return
+            time.sleep(_LOOK_S)
+    finally:
         for tail in tails:
-            yield from filter(matches, tail.lines(last=over))
-        if over:
-            return
-        time.sleep(_LOOK_S)
+            tail.close()
 
 
 def _latest(run_dir: Path) -> Path | None:
@@ -146,7 +171,3 @@ def _identity(folder: Path | None) -> tuple[str, int] | None:
         return None if folder is None else (folder.name, folder.stat().st_ino)
     except FileNotFoundError:
         return None
-
-
-def _tails(folder: Path | None, files: dict[str, str]) -> list[_Tail]:
-    return [] if folder is None else [_Tail(folder / name, prefix) for name, prefix in files.items()]

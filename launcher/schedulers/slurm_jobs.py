@@ -146,7 +146,7 @@ def _from_sacct(job_id: str, runner: Runner) -> SlurmJob | None:
     latest: dict[int, Mapping[str, Any]] = {int(job["job_id"]): job for job in _jobs(done.stdout, "sacct")}
     if not latest:
         return None
-    codes = _exit_codes_by_sacct(job_id, runner)
+    codes, folder = _told_in_text(job_id, runner)
     parts = []
     for number, job in sorted(latest.items()):
         het = job.get("het") or {}
@@ -163,16 +163,16 @@ def _from_sacct(job_id: str, runner: Runner) -> SlurmJob | None:
                 restarts=_plain(job.get("restart_cnt")) or 0,
             )
         )
-    first = latest[min(latest)]
-    folder = str(first.get("working_directory") or "")
-    return SlurmJob(job_id=job_id, name=str(first.get("name")), folder=folder, components=tuple(parts))
+    return SlurmJob(job_id=job_id, name=str(latest[min(latest)].get("name")), folder=folder, components=tuple(parts))
 
 
-def _exit_codes_by_sacct(job_id: str, runner: Runner) -> dict[str, int | None]:
-    """By component. Its JSON calls every exit code 0 (seen with 22.05); its text does not."""
-    done = runner(["sacct", "--parsable2", "--noheader", "--allocations", "--format=jobid,exitcode", f"--jobs={job_id}"])
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 1]
-    return {name: int(code.split(":")[0]) if code.endswith(":0") else None for name, code in rows}
+def _told_in_text(job_id: str, runner: Runner) -> tuple[dict[str, int | None], str]:
+    """Exit codes by component, and the folder. sacct's JSON calls every code 0 and often has no folder (seen with 22.05)."""
+    form = "--format=jobid,exitcode,workdir"
+    done = runner(["sacct", "--parsable2", "--noheader", "--allocations", form, f"--jobs={job_id}"])
+    rows = [row for line in done.stdout.splitlines() if len(row := line.split("|", 2)) == 3]
+    codes = {name: int(code.split(":")[0]) if code.endswith(":0") else None for name, code, _ in rows}
+    return codes, next((folder for _, _, folder in rows if folder), "")
 
 
 def _jobs(text: str, command: str) -> list[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from torchx.specs import AppDef
 
 from launcher.errors import LaunchError
 from launcher.plan import LaunchPlan
+from launcher.render import count
 from launcher.schedulers.appdef import over_shared_files, pools_in_order, self_contained
 from launcher.schedulers.sbatch import Component, component
 from launcher.schedulers.slurm import NAME as SLURM
@@ -23,6 +24,8 @@ from launcher.schema import PoolConfig
 from mimo_role import __version__
 
 SESSION = "mimo"
+
+_ENDS_WITH_US = "local_cwd"
 
 _Answer = TypeVar("_Answer")
 
@@ -71,6 +74,10 @@ def submit(request: Request) -> Submitted:
         ConfigError: an option that would break the job.
         LaunchError: it cannot be written, or the scheduler refuses.
     """
+    if request.to == _ENDS_WITH_US:
+        raise LaunchError(
+            f"--to {request.to}: torchx ends its local jobs with the program that started them; use mimo-launch run"
+        )
     if request.to != SLURM:
         with closing(runner()) as torchx_runner:
             send = partial(torchx_runner.run, _app(request), request.to, cfg=_options(torchx_runner, request))
@@ -117,8 +124,8 @@ def _slurm_request(
 ) -> tuple[AppDef, str, dict[str, str]]:
     command = [*_program(), "run", str(submission.plan_file), *(["--verbose"] if plan.verbose else [])]
     app = over_shared_files(plan, pools_in_order(plan, request.pools), command)
-    ranks, nodes = plan.topology.world_size, len(plan.nodes)
-    title = f"{plan.name}: {ranks} ranks on {nodes} nodes, topology {plan.topology.digest[:12]}; by mimo-launch {__version__}"
+    size = f"{count(plan.topology.world_size, 'rank')} on {count(len(plan.nodes), 'node')}"
+    title = f"{plan.name}: {size}, topology {plan.topology.digest[:12]}; by mimo-launch {__version__}"
     return app, SLURM, {"job_dir": str(submission.folder), "cwd": str(folder), "title": title}
 
 
