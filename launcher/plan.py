@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher import machine
 from launcher.config import source_of
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, PlacementError
 from launcher.placement import LOCAL_POOL, Node, place
 from launcher.review import PlanWarning, review
 from launcher.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
@@ -147,6 +147,8 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         nodes = place(topology, pools, {name: module.pool for name, module in config.modules.items()})
         groups = {name: module.groups for name, module in config.modules.items() if module.groups != GroupOptions()}
         schedule(topology, groups)  # refuses axes that a module does not have
+        found = review(topology, nodes, pools)
+        _check_gpus(config.runtime.backend, found)
         entry = _entry(config, config_path, script_args)
     except TopologyError as error:
         raise ConfigError(f"{source_of(config_path, error.key, overrides)}: {error}") from None
@@ -168,8 +170,14 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         module_env={name: module.env for name, module in config.modules.items()},
         groups=groups,
         run_dir=str(_expanded(config.run_dir, "run_dir").absolute()),
-        warnings=tuple(review(topology, nodes, pools)),
+        warnings=tuple(found),
     )
+
+
+def _check_gpus(backend: Backend, found: Sequence[PlanWarning]) -> None:
+    for warning in found:
+        if backend is Backend.NCCL and warning.code == "fewer_gpus_than_ranks":
+            raise PlacementError(f"{warning.message}; NCCL takes one for each rank")
 
 
 def _topology(config: JobConfig) -> Topology:

@@ -1,5 +1,6 @@
 """What is wasteful about a placement that works, with numbers."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,23 @@ def review(topology: Topology, nodes: Sequence[Node], pools: Mapping[str, PoolCo
     layout = _Layout(nodes)
     return [
         *_idle(nodes, pools),
+        *_too_few_gpus(nodes, pools),
         *(warning for name, grid in topology.grids.items() for warning in _torn_rows(name, grid, layout)),
         *(warning for name, grid in topology.grids.items() for warning in _split_module(name, grid, layout)),
         *_bridges_between_pools(topology, layout),
     ]
+
+
+def gpus_per_node(pool: PoolConfig) -> int | None:
+    """The GPUs that a pool's sbatch options ask for on each node; `None` if they do not say.
+
+    The forms are those of sbatch(1), `--gres` and `--gpus-per-node`: `gpu:4`, `gpu:h100:4`, `gpu:4,nvme:1`, `h100:4`, `4`.
+    """
+    counts = [
+        *re.findall(r"(?:^|,)(?:gres/)?gpu(?::[^:,()]+)??(?::(\d+))?(?=[,(]|$)", str(pool.slurm.get("gres") or ""), re.ASCII)
+    ]
+    counts += re.findall(r"(?:^|,)(?:[^:,]+:)?(\d+)(?=,|$)", str(pool.slurm.get("gpus-per-node") or ""), re.ASCII)
+    return sum(int(count or 1) for count in counts) if counts else None
 
 
 class _Layout:
@@ -57,6 +71,16 @@ def _idle(nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> Iterator[Pl
         slots = len(used) * pool.procs_per_node
         if idle := slots - sum(node.procs for node in used):
             yield PlanWarning("idle_slots", f"pool {name}: {idle} of the {slots} slots on its used nodes get no rank")
+
+
+def _too_few_gpus(nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> Iterator[PlanWarning]:
+    for name, pool in pools.items():
+        most = max((node.procs for node in nodes if node.pool == name), default=0)
+        gpus = gpus_per_node(pool)
+        if gpus is not None and gpus < most:
+            yield PlanWarning(
+                "fewer_gpus_than_ranks", f"pools.{name}: {most} ranks on a node, for which slurm asks {gpus} GPUs"
+            )
 
 
 def _torn_rows(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWarning]:

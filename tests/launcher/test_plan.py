@@ -246,3 +246,8 @@ def test_a_reader_that_goes_away_is_not_an_error(folder):
         ["bash", "-o", "pipefail", "-c", command + " 'pools=null'"], capture_output=True, text=True, timeout=60, check=False
     )
     assert "Traceback" not in done.stderr
+
+
+def test_nccl_with_fewer_gpus_than_ranks_on_a_node_is_refused(folder, capsys):
+    assert main(["plan", "job.yaml", "runtime.backend=nccl", "pools.llm.slurm.gres=gpu:2"]) == 2
+    assert "pools.llm: 4 ranks on a node, for which slurm asks 2 GPUs; NCCL takes one for each rank" in capsys.readouterr().err

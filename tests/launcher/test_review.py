@@ -1,7 +1,7 @@
 import pytest
 
 from launcher.placement import Node, place
-from launcher.review import review
+from launcher.review import gpus_per_node, review
 from launcher.schema import PoolConfig
 from mimo_role import Topology
 
@@ -67,3 +67,29 @@ def test_modules_without_a_pool_leave_later_ones_the_nodes_that_they_name(late_p
     nodes = place(topology, pools, {"vision": None, "language": late_pool})
     first, second = ("b", "a") if late_pool else ("a", "b")
     assert nodes == [Node("node0", first, 0, 2), Node("node1", second, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("slurm", "gpus"),
+    [
+        ({}, None),
+        ({"gres": "gpu:4"}, 4),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "gpu:h100:8"}, 8),
+        ({"gres": "gpu:h100"}, 1),
+        ({"gres": "nvme:1,gpu:a:2,gpu:b:3"}, 5),
+        ({"gres": "gpu:4(S:0-1)"}, 4),
+        ({"gres": "nvme:2"}, None),
+        ({"gpus-per-node": 4}, 4),
+        ({"gpus-per-node": "h100:8"}, 8),
+    ],
+)
+def test_gpus_are_read_from_a_pools_options(slurm, gpus):
+    assert gpus_per_node(PoolConfig(procs_per_node=8, slurm=slurm)) == gpus
+
+
+def test_more_ranks_than_gpus_are_told():
+    pools = {"gpu": PoolConfig(nodes=1, procs_per_node=8, slurm={"gres": "gpu:4"})}
+    assert found({"vision": {"dp": 2}, "language": {"dp": 6}}, pools) == {
+        "fewer_gpus_than_ranks": "pools.gpu: 8 ranks on a node, for which slurm asks 4 GPUs"
+    }
