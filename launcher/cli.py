@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = _add_command(commands, "plan", _plan, "show which rank runs what, where; start nothing")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     run = _add_command(commands, "run", _run, "start this machine's ranks and wait for them")
-    run.add_argument("--node-rank", metavar="I", help="which of the plan's nodes this is, or POOL:K for the K-th of a pool")
+    run.add_argument(
+        "--node-rank", metavar="I", help="which of the plan's nodes this is, or POOL:K for a pool's K-th; both from 0"
+    )
     run.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: node 0's host, and a free port there")
     submit = _add_command(commands, "submit", _submit, "hand the job to a scheduler")
     submit.add_argument("--to", metavar="SCHEDULER", required=True, help="slurm, kubernetes, or another one of torchx's")
@@ -115,7 +117,7 @@ def _add_command(
         description=f"{summary[0].upper()}{summary[1:]}.",
         usage=f"mimo-launch {name} [options] CONFIG [key.path=value ...] [-- script arguments ...]",
     )
-    command.add_argument("config", metavar="CONFIG", type=Path, help="the job's YAML file")
+    command.add_argument("config", metavar="CONFIG", type=Path, help="the job's YAML file; for run also a plan.json")
     command.add_argument("overrides", metavar="key.path=value", nargs="*", help="changes to it, such as modules.language.tp=2")
     command.add_argument("--verbose", action="store_true", help="say what is done, and how long it takes")
     command.set_defaults(command=function)
@@ -149,9 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if is_plan(arguments.config):
         if arguments.overrides or arguments.script_args:
-            raise ConfigError(
-                f"{arguments.config} is a plan, in which all is decided; give overrides to a config"
-            )
+            raise ConfigError(f"{arguments.config} is a plan, in which all is decided; give overrides to a config")
         plan, config_text = load_plan(arguments.config)
     else:
         plan, config_text, _ = _planned(arguments)

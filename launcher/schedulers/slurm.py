@@ -93,7 +93,7 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
             submit = ["sbatch", "--parsable", f"--chdir={request.submission.folder}", str(request.submission.script_file)]
             done = slurm_jobs.run(submit)
         if done.returncode != 0:
-            raise LaunchError(f"sbatch: {done.stderr.strip()} (the script: {request.submission.script_file})")
+            raise LaunchError(f"sbatch refuses {request.submission.script_file}: {slurm_jobs.said(done)}")
         job_id = done.stdout.strip().partition(";")[0]
         request.submission.record(JobRecord(NAME, job_id))
         return job_id

@@ -78,6 +78,11 @@ def run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
         raise LaunchError(f"{command[0]}: not found on PATH; is this a machine from which SLURM is used?") from None
 
 
+def said(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a command that failed said of it."""
+    return done.stderr.strip() or f"exit code {done.returncode}"
+
+
 def find(job_id: str, runner: Runner = run) -> SlurmJob | None:
     """The job, or `None` if neither squeue nor sacct knows it.
 
@@ -95,7 +100,7 @@ def cancel(job_id: str, runner: Runner = run) -> None:
     """
     done = runner(["scancel", job_id])
     if done.returncode != 0:
-        raise LaunchError(f"scancel {job_id}: {done.stderr.strip()}")
+        raise LaunchError(f"scancel {job_id} failed: {said(done)}")
 
 
 def state_of(value: Any) -> str:
@@ -114,7 +119,7 @@ def _from_squeue(job_id: str, runner: Runner) -> SlurmJob | None:
     if done.returncode != 0:
         if "Invalid job id" in done.stderr:
             return None
-        raise LaunchError(f"squeue: {done.stderr.strip() or 'failed'}")
+        raise LaunchError(f"squeue failed: {said(done)}")
     jobs = [job for job in _jobs(done.stdout, "squeue") if str(_plain(job.get("het_job_id")) or job["job_id"]) == job_id]
     if not jobs:
         return None

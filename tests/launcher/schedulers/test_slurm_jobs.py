@@ -129,7 +129,7 @@ def test_a_job_that_nobody_knows_is_none(sacct):
 
 
 def test_a_controller_that_does_not_answer_is_told():
-    with pytest.raises(LaunchError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"):
+    with pytest.raises(LaunchError, match="squeue failed: slurm_load_jobs error: Unable to contact slurm controller"):
         find("9", answers(squeue=(1, "", "slurm_load_jobs error: Unable to contact slurm controller")))
 
 
