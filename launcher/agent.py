@@ -6,13 +6,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from signal import Signals
 from typing import Any, TextIO
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, MultiprocessContext, PContext, SignalException
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
@@ -33,6 +33,7 @@ from mimo_role import REQUEUE_EXIT_CODE, environ
 logger = logging.getLogger(__name__)
 
 MONITOR_INTERVAL_S = 0.05
+_OTHERS_FIRST_S = 1.0
 
 # Their messages repeat ours, in terms of local ranks and process ids.
 _SILENCED = ("torch.distributed.elastic", "torch.multiprocessing")
@@ -68,13 +69,9 @@ def run(plan: LaunchPlan, here: Here, run_dir: RunDir, control: Control | None, 
     agent = RoleAgent(plan, here, run_dir, logs, control)
     signal.signal(Signals.SIGUSR1, lambda number, _: agent.warn(Signals(number)))
     try:
-        return _ending_of(agent, agent.run(), plan)
+        return _ending_of(agent, agent.run())
     except SignalException as ending:
         return _ending_by(Signals(ending.sigval), agent)
-    except KeyboardInterrupt:
-        if control is not None:
-            control.end(f"interrupted on {control.member}", 130)
-        raise
     except LaunchError:
         assert control is not None
         return Ending(agent.attempt, elsewhere=control.ending)
@@ -85,33 +82,35 @@ def run(plan: LaunchPlan, here: Here, run_dir: RunDir, control: Control | None, 
         follower.stop()
 
 
-def _ending_of(agent: "RoleAgent", result: RunResult, plan: LaunchPlan) -> Ending:
+def _ending_of(agent: "RoleAgent", result: RunResult) -> Ending:
     control = agent.control
     if not result.is_failed():
         return Ending(agent.attempt, elsewhere=control.ending if control is not None else None)
     if agent.wants_requeue():
-        if control is not None:
-            control.end("the ranks ended in order to be started again", REQUEUE_EXIT_CODE)
-        return Ending(agent.attempt, requeue=True)
+        return _ending_in_order_to_start_again(agent)
     failure = agent.first_failure(result)
     if control is None:
         return Ending(agent.attempt, failure=failure)
-    if control.ending is None and failure is not None:
-        message = f"{failure.headline(plan.topology)} on {control.member}"
-        told = control.end(message, failure.exit_code)
-        if told.node == control.member.node:
-            return Ending(agent.attempt, failure=failure)
-    return Ending(agent.attempt, elsewhere=control.ending)
+    if failure is not None:
+        agent.tell_of(failure)
+    return Ending(agent.attempt, failure=agent.told, elsewhere=None if agent.told else control.ending)
 
 
 def _ending_by(number: Signals, agent: "RoleAgent") -> Ending:
-    control = agent.control
-    requeue = agent.wants_requeue()
-    if control is not None and requeue:
-        control.end("the ranks ended in order to be started again", REQUEUE_EXIT_CODE)
-    elif control is not None:
-        control.end(f"ended by {number.name} on {control.member}", 128 + number)
-    return Ending(agent.attempt, signal=number, requeue=requeue)
+    if agent.wants_requeue():
+        return _ending_in_order_to_start_again(agent)
+    if agent.control is not None:
+        agent.control.end(f"ended by {number.name} on {agent.control.member}", 128 + number)
+    return Ending(agent.attempt, signal=number)
+
+
+def _ending_in_order_to_start_again(agent: "RoleAgent") -> Ending:
+    if agent.control is None:
+        return Ending(agent.attempt, requeue=True)
+    told = agent.control.end("the ranks ended in order to be started again", REQUEUE_EXIT_CODE)
+    # Another node may have told of a failure before.
+    requeue = told.code == REQUEUE_EXIT_CODE
+    return Ending(agent.attempt, requeue=requeue, elsewhere=None if requeue else told)
 
 
 class RankLogs(LogsSpecs):
@@ -156,6 +155,11 @@ class RoleAgent(LocalElasticAgent):
         self._processes: dict[int, BaseProcess] = {}
         self._pids: dict[int, int] = {}
         self._exits: ExitOrder | None = None
+        self._stamps: dict[int, int] = {}
+        self.told: Failure | None = None
+        """The rank of this node that the job ends because of."""
+        self._done: int | None = None
+        """The start whose ranks are done here."""
         self._plan_rendezvous = PlanRendezvous(run_dir.run_id, here.node_rank, len(plan.nodes), control)
         super().__init__(
             _spec(plan, self._node, run_dir, self._plan_rendezvous),
@@ -172,20 +176,41 @@ class RoleAgent(LocalElasticAgent):
     def warn(self, number: Signals) -> None:
         """Pass a warning on to the ranks, and to no other process."""
         logger.info("%s: passed on to %d ranks", number.name, len(self._pids))
-        codes = self._exit_codes()
+        ended = self._exits.so_far() if self._exits is not None else []
         for rank, pid in self._pids.items():
-            if codes.get(rank - self._node.first_rank) is None:
+            if rank not in ended:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def wants_requeue(self) -> bool:
-        """Whether all ranks of this node have ended, and some of them in order to be started again."""
+        """Whether all ranks of this node have ended, and some of them in order to be started again.
+
+        torchelastic ends the others by SIGTERM then, which is deadly again while Python takes itself apart.
+        """
         codes = set(self._exit_codes().values())
-        return REQUEUE_EXIT_CODE in codes and codes <= {0, REQUEUE_EXIT_CODE}
+        return REQUEUE_EXIT_CODE in codes and codes <= {0, REQUEUE_EXIT_CODE, -Signals.SIGTERM}
 
     def _exit_codes(self) -> dict[int, int | None]:
         """Every local rank's exit code, negative for a signal; `None` while it runs."""
         return _exit_codes_of(self._pcontext)
+
+    def tell_of(self, failure: Failure) -> None:
+        """End the job on all nodes because of a rank of this one, unless it ends already."""
+        assert self.control is not None
+        number = self._stamp(failure.rank)
+        if number - 1 > sum(other < number for other in list(self._stamps.values())):
+            # Ranks of other nodes ended before it, and it may have failed because of them.
+            self.control.wait_for_ending(_OTHERS_FIRST_S)
+        if self.control.ending is None:
+            message = f"{failure.headline(self._plan.topology)} on {self.control.member}"
+            if self.control.end(message, failure.exit_code).message == message:
+                self.told = failure
+
+    def _stamp(self, rank: int) -> int:
+        """The place of one of this node's ranks in the order in which the ranks of all nodes ended."""
+        if self.control is not None and rank not in self._stamps:
+            self._stamps[rank] = self.control.stamp(self.attempt)
+        return self._stamps.get(rank, 0)
 
     def first_failure(self, result: RunResult) -> Failure | None:
         """The rank that failed before any other, after `run()`.
@@ -197,48 +222,64 @@ class RoleAgent(LocalElasticAgent):
         codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
         codes |= {rank: process.exitcode or 0 for rank, process in self._processes.items()}
         in_order = [*(self._exits.ended() if self._exits is not None else []), *result.failures]
-        return next((Failure(rank, codes[rank]) for rank in in_order if codes.get(rank)), None)
+        failed = [rank for rank in in_order if codes.get(rank)]
+        # One that asked to be started again has not failed, unless nobody else has.
+        failed.sort(key=lambda rank: codes[rank] == REQUEUE_EXIT_CODE)
+        return Failure(failed[0], codes[failed[0]]) if failed else None
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         # The budget is the whole job's: an agent that starts again because another did counts it too.
         self._remaining_restarts = self._plan.max_restarts - self.attempt
-        self._check_ranks(worker_group)
         if self.attempt:
             warden.end_all(self._agent_id, spare=os.getpid())
-        pids: dict[int, Any] = super()._start_workers(worker_group)
+        # Ranks that are programs of their own inherit it: until they listen, a warning would be deadly.
+        heard = signal.signal(Signals.SIGUSR1, signal.SIG_IGN)
+        try:
+            pids: dict[int, Any] = super()._start_workers(worker_group)
+        finally:
+            signal.signal(Signals.SIGUSR1, heard)
         ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
         self._processes = {ranks[local_rank]: process for local_rank, process in _processes_of(self._pcontext).items()}
         self._pids = {ranks[local_rank]: pid for local_rank, pid in pids.items()}
-        self._exits = ExitOrder(self._pids)
+        self._stamps = {}
+        self._exits = ExitOrder(self._pids, self._stamp)
         logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
         return pids
 
-    def _check_ranks(self, worker_group: WorkerGroup) -> None:
-        given = [worker.global_rank for worker in worker_group.workers]
-        if given != list(self._node.ranks):
-            raise AssertionError(f"torchelastic gave {self._node.name} the ranks {given}, the plan {list(self._node.ranks)}")
+    def _assign_worker_ranks(
+        self,
+        store: Any,  # noqa: ARG002
+        group_rank: int,  # noqa: ARG002
+        group_world_size: int,  # noqa: ARG002
+        spec: WorkerSpec,  # noqa: ARG002
+    ) -> list[Worker]:
+        """The plan's. torchelastic asks all nodes over the store, and waits minutes for one that has gone."""
+        world_size = self._plan.topology.world_size
+        return [Worker(local_rank, rank, rank, world_size, world_size) for local_rank, rank in enumerate(self._node.ranks)]
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
         self._shutdown(timeout=self._shutdown_timeout)
 
     def _exit_barrier(self) -> None:
-        """torchelastic's own ends after 300 s, and does not hear of what happens on other nodes."""
-        if self.control is not None:
-            self.control.done()
+        """torchelastic's own ends after 300 s, and does not hear of what happens on other nodes; see `_with_the_others`."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self.control is not None and self.control.ending is not None:
             self._remaining_restarts = 0
             return RunResult(state=WorkerState.FAILED)
+        if self._done == self.attempt:
+            return self._with_the_others(worker_group)
         # A rank ends by itself, and torchelastic would wait for its return value.
-        codes = [process.exitcode for process in self._processes.values()]
-        all_ended = bool(codes) and None not in codes
+        codes = self._exit_codes()
+        all_ended = bool(codes) and None not in codes.values()
+        self._tell_early(codes)
         with self._grace():
             result: RunResult = super()._monitor_workers(worker_group)
-        if all_ended and result.state is WorkerState.HEALTHY:
-            return RunResult(
-                state=WorkerState.SUCCEEDED, return_values={worker.global_rank: None for worker in worker_group.workers}
-            )
+        if result.state is WorkerState.SUCCEEDED or (all_ended and result.state is WorkerState.HEALTHY):
+            self._done = self.attempt
+            if self.control is not None:
+                self.control.done(self.attempt)
+            return self._with_the_others(worker_group)
         if result.is_failed() and self.wants_requeue():
             self._remaining_restarts = 0
         if result.is_failed() and self._remaining_restarts > 0 and (failure := self.first_failure(result)) is not None:
@@ -249,6 +290,25 @@ class RoleAgent(LocalElasticAgent):
                 self._worker_group.spec.max_restarts,
             )
         return result
+
+    def _tell_early(self, codes: Mapping[int, int | None]) -> None:
+        """Tell of a failure before torchelastic ends the ranks beside it, which takes time: far ones fail because it has."""
+        if self.control is None or self._remaining_restarts > 0 or not any(codes.values()):
+            return
+        assert self._exits is not None
+        first = self._node.first_rank
+        in_order = [*self._exits.so_far(), *(first + local_rank for local_rank in codes)]
+        rank, code = next((rank, code) for rank in in_order if (code := codes[rank - first]))
+        if code != REQUEUE_EXIT_CODE:
+            self.tell_of(Failure(rank, code))
+
+    def _with_the_others(self, worker_group: WorkerGroup) -> RunResult:
+        """A node's ranks are done once those of all nodes are: until then a failure elsewhere starts them again."""
+        if self.control is not None and not self.control.is_over:
+            return RunResult(state=WorkerState.HEALTHY)
+        return RunResult(
+            state=WorkerState.SUCCEEDED, return_values={worker.global_rank: None for worker in worker_group.workers}
+        )
 
     @contextlib.contextmanager
     def _grace(self) -> Iterator[None]:

@@ -75,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = _add_command(commands, "plan", _plan, "show which rank runs what, where; start nothing")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     run = _add_command(commands, "run", _run, "start this machine's ranks and wait for them")
-    run.add_argument(
-        "--node-rank", metavar="I", help="which of the plan's nodes this is, or POOL:K for a pool's K-th; both from 0"
-    )
+    run.add_argument("--node-rank", metavar="I", help="the number of this node in the plan, or POOL:K within a pool; from 0")
     run.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: node 0's host, and a free port there")
     submit = _add_command(commands, "submit", _submit, "hand the job to a scheduler")
     submit.add_argument("--to", metavar="SCHEDULER", required=True, help="slurm, kubernetes, or another one of torchx's")
@@ -207,11 +205,10 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    if "://" in arguments.job and not arguments.job.startswith("slurm://"):
-        from launcher.schedulers.submit import runner
+    if _is_torchxs(arguments.job):
+        from launcher.schedulers.submit import status_of
 
-        with runner() as torchx_runner:
-            print(torchx_runner.status(arguments.job))
+        print(status_of(arguments.job))
         return DONE
     from launcher.schedulers import jobs
 
@@ -221,6 +218,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
+    if _is_torchxs(arguments.job):
+        raise LaunchError(f"{arguments.job}: its logs are torchx's: torchx log {arguments.job}")
     from launcher.schedulers import jobs
     from launcher.schedulers.logs import LogFilter, ranks_from
 
@@ -234,11 +233,10 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    if "://" in arguments.job and not arguments.job.startswith("slurm://"):
-        from launcher.schedulers.submit import runner
+    if _is_torchxs(arguments.job):
+        from launcher.schedulers.submit import cancel
 
-        with runner() as torchx_runner:
-            torchx_runner.cancel(arguments.job)
+        cancel(arguments.job)
         return DONE
     from launcher.schedulers import jobs, slurm_jobs
 
@@ -251,6 +249,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
         slurm_jobs.cancel(job.slurm.job_id)
         _say(f"job {job.slurm.job_id} is cancelled")
     return DONE
+
+
+def _is_torchxs(job: str) -> bool:
+    """Whether a job is named by a torchx handle of another scheduler than SLURM."""
+    return "://" in job and not job.startswith("slurm://")
 
 
 def _say(text: str) -> None:

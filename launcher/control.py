@@ -2,7 +2,8 @@
 
 One TCPStore on node 0's host. In it stand `node/I` (who node I is), `beat/I` (a number that grows while it lives), and the
 events `event/0`, `event/1`, ... in the order in which they happened; a thread in each agent looks for the next one. It looks
-and does not wait: a wait blocks the connection, and torch writes a warning whenever one ends.
+and does not wait: a wait blocks the connection, and torch writes a warning whenever one ends. No look ends while the network
+to node 0 has failed, for which torch has no limit: a second thread looks after the first.
 """
 
 import json
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
@@ -29,6 +30,7 @@ LOST_AFTER_S = 30.0
 """A node whose beat stands still for so long is taken for dead."""
 _SAY_AFTER_S = 5.0
 _FAREWELL_S = 10.0
+_ANSWER_S = 10.0
 _GREETING_S = 20.0
 _LOOK_S = 0.1
 _LOOKS_PER_S = 2000
@@ -36,6 +38,7 @@ _LOOKS_PER_S = 2000
 _SHOWN = 8
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,12 @@ class Control:
         self._ending: JobEnding | None = None
         self._attempt = 0
         self._stores: dict[int, tuple[str, int]] = {}
+        self._looks = 0
+        """How often the watcher has had an answer."""
+        self._lost = False
+        """Whether node 0 is taken for dead."""
         self._over = False
+        self._came = False
         self._closing = False
         self._watcher: threading.Thread | None = None
 
@@ -111,6 +119,11 @@ class Control:
         """The latest start of the ranks that a node has called for."""
         return self._attempt
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the ranks of all nodes are done."""
+        return self._over
+
     def meet(self, run_id: str, say: Say) -> None:
         """Wait until all nodes are there with the same plan. `run_id` holds for all if it comes from node 0.
 
@@ -120,6 +133,7 @@ class Control:
         self._present()
         self._watcher = threading.Thread(target=self._watch, name="mimo-launch control", daemon=True)
         self._watcher.start()
+        threading.Thread(target=self._watch_the_watcher, name="mimo-launch lost", daemon=True).start()
         if self._node == 0:
             self._gather(run_id, say)
         else:
@@ -128,12 +142,11 @@ class Control:
     def end(self, message: str, code: int) -> JobEnding:
         """Tell all nodes that the job ends here; return the ending that was told first."""
         ending = JobEnding(node=self._node, message=message, code=code)
-        try:
-            found = self._store.compare_set("ending", "", json.dumps(asdict(ending)))
+        mine = json.dumps(asdict(ending))
+        found = self._ask(lambda: self._store.compare_set("ending", "", mine))
+        if found is not None:
             ending = JobEnding(**json.loads(found))
             self._tell("ending", asdict(ending))
-        except DistError:
-            logger.info("node 0's store has gone; the others will notice")
         with self._changed:
             self._ending = self._ending or ending
             self._changed.notify_all()
@@ -164,16 +177,22 @@ class Control:
                 self._changed.wait()
             return self._stores[attempt]
 
-    def done(self) -> None:
-        """Say that this node's ranks are done, and wait until those of all nodes are, or the job ends otherwise."""
-        if self._store.add("done", 1) == len(self._names):
-            self._tell("over", None)
+    def stamp(self, attempt: int) -> int:
+        """A rank of a start has ended here: the number of those that have by now, on all nodes."""
+        return self._ask(lambda: self._store.add(f"ended/{attempt}", 1)) or 0
+
+    def wait_for_ending(self, timeout_s: float) -> None:
+        """Give other nodes time to say why the job ends."""
         with self._changed:
-            while not self._over and self._ending is None:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._ending is not None, timeout_s)
+
+    def done(self, attempt: int) -> None:
+        """Say that this node's ranks are done, those of a start. Until those of all nodes are, it may be called for again."""
+        if self._ask(lambda: self._store.add(f"done/{attempt}", 1)) == len(self._names):
+            self._tell("over", None)
 
     def leave(self) -> bool:
-        """Say farewell. Node 0 waits for the others' farewells, for a limited time, since it keeps the store.
+        """Say farewell. Node 0 waits for the others', for a limited time, since it keeps the store: they hear the end from it.
 
         Returns:
             On other nodes: whether node 0 is still there, and will tell how the job ended.
@@ -181,15 +200,14 @@ class Control:
         self._closing = True
         if self._watcher is not None:
             self._watcher.join(timeout=2 * BEAT_S)
-        try:
-            left = self._store.add("left", 1)
-            deadline = time.monotonic() + _FAREWELL_S
-            while self._node == 0 and left < len(self.members) and time.monotonic() < deadline:
-                time.sleep(0.02)
-                left = self._store.add("left", 0)
-        except DistError:
-            return False
-        return True
+        if not self._came:
+            return True
+        left = self._ask(lambda: self._store.add("left", 1))
+        deadline = time.monotonic() + _FAREWELL_S
+        while self._node == 0 and left is not None and left < self._store.add("came", 0) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            left = self._store.add("left", 0)
+        return left is not None
 
     def _serve(self) -> TCPStore:
         host, port = self._endpoint.host, self._endpoint.port
@@ -258,6 +276,8 @@ class Control:
             if not self._store.check(["event/0"]):
                 self.end(message, 2)
             raise LaunchError(message)
+        self._store.add("came", 1)
+        self._came = True
         self._store.set(f"beat/{self._node}", "0")
 
     def _gather(self, run_id: str, say: Say) -> None:
@@ -310,8 +330,25 @@ class Control:
                     raise LaunchError(f"{self._names[0]} at {self._endpoint} did not let the job start")
 
     def _tell(self, kind: str, value: Any) -> None:
-        number = self._store.add("events", 1) - 1
-        self._store.set(f"event/{number}", json.dumps([kind, value]))
+        def tell() -> None:
+            number = self._store.add("events", 1) - 1
+            self._store.set(f"event/{number}", json.dumps([kind, value]))
+
+        self._ask(tell)
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        """What node 0's store answers; `None` if it does not, which the watcher notices too."""
+        answers: list[T] = []
+
+        def ask() -> None:
+            with suppress(DistError):
+                answers.append(question())
+
+        if not self._lost:
+            thread = threading.Thread(target=ask, name="mimo-launch question", daemon=True)
+            thread.start()
+            thread.join(timeout=_ANSWER_S)
+        return answers[0] if answers else None
 
     def _watch(self) -> None:
         """Hear events, and beat."""
@@ -322,15 +359,27 @@ class Control:
                 if self._store.check([f"event/{next_event}"]):
                     self._hear(*json.loads(self._store.get(f"event/{next_event}")))
                     next_event += 1
+                    self._looks += 1
                     continue
                 if time.monotonic() - beaten > BEAT_S:
                     beat, beaten = beat + 1, time.monotonic()
                     self._store.set(f"beat/{self._node}", str(beat))
                     self._feel(pulses)
+                self._looks += 1
             except DistError:
                 self._lose(f"{self._names[0]} at {self._endpoint} does not answer any more")
                 return
             time.sleep(interval)
+
+    def _watch_the_watcher(self) -> None:
+        # Counted and not timed: time goes on in a suspended job.
+        looks, still = self._looks, 0
+        while not self._closing and not self._lost:
+            time.sleep(BEAT_S)
+            still = still + 1 if self._looks == looks else 0
+            looks = self._looks
+            if still * BEAT_S > LOST_AFTER_S:
+                self._lose(f"{self._names[0]} at {self._endpoint} has not been heard of for {LOST_AFTER_S:g} s")
 
     def _feel(self, pulses: "_Pulses") -> None:
         going_on = self.members and self._ending is None and not self._over
@@ -354,27 +403,28 @@ class Control:
 
     def _lose(self, message: str) -> None:
         with self._changed:
+            self._lost = True
             if not self._over:
                 self._ending = self._ending or JobEnding(node=None, message=message, code=1)
             self._changed.notify_all()
 
 
 class _Pulses:
-    """When each node's beat was last seen to grow."""
+    """How long each node's beat has stood still, in beats of this one: time goes on in a suspended job."""
 
     def __init__(self, names: list[str]) -> None:
         self._keys = [f"beat/{node}" for node in range(len(names))]
-        self._seen: Mapping[int, tuple[bytes, float]] = {}
+        self._still: Mapping[int, tuple[bytes, int]] = {}
 
     def silent(self, store: TCPStore) -> int | None:
-        """The first node whose beat has stood still for too long, by this machine's clock."""
-        now = time.monotonic()
+        """The first node whose beat has stood still for too long. To be called once a beat."""
         beats = dict(enumerate(store.multi_get(self._keys)))
-        before = self._seen
-        self._seen = {
-            node: before[node] if node in before and before[node][0] == beat else (beat, now) for node, beat in beats.items()
+        before = self._still
+        self._still = {
+            node: (beat, before[node][1] + 1 if (node in before and before[node][0] == beat) else 0)
+            for node, beat in beats.items()
         }
-        return next((node for node, (_, since) in self._seen.items() if node and now - since > LOST_AFTER_S), None)
+        return next((node for node, (_, still) in self._still.items() if node and still * BEAT_S > LOST_AFTER_S), None)
 
 
 def _listed(names: list[str]) -> str:

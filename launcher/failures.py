@@ -4,6 +4,7 @@ import json
 import select
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import close, pidfd_open
 from pathlib import Path
@@ -41,9 +42,15 @@ class Failure:
 class ExitOrder:
     """Watches processes and notes the order in which they end."""
 
-    def __init__(self, pids: dict[int, int]) -> None:
-        """`pids` maps a key of the caller's, such as the local rank, to a process id."""
+    def __init__(self, pids: dict[int, int], on_end: Callable[[int], object] | None = None) -> None:
+        """Begin to watch.
+
+        Args:
+            pids: process ids by a key of the caller's, such as the local rank.
+            on_end: called with the key of each process as soon as it has ended, in a thread.
+        """
         self._order: list[int] = []
+        self._on_end = on_end
         watched: dict[int, int] = {}
         for key, pid in pids.items():
             try:
@@ -71,6 +78,8 @@ class ExitOrder:
                 poll.unregister(pidfd)
                 close(pidfd)
                 self._order.append(watched.pop(pidfd))
+                if self._on_end is not None:
+                    self._on_end(self._order[-1])
 
 
 def _ending(code: int) -> str:

@@ -81,7 +81,8 @@ def _from_options(plan: LaunchPlan, node_rank: str | None, endpoint: str | None)
         raise LaunchError(
             "--node-rank without --rdzv-endpoint: where do the nodes meet? Give the host of node 0 and a free port"
         )
-    return Here(index, _parse(endpoint))
+    task = environ.slurm_task()
+    return Here(index, _parse(endpoint), task.job_id if task is not None else None)
 
 
 def _node_index(nodes: tuple[Node, ...], text: str) -> int:

@@ -59,7 +59,7 @@ def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: Tex
     check(plan, here)
     agent_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
     # Node 0's agent names the run. The others take the folder when they have heard how.
-    run_dir = _take_run_dir(plan, config_text, agent_id, agent_id) if here.node_rank == 0 else None
+    run_dir = _take_run_dir(plan, here, config_text, agent_id, agent_id) if here.node_rank == 0 else None
     try:
         # Deadly by default, to this process and to all that it starts.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -71,8 +71,12 @@ def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: Tex
             try:
                 if run_dir is None:
                     assert control is not None
-                    run_dir = _take_run_dir(plan, config_text, agent_id, control.run_id)
+                    run_dir = _take_run_dir(plan, here, config_text, agent_id, control.run_id)
                 return _run_agent(plan, here, run_dir, control, out, err)
+            except BaseException as error:
+                if control is not None:
+                    _tell(control, error)
+                raise
             finally:
                 if control is not None:
                     control.leave()
@@ -102,8 +106,8 @@ def check(plan: LaunchPlan, here: Here) -> None:
         )
 
 
-def _take_run_dir(plan: LaunchPlan, config_text: str, agent_id: str, run_id: str) -> RunDir:
-    run_dir = RunDir(Path(plan.run_dir), config_text, plan.to_json(), agent_id, run_id)
+def _take_run_dir(plan: LaunchPlan, here: Here, config_text: str, agent_id: str, run_id: str) -> RunDir:
+    run_dir = RunDir(Path(plan.run_dir), config_text, plan.to_json(), agent_id, run_id, here.slurm_job)
     logger.info("run folder %s, run id %s", run_dir.path, run_dir.run_id)
     return run_dir
 
@@ -154,11 +158,19 @@ def _meet(plan: LaunchPlan, here: Here, agent_id: str, say: Say) -> "Control":
         control.meet(agent_id, say)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            control.end(f"interrupted on {control.member}", INTERRUPTED)
+            _tell(control, error)
         control.leave()
         raise
     logger.info("all %d nodes are here: %s", len(names), ", ".join(map(str, control.members)))
     return control
+
+
+def _tell(control: "Control", error: BaseException) -> None:
+    """The other nodes would hear nothing, and wait."""
+    if isinstance(error, KeyboardInterrupt):
+        control.end(f"interrupted on {control.member}", INTERRUPTED)
+    else:
+        control.end(f"{control.member}: {error or type(error).__name__}", 2 if isinstance(error, LaunchError) else 1)
 
 
 def _run_agent(plan: LaunchPlan, here: Here, run_dir: RunDir, control: "Control | None", out: TextIO, err: TextIO) -> Outcome:

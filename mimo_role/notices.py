@@ -4,6 +4,7 @@ A scheduler announces the end of a job by SIGTERM or SIGUSR1 to its processes; m
 default SIGTERM ends a rank. After `listen()` either is a notice that the script can look at between two steps.
 """
 
+import os
 import signal
 import threading
 import time
@@ -57,8 +58,10 @@ def listen(grace_s: float | None = None, warning_s: float | None = None) -> None
 
     def hear(number: int, _: FrameType | None) -> None:
         global _heard
-        if _heard is None:
-            _heard = Notice(signal.Signals(number), time.monotonic(), times[signal.Signals(number)])
+        heard = Notice(signal.Signals(number), time.monotonic(), times[signal.Signals(number)])
+        # SIGTERM in the time that SIGUSR1 has announced ends the job sooner.
+        if _heard is None or (heard.seconds_left or 0.0) < (_heard.seconds_left or 0.0):
+            _heard = heard
 
     for number in SIGNALS:
         signal.signal(number, hear)
@@ -66,7 +69,7 @@ def listen(grace_s: float | None = None, warning_s: float | None = None) -> None
 
 
 def notice() -> Notice | None:
-    """The first notice that this process heard, if any."""
+    """The notice that this process heard, if any; of several the one that leaves the least time."""
     return _heard
 
 
@@ -74,7 +77,15 @@ def shield_worker(_worker_id: int = 0) -> None:
     """Let notices pass by a helper process: `DataLoader(..., worker_init_fn=mimo_role.shield_worker)`.
 
     A scheduler signals every process of a job, data-loader workers too, whose death would end the rank before it has saved.
-    Workers still end with their loader.
+    SIGTERM from the worker's own parent still ends it: that is how a loader, and multiprocessing at exit, end theirs.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # A handler in Python is not told who has sent a signal; waiting for a blocked one is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_for_the_parent, name="mimo_role shield", daemon=True).start()
+
+
+def _end_for_the_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        continue
+    os._exit(0)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 from mimo_role.errors import EnvironError
 
@@ -109,7 +110,8 @@ def _hosts_of_step(environ: Mapping[str, str]) -> list[str]:
             if (listed := environ.get(f"SLURM_JOB_NODELIST_{group}_GROUP_{index}")) is not None:
                 in_order += expand(listed)
                 break
-    found = [host for host in in_order if host in set(hosts)]
+    in_step = set(hosts)
+    found = [host for host in in_order if host in in_step]
     return found if len(found) == len(hosts) else hosts
 
 
@@ -125,15 +127,15 @@ def expand(hostlist: str) -> list[str]:
         if any("[" in part or "]" in part for part in parts):
             raise EnvironError("SLURM host list", f"unbalanced brackets: {hostlist!r}")
         choices = [_numbers(part, hostlist) if index % 2 else [part] for index, part in enumerate(parts)]
-        hosts += ("".join(chosen) for chosen in product(*choices))
-        if len(hosts) > _MOST_HOSTS:
+        if len(hosts) + prod(map(len, choices)) > _MOST_HOSTS:
             raise EnvironError("SLURM host list", f"more than {_MOST_HOSTS} names: {hostlist[:80]!r}")
+        hosts += ("".join(chosen) for chosen in product(*choices))
     return hosts
 
 
 def _items(hostlist: str) -> list[str]:
     """The parts between commas that are not in brackets."""
-    return [item for item in re.split(r"[,\s](?![^\[]*\])", hostlist) if item]
+    return re.findall(r"(?:[^,\s\[]|\[[^\]]*\]?)+", hostlist)
 
 
 def _numbers(ranges: str, hostlist: str) -> list[str]:

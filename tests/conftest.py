@@ -9,4 +9,5 @@ settings.load_profile("mimo")
 if find_spec("torch") is None:
     with_torch = ["bridge*", "buffers", "context", "gpu", "groups", "hyper_comm_grid", "megatron", "rehearsal", "schedule"]
     with_torch += ["notices", "torch_interop"]
-    collect_ignore_glob = ["cluster/*", "examples/*", "launcher/schedulers/*", *(f"mimo_role/test_{name}.py" for name in with_torch)]
+    folders = ["cluster/*", "examples/*", "launcher/schedulers/*"]
+    collect_ignore_glob = [*folders, *(f"mimo_role/test_{name}.py" for name in with_torch)]

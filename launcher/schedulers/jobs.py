@@ -18,41 +18,48 @@ from launcher.schedulers.submission import Submission
 
 @dataclass(frozen=True)
 class Job:
-    """What was found under a name. At least one of the two is there."""
+    """What was found under a name. At least one of SLURM's job and a run folder is there."""
 
     slurm: SlurmJob | None
     run_dir: Path | None
+    submission: Submission | None = None
 
-    @property
+    def files(self) -> Path | None:
+        """The folder with this job's plan, hosts and logs: the run folder, or where a later run has put them; `None` before."""
+        if self.run_dir is None or self.slurm is None:
+            return self.run_dir
+        kept = [path.parent for path in self.run_dir.glob("previous/*/slurm_job")]
+        return next((path for path in [self.run_dir, *sorted(kept, reverse=True)] if _job_in(path) == self.slurm.job_id), None)
+
     def plan(self) -> LaunchPlan | None:
-        """The plan that it runs, from the run folder or from the last submission there."""
-        if self.run_dir is None:
-            return None
-        submission = Submission.latest(self.run_dir)
-        found = [submission.plan_file] if submission is not None else []
-        for path in [self.run_dir / "plan.json", *found]:
+        """The plan that it runs.
+
+        Raises:
+            LaunchError: it is of another version.
+        """
+        files = self.files()
+        found = [files / "plan.json"] if files is not None else []
+        for path in [*found, *([self.submission.plan_file] if self.submission is not None else [])]:
             try:
                 return LaunchPlan.from_json(path.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise LaunchError(f"{path}: not a plan of this mimo-launch ({error})") from None
+                raise LaunchError(f"{path}: not a plan of this mimo-launch ({type(error).__name__}: {error})") from None
         return None
 
-    @property
     def hosts(self) -> dict[str, str]:
         """The host of each of the plan's nodes, once a run on several has begun."""
         try:
-            found = json.loads((self.run_dir / "nodes.json").read_text(encoding="utf-8")) if self.run_dir is not None else []
-            return {node["name"]: node["host"] for node in found}
+            text = (files / "nodes.json").read_text(encoding="utf-8") if (files := self.files()) is not None else "[]"
+            return {node["name"]: node["host"] for node in json.loads(text)}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def is_over(self) -> bool:
         """Whether it has ended: by SLURM, else by the run folder's lock."""
         if self.slurm is not None:
-            now = slurm_jobs.find(self.slurm.job_id)
-            return now is None or now.is_over
+            return slurm_jobs.is_over(self.slurm.job_id)
         return self.run_dir is None or not _is_locked(self.run_dir / ".lock")
 
     def lines(self, wanted: LogFilter, *, follow: bool) -> Iterator[str]:
@@ -61,11 +68,11 @@ class Job:
         Raises:
             LaunchError: there is no run folder, or the filter fits nothing.
         """
-        plan = self.plan
-        if self.run_dir is None or plan is None:
+        plan = self.plan()
+        if plan is None:
             name = f"job {self.slurm.job_id}" if self.slurm is not None else str(self.run_dir)
             raise LaunchError(f"{name}: no run folder of mimo-launch is known for it; give the folder in its place")
-        return lines_of(self.run_dir, plan, wanted, self.is_over if follow else None)
+        return lines_of(self.files, plan, wanted, self.is_over if follow else None)
 
     def own_output(self) -> Path | None:
         """What SLURM and mimo-launch themselves wrote, if it was submitted."""
@@ -101,10 +108,12 @@ def as_table(job: Job) -> str:
     if job.run_dir is not None:
         state = "" if job.slurm is not None else f": {'over' if job.is_over() else 'running'}"
         lines += ["", f"run folder: {job.run_dir}{state}"]
-    if (plan := job.plan) is not None:
+    plan, problem = _plan_or_problem(job)
+    lines += ["", problem] if problem else []
+    if plan is not None:
         rows = [
             [f"{ranks.start}-{ranks.stop - 1}" if len(ranks) > 1 else str(ranks.start), node, pool, host, modules]
-            for node, pool, host, ranks, modules in _node_rows(plan, job.hosts)
+            for node, pool, host, ranks, modules in _node_rows(plan, job.hosts())
         ]
         lines += ["", tabulate(rows, headers=["ranks", "node", "pool", "host", "modules"], disable_numparse=True)]
     return "\n".join(lines).strip("\n")
@@ -112,7 +121,7 @@ def as_table(job: Job) -> str:
 
 def as_json(job: Job) -> str:
     """The same for programs."""
-    plan = job.plan
+    plan, _ = _plan_or_problem(job)
     slurm = job.slurm
     value: dict[str, Any] = {
         "job_id": slurm.job_id if slurm is not None else None,
@@ -121,7 +130,7 @@ def as_json(job: Job) -> str:
         "run_dir": str(job.run_dir) if job.run_dir is not None else None,
         "nodes": [
             {"name": node, "pool": pool, "host": host or None, "ranks": list(ranks), "modules": modules.split(", ")}
-            for node, pool, host, ranks, modules in (_node_rows(plan, job.hosts) if plan is not None else ())
+            for node, pool, host, ranks, modules in (_node_rows(plan, job.hosts()) if plan is not None else ())
         ],
     }
     return json.dumps(value)
@@ -132,7 +141,8 @@ def _by_id(job_id: str) -> Job:
     if found is None:
         raise LaunchError(f"job {job_id}: SLURM does not know it (any more); give its run folder in its place")
     submission = Submission(Path(found.folder))
-    return Job(found, submission.run_dir if submission.plan_file.exists() else None)
+    known = submission.plan_file.exists()
+    return Job(found, submission.run_dir if known else None, submission if known else None)
 
 
 def _by_folder(folder: Path) -> Job:
@@ -142,7 +152,29 @@ def _by_folder(folder: Path) -> Job:
     record = submission.recorded() if submission is not None else None
     if record is None and not (folder / "run_id").exists():
         raise LaunchError(f"{folder}: not a run folder of mimo-launch")
-    return Job(slurm_jobs.find(record.job_id) if record is not None else None, folder.absolute())
+    begun = _job_in(folder)
+    latest = record.job_id if record is not None else begun
+    job_id = begun if _is_locked(folder / ".lock") else latest
+    try:
+        found = slurm_jobs.find(job_id) if job_id is not None else None
+    except LaunchError:  # a machine without SLURM can still read the folder
+        found = None
+    return _by_id(found.job_id) if found is not None else Job(None, folder.absolute(), submission)
+
+
+def _plan_or_problem(job: Job) -> tuple[LaunchPlan | None, str]:
+    try:
+        return job.plan(), ""
+    except LaunchError as error:
+        return None, str(error)
+
+
+def _job_in(folder: Path) -> str | None:
+    """The SLURM job whose run a folder holds."""
+    try:
+        return (folder / "slurm_job").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _component_row(part: slurm_jobs.JobComponent) -> list[str]:
@@ -171,11 +203,11 @@ def _times(restarts: int) -> str:
 
 def _is_locked(path: Path) -> bool:
     try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

@@ -3,9 +3,8 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from launcher.errors import LaunchError
 from launcher.plan import LaunchPlan
@@ -13,7 +12,8 @@ from mimo_role import Topology
 
 STREAMS = ("stdout", "stderr")
 _LOOK_S = 0.2
-_ASK_S = 2.0
+_ASK_S = 3.0
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,34 +70,40 @@ class _Tail:
     path: Path
     prefix: str
     matches: Callable[[str], object]
-    file: BinaryIO | None = None
-    rest: bytes = field(default=b"")
+    position: int = 0
+    """How many bytes have been read. No file stays open: a job can have tens of thousands."""
+    rest: bytes = b""
 
     def lines(self, *, last: bool) -> Iterator[str]:
-        """What has been written since, as whole lines; with `last`, also a line without an end, and then no more."""
-        if self.file is None:
-            try:
-                self.file = self.path.open("rb")
-            except FileNotFoundError:
-                return
-        *whole, self.rest = (self.rest + self.file.read()).split(b"\n")
-        if last:
-            whole += [self.rest] if self.rest else []
-            self.close()
-        for line in (line.decode(errors="replace") for line in whole):
+        """What has been written since, as whole lines; with `last`, also a line without an end."""
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            return
+        if size > self.position:
+            with self.path.open("rb") as file:
+                file.seek(self.position)
+                while self.position < size and (chunk := file.read(min(_CHUNK_BYTES, size - self.position))):
+                    self.position += len(chunk)
+                    *whole, self.rest = (self.rest + chunk).split(b"\n")
+                    yield from self._shown(whole)
+        if last and self.rest:
+            whole, self.rest = [self.rest], b""
+            yield from self._shown(whole)
+
+    def _shown(self, lines: list[bytes]) -> Iterator[str]:
+        for line in (line.decode(errors="replace") for line in lines):
             if self.matches(line):
                 yield f"{self.prefix} {line}\n"
 
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
 
-
-def lines_of(run_dir: Path, plan: LaunchPlan, wanted: LogFilter, is_over: Callable[[], bool] | None = None) -> Iterator[str]:
+def lines_of(
+    where: Callable[[], Path | None], plan: LaunchPlan, wanted: LogFilter, is_over: Callable[[], bool] | None = None
+) -> Iterator[str]:
     """Lines behind their rank's role, of the last start of the ranks; rank by rank, or with `is_over` as they are written.
 
     Args:
-        run_dir: the run folder.
+        where: gives the folder that has the run's `logs`; `None` as long as the run has not begun.
         plan: the run's plan.
         wanted: whose lines.
         is_over: asked now and then; the lines end when it says so. A start of the ranks that begins later is followed too.
@@ -111,7 +117,7 @@ def lines_of(run_dir: Path, plan: LaunchPlan, wanted: LogFilter, is_over: Callab
     except re.error as error:
         raise LaunchError(f"{wanted.pattern!r} is not a regular expression: {error}") from None
     tails = _Tails(plan.topology, ranks, wanted.streams, matches)
-    return _follow(run_dir, tails, is_over) if is_over is not None else _read(run_dir, tails)
+    return _follow(where, tails, is_over) if is_over is not None else _read(where, tails)
 
 
 @dataclass(frozen=True)
@@ -124,43 +130,43 @@ class _Tails:
     matches: Callable[[str], object]
 
     def of(self, folder: Path | None) -> list[_Tail]:
-        labels = {rank: f"[{self.topology.label_of(rank)} r{rank}]" for rank in (self.ranks if folder is not None else ())}
+        if folder is None:
+            return []
+        labels = {rank: f"[{self.topology.label_of(rank)} r{rank}]" for rank in self.ranks}
         return [
-            _Tail(Path(folder or "", f"rank{rank}.{stream}.log"), label, self.matches)
+            _Tail(folder / f"rank{rank}.{stream}.log", label, self.matches)
             for rank, label in labels.items()
             for stream in self.streams
         ]
 
 
-def _read(run_dir: Path, wanted: _Tails) -> Iterator[str]:
-    for tail in wanted.of(_latest(run_dir)):
+def _read(where: Callable[[], Path | None], wanted: _Tails) -> Iterator[str]:
+    for tail in wanted.of(_latest(where())):
         yield from tail.lines(last=True)
 
 
-def _follow(run_dir: Path, wanted: _Tails, is_over: Callable[[], bool]) -> Iterator[str]:
+def _follow(where: Callable[[], Path | None], wanted: _Tails, is_over: Callable[[], bool]) -> Iterator[str]:
     attempt, tails, asked = None, list[_Tail](), 0.0
-    try:
-        while True:
-            over = False
-            if time.monotonic() - asked > _ASK_S:
-                over, asked = is_over(), time.monotonic()
-            latest = _latest(run_dir)
-            if _identity(latest) != attempt:
-                for tail in tails:
-                    yield from tail.lines(last=True)
-                attempt, tails = _identity(latest), wanted.of(latest)
+    while True:
+        over = False
+        if time.monotonic() - asked > _ASK_S:
+            over, asked = is_over(), time.monotonic()
+        latest = _latest(where())
+        if _identity(latest) != attempt:
             for tail in tails:
-                yield from tail.lines(last=over)
-            if over:
-                return
-            time.sleep(_LOOK_S)
-    finally:
+                yield from tail.lines(last=True)
+            attempt, tails = _identity(latest), wanted.of(latest)
         for tail in tails:
-            tail.close()
+            yield from tail.lines(last=over)
+        if over:
+            return
+        time.sleep(_LOOK_S)
 
 
-def _latest(run_dir: Path) -> Path | None:
+def _latest(run_dir: Path | None) -> Path | None:
     """The folder of the last start of the ranks, if there was one."""
+    if run_dir is None:
+        return None
     found = [path for path in run_dir.glob("logs/attempt*") if path.name.removeprefix("attempt").isdigit()]
     return max(found, key=lambda path: int(path.name.removeprefix("attempt")), default=None)
 

@@ -15,6 +15,11 @@ _OURS = {
     "nodes": "pools say how many there are",
     "ntasks": "mimo-launch starts one task per node, which starts the ranks",
     "ntasks-per-node": "mimo-launch starts one task per node, which starts the ranks",
+    "ntasks-per-core": "mimo-launch starts one task per node, which starts the ranks",
+    "ntasks-per-gpu": "mimo-launch starts one task per node, which starts the ranks",
+    "ntasks-per-socket": "mimo-launch starts one task per node, which starts the ranks",
+    "clusters": "status, logs and cancel ask the cluster of this machine",
+    "cluster-constraint": "status, logs and cancel ask the cluster of this machine",
     "gpus-per-task": "the one task of a node starts all its ranks; use gpus-per-node or gres",
     "output": "output goes to the run folder",
     "error": "output goes to the run folder",
@@ -57,11 +62,18 @@ def check_options(pool: str, options: Mapping[str, Any]) -> dict[str, str | None
     Raises:
         ConfigError: an option that mimo-launch sets itself, that cannot stand in a script, or that is probably misspelt.
     """
-    return {
+    found = {
         name: _value(f"pools.{pool}.slurm.{name}", value)
         for name, value in options.items()
         if _check_name(f"pools.{pool}.slurm.{name}", name) and value is not None and value is not False
     }
+    if options.get("requeue") is False:
+        found["no-requeue"] = None
+    if {"requeue", "no-requeue"} <= found.keys():
+        raise ConfigError(f"pools.{pool}.slurm: requeue and no-requeue contradict each other")
+    if (found.get("signal") or "").upper().startswith("B:"):
+        raise ConfigError(f"pools.{pool}.slurm.signal={found['signal']}: B: signals the job script alone, not the ranks")
+    return found
 
 
 def seconds_of(limit: str) -> int | None:

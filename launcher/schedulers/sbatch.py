@@ -68,7 +68,9 @@ def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], 
         own["requeue"] = None
     own.setdefault("signal", f"USR1@{max(1, round(warning_s))}")
     cpus = own.pop("cpus-per-task", None)
-    if cpus is None and not own.keys() & {"exclusive", "cpus-per-gpu"}:
+    # `exclusive: user` and the like share the node all the same.
+    has_node = own.get("exclusive", "") is None
+    if cpus is None and not has_node and "cpus-per-gpu" not in own:
         cpus = str(procs)
     return Component(pool=pool, nodes=nodes, cpus_per_task=cpus, options=own)
 
@@ -89,6 +91,11 @@ def script_of(job: SbatchJob) -> str:
         f"run=({shlex.join(job.command)})",
         "code=0",
         _srun(job.components),
+        "# SLURM requeues a preempted job that still runs when its time is over, but not one whose ranks ended before.",
+        f'if [ "$code" -ne 0 ] && [ "$code" -ne {REQUEUE_EXIT_CODE} ] &&',
+        '  [[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --Format=PreemptTime 2>/dev/null)" == [0-9]* ]]; then',
+        f"  code={REQUEUE_EXIT_CODE}",
+        "fi",
         f'if [ "$code" -eq {REQUEUE_EXIT_CODE} ]; then',
         "  trap '' TERM",
         '  scontrol requeue "$SLURM_JOB_ID" ||',

@@ -17,7 +17,8 @@ from torchx.specs import AppDef, AppDryRunInfo, AppState, ReplicaStatus, Role, R
 from launcher.errors import LaunchError
 from launcher.plan import LaunchPlan
 from launcher.schedulers import slurm_jobs
-from launcher.schedulers.logs import STREAMS, LogFilter, lines_of
+from launcher.schedulers.jobs import Job
+from launcher.schedulers.logs import STREAMS, LogFilter
 from launcher.schedulers.sbatch import Component, SbatchJob, script_of
 from launcher.schedulers.submission import JobRecord, Submission
 from mimo_role import environ
@@ -139,8 +140,8 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
         if k >= len(nodes):
             raise LaunchError(f"job {app_id}: no node {k} on pool {role_name}")
         wanted = LogFilter(ranks=tuple(nodes[k].ranks), pattern=regex, streams=_STREAMS[streams])
-        is_over = (lambda: _is_over(app_id)) if should_tail else None
-        return lines_of(Submission(Path(job.folder)).run_dir, plan, wanted, is_over)
+        found = Job(job, Submission(Path(job.folder)).run_dir, Submission(Path(job.folder)))
+        return found.lines(wanted, follow=should_tail)
 
     def list(self) -> list[ListAppResponse]:
         """Jobs are SLURM's to list."""
@@ -153,11 +154,6 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
 def create_scheduler(session_name: str, **_: object) -> MimoSlurmScheduler:
     """torchx's scheduler factory, for what needs no components: describing, listing, cancelling, logs."""
     return MimoSlurmScheduler(session_name)
-
-
-def _is_over(job_id: str) -> bool:
-    job = slurm_jobs.find(job_id)
-    return job is None or job.is_over
 
 
 def _plan_of(folder: str) -> LaunchPlan | None:

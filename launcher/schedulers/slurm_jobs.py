@@ -92,6 +92,14 @@ def find(job_id: str, runner: Runner = run) -> SlurmJob | None:
     return _from_squeue(job_id, runner) or _from_sacct(job_id, runner)
 
 
+def is_over(job_id: str, runner: Runner = run) -> bool:
+    """Whether the job has ended, or SLURM has forgotten it. A controller that does not answer for a while is waited for."""
+    done = runner(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job_id}"])
+    if done.returncode != 0:
+        return "Invalid job id" in done.stderr
+    return set(done.stdout.split()) <= OVER
+
+
 def cancel(job_id: str, runner: Runner = run) -> None:
     """End a job.
 

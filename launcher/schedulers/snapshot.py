@@ -14,8 +14,8 @@ _LEFT_OUT = {".git", "__pycache__", ".venv", "venv", "node_modules", ".mypy_cach
 def take(here: Path, script: str | None, target: Path) -> dict[Path, Path]:
     """Copy the tree around the current folder, and the one around the script if that lies elsewhere.
 
-    A git work tree is copied as it stands: tracked files and new ones that git does not ignore, with all changes. Any other
-    folder is copied whole, without caches, virtual environments and run folders.
+    A git work tree is copied as it stands: tracked files, those of submodules too, and new ones that git does not ignore, with
+    all changes. Any other folder is copied whole, without caches, virtual environments and run folders.
 
     Args:
         here: the current folder, in which the job would run.
@@ -84,17 +84,19 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_run_folder(path: Path) -> bool:
-    return (path / "run_id").exists() or (path / "jobs").is_dir()
+    return (path / "run_id").exists() or any(path.glob("jobs/*/plan.json"))
 
 
 def _listed_by_git(tree: Path) -> list[str] | None:
     if not (tree / ".git").exists():
         return None
-    listed = subprocess.run(
-        ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
-        capture_output=True,
-        check=False,
-    )
+    # git lists new files beside those of submodules in no single call.
+    return _listed(tree, "--cached", "--recurse-submodules") + _listed(tree, "--others", "--exclude-standard")
+
+
+def _listed(tree: Path, *options: str) -> list[str]:
+    command = ["git", "-C", str(tree), "ls-files", "-z", *options]
+    listed = subprocess.run(command, capture_output=True, check=False)
     if listed.returncode != 0:
-        return None
+        raise LaunchError(f"--snapshot: git cannot list {tree}: {listed.stderr.decode(errors='replace').strip()}")
     return [name.decode(errors="surrogateescape") for name in listed.stdout.split(b"\0") if name]

@@ -75,9 +75,7 @@ def submit(request: Request) -> Submitted:
         LaunchError: it cannot be written, or the scheduler refuses.
     """
     if request.to == _ENDS_WITH_US:
-        raise LaunchError(
-            f"--to {request.to}: torchx ends its local jobs with the program that started them; use mimo-launch run"
-        )
+        raise LaunchError(f"--to {request.to}: torchx ends its local jobs with this program; use mimo-launch run")
     if request.to != SLURM:
         with closing(runner()) as torchx_runner:
             send = partial(torchx_runner.run, _app(request), request.to, cfg=_options(torchx_runner, request))
@@ -87,6 +85,29 @@ def submit(request: Request) -> Submitted:
     with closing(_slurm_runner(components)) as torchx_runner:
         handle = torchx_runner.run(*_slurm_request(request, submission, plan, folder))
     return Submitted(str(handle).rpartition("/")[2], submission.folder)
+
+
+def status_of(handle: str) -> str:
+    """What torchx says of a job of its own schedulers.
+
+    Raises:
+        LaunchError: there is no such job, or torchx cannot ask.
+    """
+    with closing(runner()) as torchx_runner:
+        found = _ask(handle.partition(":")[0], partial(torchx_runner.status, handle))
+    if found is None:
+        raise LaunchError(f"{handle}: torchx knows no such job")
+    return str(found)
+
+
+def cancel(handle: str) -> None:
+    """End a job of torchx's own schedulers.
+
+    Raises:
+        LaunchError: torchx cannot.
+    """
+    with closing(runner()) as torchx_runner:
+        _ask(handle.partition(":")[0], partial(torchx_runner.cancel, handle))
 
 
 def dry_run(request: Request) -> str:

@@ -29,7 +29,11 @@ run_dir: run
 PREFIX = "mimo-launch: "
 _MARK = "MIMO_CLUSTER_TEST"
 
-_IMPATIENT = "import launcher.control as control; control.LOST_AFTER_S = {}; from launcher.cli import entry; entry()"
+_IMPATIENT = """
+from launcher import cli, control
+control.LOST_AFTER_S, control._FAREWELL_S = {}, 2.0
+cli.entry()
+"""
 """mimo-launch as it is, but for how long it waits for a node that it does not hear of."""
 
 

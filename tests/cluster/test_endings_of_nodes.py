@@ -6,13 +6,11 @@ import subprocess
 
 import pytest
 
-from tests.launcher.jobs import lines_of
-
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 if os.geteuid() != 0:
     pytest.skip("hosts are network namespaces, which only root can make", allow_module_level=True)
 
-LOST_AFTER_S = 4.0
+LOST_AFTER_S = 3.0
 
 # Every rank says that it is there, and never ends by itself. They do not talk, so none ends because another has.
 WAITING = """
@@ -28,6 +26,22 @@ pathlib.Path(f"up{mimo_role.current().rank}").touch()
 while True:
     dist.all_reduce(torch.ones(()))
     if mimo_role.current().rank == 4 and pathlib.Path("fail").exists():
+        os._exit(7)
+"""
+
+# The same, but rank 3, on the node of rank 4, neither talks nor heeds SIGTERM.
+NEIGHBOUR_GOES_ON = """
+import os, pathlib, signal, time, torch, torch.distributed as dist, mimo_role
+rank = mimo_role.current().rank
+talking = dist.new_group([0, 1, 2, 4, 5])
+if rank == 3:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(f"up{rank}").touch()
+while rank == 3:
+    time.sleep(1)
+while True:
+    dist.all_reduce(torch.ones(()), group=talking)
+    if rank == 4 and pathlib.Path("fail").exists():
         os._exit(7)
 """
 
@@ -76,6 +90,15 @@ def test_a_rank_that_fails_on_one_node_ends_all(agents, running, script):
         assert done.said == "ended: rank 4 (language.dp1) failed first: exit code 7 on node2 (gamma)"
 
 
+def test_the_rank_that_failed_first_is_named_though_its_neighbour_does_not_end(agents, running):
+    started = running(NEIGHBOUR_GOES_ON, "runtime.grace_s=4")
+    (agents.folder / "fail").touch()
+    found = agents.finish(started, timeout_s=20)
+    assert [done.code for done in found] == [7, 7, 7]
+    for done in found[:2]:
+        assert done.said == "ended: rank 4 (language.dp1) failed first: exit code 7 on node2 (gamma)"
+
+
 def test_ctrl_c_on_one_node_ends_all(agents, running):
     started = running(WAITING)
     started[1].send_signal(signal.SIGINT)
@@ -102,7 +125,7 @@ def test_nodes_end_when_one_is_not_heard_of_any_more(agents, running):
     started[1].kill()
     first, killed, third = agents.finish(started, timeout_s=40)
     assert (first.code, killed.code, third.code) == (1, -signal.SIGKILL, 1)
-    assert first.said == third.said == "ended: node1 (beta) has not been heard of for 4 s"
+    assert first.said == third.said == "ended: node1 (beta) has not been heard of for 3 s"
 
 
 def test_nodes_end_when_node_0s_agent_is_killed(agents, running):
@@ -139,11 +162,12 @@ def test_a_job_that_stood_still_on_all_nodes_goes_on(agents, running):
 
 # Those of node 1 alone are signalled, and all of them agree on it.
 SAYS_WHAT_IT_HEARS = """
-import pathlib, subprocess, sys, mimo_role
+import pathlib, subprocess, sys, time, mimo_role
 ctx = mimo_role.current()
 child = subprocess.Popen(["sleep", "1000"])
 steps = 0
 while (left := ctx.seconds_left()) is None:
+    time.sleep(0.01)
     steps += 1
     if steps == 10:
         pathlib.Path(f"up{ctx.rank}").touch()
@@ -177,3 +201,21 @@ def test_ranks_that_ask_to_be_started_again_after_sigterm_to_one_agent_give_the_
 
 def _words_by_rank(out):
     return [(int(line.split("]")[0].rpartition(" r")[2]), line.split("] ")[1].split()) for line in out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("host", "lost"),
+    [
+        ("alpha", ["node1 (beta)", "node0 at {}", "node0 at {}"]),
+        ("beta", ["node1 (beta)", "node0 at {}", "node1 (beta)"]),
+    ],
+)
+def test_nodes_end_when_a_host_is_cut_off_from_the_network(agents, running, host, lost):
+    agents.lost_after_s = LOST_AFTER_S
+    started = running(WAITING)
+    with agents.hosts.cut_off(host):
+        found = agents.finish(started, timeout_s=60)
+    assert [done.code for done in found] == [1, 1, 1]
+    assert [done.said for done in found] == [
+        f"ended: {node.format(agents.endpoint)} has not been heard of for 3 s" for node in lost
+    ]

@@ -66,18 +66,17 @@ def test_a_failure_on_one_node_starts_the_ranks_of_all_again(agents):
             assert lines_of(done.out, f"[{LABELS[rank]} r{rank}]") == ["start 0 0", "start 1 1"]
 
 
-# The ranks of nodes 0 and 1 do not wait for those of node 2, and are done when rank 4 fails the first time.
+# The ranks of nodes 0 and 1 do not wait for those of node 2, and have ended when rank 4 fails the first time.
 FAILS_LATE = """
-import pathlib, sys, time, mimo_role
-rank, starts = mimo_role.current().rank, mimo_role.RankEnviron.from_environ().restart_count
-print("start", starts, flush=True)
-pathlib.Path(f"start{starts}-{rank}").touch()
+import os, pathlib, sys, time, mimo_role
+rank, starts = int(os.environ["RANK"]), mimo_role.RankEnviron.from_environ().restart_count
+pathlib.Path(f"start{starts}-{rank}").write_text(str(os.getpid()))
 if starts == 0 and rank == 4:
-    while not all(pathlib.Path(f"run/logs/attempt0/rank{other}.done").exists() for other in (0, 1, 2)):
-        time.sleep(0.01)
+    for other in (0, 1, 2):
+        started = pathlib.Path(f"start0-{other}")
+        while not started.exists() or not (pid := started.read_text()) or pathlib.Path("/proc", pid).exists():
+            time.sleep(0.01)
     sys.exit(7)
-mimo_role.shutdown()
-pathlib.Path(f"run/logs/attempt{starts}/rank{rank}.done").touch()
 """
 
 
@@ -97,3 +96,15 @@ def test_restarts_are_counted_over_all_nodes(agents):
     for done in found[:2]:
         assert done.said.endswith("ended: rank 3 (language.dp0) failed first: exit code 7 on node2 (gamma)")
     assert not (agents.folder / "run" / "logs" / "attempt2").exists()
+
+
+def test_a_node_that_cannot_take_its_run_folder_ends_all(agents):
+    agents.write("")
+    (agents.folder / "file").touch()
+    found = agents.finish([agents.start(0), agents.start(1, "run_dir=file/run"), agents.start(2)], timeout_s=30)
+    assert found[1].code == 2
+    assert "run_dir: " in found[1].said
+    for done in (found[0], found[2]):
+        assert done.code != 0
+        assert "node1 (beta)" in done.said
+        assert "run_dir: " in done.said

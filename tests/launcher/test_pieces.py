@@ -73,7 +73,7 @@ def test_a_broken_error_file_is_no_second_failure(tmp_path, text):
 
 def test_a_run_folder_has_one_owner_and_keeps_what_was_there(tmp_path):
     first = RunDir(tmp_path, "config", "plan", "1", "1")
-    with pytest.raises(LaunchError, match=rf"still going on \(process {os.getpid()}\)"):
+    with pytest.raises(LaunchError, match=rf"still going on \(process {os.getpid()} on "):
         RunDir(tmp_path, "config", "plan", "0", "0")
     first.close()
     second = RunDir(tmp_path, "other", "plan", "2", "2")

@@ -69,6 +69,16 @@ def test_a_preempted_training_saves_is_requeued_and_goes_on(training, undisturbe
     assert training.metrics() == undisturbed
 
 
+def test_a_preempted_script_that_never_asks_is_requeued_too(lab, tmp_path):
+    job = Submitted(lab, tmp_path / "user")
+    job.submit("import os, time\nprint('up', flush=True)\nif os.environ['MIMO_RESTART_COUNT'] == '0': time.sleep(600)")
+    lab.until(lambda: "up" in job.output())
+    urgent = lab.sbatch("--partition=urgent", "--nodes=4", "--exclusive", "--wrap=sleep 1")
+    assert lab.wait(urgent) == ["COMPLETED"]
+    assert job.wait(timeout_s=120) == ["COMPLETED", "COMPLETED"], job.output()
+    assert lab.restarts(job.id) == 1
+
+
 def test_a_training_that_is_warned_by_sigusr1_saves_and_requeues_itself(training, undisturbed):
     training.submit(None)
     training.lab.until(lambda: max(training.metrics(), default=0) > 60, timeout_s=120)

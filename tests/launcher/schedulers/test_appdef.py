@@ -12,7 +12,7 @@ from launcher.errors import LaunchError
 from launcher.plan import LaunchPlan
 from launcher.planfile import load_plan
 from launcher.schedulers.appdef import pools_in_order, self_contained
-from launcher.schedulers.submit import dry_run, runner, submit
+from launcher.schedulers.submit import dry_run, runner, status_of, submit
 from tests.launcher.schedulers.plans import CONFIG, request
 
 ODD = 'it\'s $(HOME) $$ $x "x", y'
@@ -142,3 +142,10 @@ def test_torchxs_local_scheduler_runs_the_ranks_of_a_role(folder, monkeypatch):
 def test_a_scheduler_that_ends_its_jobs_with_this_program_is_refused(folder):
     with pytest.raises(LaunchError, match=r"--to local_cwd: torchx ends its local jobs with this program; use mimo-launch run"):
         submit(request(folder, to="local_cwd"))
+
+
+def test_jobs_of_torchxs_schedulers_are_asked_for_there(folder):
+    with pytest.raises(LaunchError, match=r"--to nowhere: .*nowhere"):
+        status_of("nowhere://mimo/1")
+    with pytest.raises(LaunchError, match=r"local_cwd://mimo/none: torchx knows no such job"):
+        status_of("local_cwd://mimo/none")

@@ -48,7 +48,7 @@ def test_ranks_are_chosen_by_module_stage_and_number(plan, wanted, ranks):
 )
 def test_a_choice_that_fits_nothing_is_told(plan, tmp_path, wanted, message):
     with pytest.raises(LaunchError) as error:
-        lines_of(tmp_path, plan, wanted)
+        lines_of(lambda: tmp_path, plan, wanted)
     assert message in str(error.value)
 
 
@@ -69,19 +69,29 @@ def test_the_last_start_is_printed_rank_by_rank_with_both_streams(plan, tmp_path
     write(tmp_path, 10, 0, "warned\n", "stderr")
     write(tmp_path, 9, 1, "older\n")
     write(tmp_path, 10, 1, "\xff x\n")
-    assert list(lines_of(tmp_path, plan, LogFilter(module="vision"))) == [
+    assert list(lines_of(lambda: tmp_path, plan, LogFilter(module="vision"))) == [
         "[vision.dp0 r0] one\n",
         "[vision.dp0 r0] two\n",
         "[vision.dp0 r0] warned\n",
         "[vision.dp1 r1] \xff x\n",
     ]
-    assert list(lines_of(tmp_path, plan, LogFilter(ranks=(0,), pattern="^t"))) == ["[vision.dp0 r0] two\n"]
+    assert list(lines_of(lambda: tmp_path, plan, LogFilter(ranks=(0,), pattern="^t"))) == ["[vision.dp0 r0] two\n"]
+
+
+def test_a_run_that_has_not_begun_is_waited_for(plan, tmp_path):
+    begun, over = threading.Event(), threading.Event()
+    lines = lines_of(lambda: tmp_path if begun.is_set() else None, plan, LogFilter(ranks=(0,)), over.is_set)
+    write(tmp_path, 0, 0, "one\n")
+    begun.set()
+    assert next(lines) == "[vision.dp0 r0] one\n"
+    over.set()
+    assert list(lines) == []
 
 
 def test_following_goes_over_a_new_start_and_ends_with_the_job(plan, tmp_path):
     write(tmp_path, 0, 0, "one\n")
     over = threading.Event()
-    lines = lines_of(tmp_path, plan, LogFilter(ranks=(0,)), over.is_set)
+    lines = lines_of(lambda: tmp_path, plan, LogFilter(ranks=(0,)), over.is_set)
     assert next(lines) == "[vision.dp0 r0] one\n"
     write(tmp_path, 1, 0, "two\n")
     assert next(lines) == "[vision.dp0 r0] two\n"

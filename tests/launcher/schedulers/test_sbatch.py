@@ -168,12 +168,14 @@ def test_a_job_that_cannot_be_requeued_says_so_and_keeps_its_code():
         ({"comment": "a\nb"}, "a line break cannot stand in an option of a job script"),
         ({"comment": "x" * 1025}, "1025 characters; sbatch takes 1024"),
         ({"gres": {"gpu": 4}}, "a mapping cannot be an option's value"),
+        ({"signal": "B:USR1@60"}, "=B:USR1@60: B: signals the job script alone, not the ranks"),
+        ({"clusters": "a,b"}, "status, logs and cancel ask the cluster of this machine"),
     ],
 )
 def test_options_that_would_break_the_script_are_refused(options, message):
     with pytest.raises(ConfigError) as error:
         check_options("p", options)
-    assert str(error.value).startswith(f"pools.p.slurm.{next(iter(options))}: ")
+    assert str(error.value).startswith(f"pools.p.slurm.{next(iter(options))}")
     assert message in str(error.value)
 
 
@@ -220,6 +222,26 @@ def test_a_task_gets_a_cpu_for_each_rank_where_nothing_else_is_said():
     assert component("p", 1, 4, {}, 120.0).cpus_per_task == "4"
     assert component("p", 1, 4, {"cpus-per-task": 32}, 120.0).cpus_per_task == "32"
     assert component("p", 1, 4, {"exclusive": True}, 120.0).cpus_per_task is None
+    assert component("p", 1, 4, {"exclusive": "user"}, 120.0).cpus_per_task == "4"
+
+
+def test_requeueing_is_asked_for_unless_it_is_refused():
+    assert "requeue" in component("p", 1, 1, {}, 120.0).options
+    for refusal in ({"requeue": False}, {"no-requeue": True}):
+        assert component("p", 1, 1, refusal, 120.0).options.keys() & {"requeue", "no-requeue"} == {"no-requeue"}
+    with pytest.raises(ConfigError, match=r"pools.p.slurm: requeue and no-requeue contradict each other"):
+        check_options("p", {"requeue": True, "no-requeue": True})
+
+
+@pytest.mark.parametrize(("answer", "calls"), [("2026-11-25T00:53:03 ", 1), ("N/A ", 0), ("", 0)])
+def test_a_preempted_job_whose_ranks_died_of_it_is_requeued(answer, calls):
+    part = Component(pool="p", nodes=1, cpus_per_task="1", options={})
+    text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), folder="/", env={}))
+    tools = f"srun() {{ return 143; }}\nsqueue() {{ echo '{answer}'; }}\nscontrol() {{ echo \"$@\"; }}\n"
+    done = subprocess.run(
+        ["bash", "-c", tools + text], env={"SLURM_JOB_ID": "12"}, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (75 if calls else 143, ["requeue 12"] * calls)
 
 
 def test_a_config_travels_to_the_script_with_its_pools(tmp_path, monkeypatch):

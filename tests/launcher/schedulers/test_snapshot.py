@@ -45,9 +45,22 @@ def test_a_work_tree_is_copied_as_it_stands_without_what_git_ignores(repository,
     assert (copy / "link.py").readlink() == Path("package/train.py")
 
 
+def test_submodules_are_copied_too(repository, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init")
+    (other / "core.py").write_text("core")
+    git(other, "add", "-A")
+    git(other, "commit", "-m", "x")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "add", str(other), "megatron")
+    (repository / "megatron" / "core.py").write_text("changed")
+    (copy,) = snapshot.take(repository, None, tmp_path / "copy").values()
+    assert (copy / "megatron" / "core.py").read_text() == "changed"
+
+
 def test_another_folder_is_copied_without_caches_environments_and_runs(tmp_path):
     folder = tmp_path / "code"
-    code = ("train.py", "lib/a.py", "lib/jobs.py")
+    code = ("train.py", "lib/a.py", "lib/jobs/queue.py")
     for name in (*code, "__pycache__/a.pyc", ".venv/bin/python", "runs/vlm/run_id", "runs/vlm/logs/x"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()

@@ -1,0 +1,277 @@
+"""Real signals to real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+import mimo_role
+from mimo_role import MimoError, Topology
+from mimo_role.testing import run_ranks
+
+FOUR = Topology.from_modules({"vision": {"dp": 2}, "language": {"dp": 2}})
+
+# Says what it has heard whenever it is asked.
+LISTENER = """
+import sys, mimo_role
+mimo_role.listen(*{times})
+print("listening", flush=True)
+for line in sys.stdin:
+    heard = mimo_role.notice()
+    if line == "signal\\n":
+        print(heard and heard.signal.name, flush=True)
+    elif line == "left\\n":
+        print(heard.seconds_left, flush=True)
+    else:
+        mimo_role.listen(1000.0, 1000.0)
+        print("listening", flush=True)
+"""
+
+
+@contextmanager
+def child(script):
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def ask(process, word):
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+@contextmanager
+def listener(*times):
+    with child(LISTENER.format(times=times)) as process:
+        assert process.stdout.readline() == "listening\n"
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_a_notice_and_no_end(number):
+    with listener() as process:
+        assert ask(process, "signal") == "None"
+        process.send_signal(number)
+        assert ask(process, "signal") == number.name
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize(("number", "least", "most"), [(signal.SIGTERM, 0, 30), (signal.SIGUSR1, 30, 300)])
+def test_a_notice_knows_how_long_its_signal_leaves(number, least, most):
+    with listener(30.0, 300.0) as process:
+        process.send_signal(number)
+        first, second = float(ask(process, "left")), float(ask(process, "left"))
+        assert least < second <= first <= most
+
+
+def test_nobody_knows_the_time_left_where_nothing_tells():
+    with listener() as process:
+        process.send_signal(signal.SIGTERM)
+        assert ask(process, "left") == "None"
+
+
+def test_the_time_left_ends_at_zero():
+    with listener(1e-9, 300.0) as process:
+        process.send_signal(signal.SIGTERM)
+        assert ask(process, "left") == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("times", "numbers", "heard"),
+    [
+        pytest.param((30.0, 300.0), [signal.SIGUSR1, signal.SIGTERM], "SIGTERM", id="the end comes sooner than announced"),
+        pytest.param((30.0, 300.0), [signal.SIGTERM, signal.SIGUSR1], "SIGTERM", id="the end was announced already"),
+        pytest.param((300.0, 30.0), [signal.SIGUSR1, signal.SIGTERM], "SIGUSR1", id="SIGTERM leaves more than is left"),
+        pytest.param((None, 300.0), [signal.SIGUSR1, signal.SIGTERM], "SIGTERM", id="nobody knows when after SIGTERM"),
+        pytest.param((None, None), [signal.SIGUSR1, signal.SIGTERM], "SIGUSR1", id="nobody knows at all"),
+    ],
+)
+def test_of_several_notices_the_one_that_leaves_least_time_holds(times, numbers, heard):
+    with listener(*times) as process:
+        for number in numbers:
+            process.send_signal(number)
+            ask(process, "signal")  # it has been handled
+        assert ask(process, "signal") == heard
+
+
+def test_listening_again_changes_nothing():
+    with listener(30.0, 30.0) as process:
+        process.send_signal(signal.SIGTERM)
+        assert ask(process, "again") == "listening"
+        assert float(ask(process, "left")) <= 30
+        process.send_signal(signal.SIGUSR1)
+        assert float(ask(process, "left")) <= 30
+
+
+def test_a_process_that_does_not_listen_ends_by_the_signal():
+    with child("import mimo_role; print(mimo_role.notice(), flush=True); input()") as process:
+        assert process.stdout.readline() == "None\n"
+        process.terminate()
+        assert process.wait(timeout=20) == -signal.SIGTERM
+
+
+def test_another_thread_than_the_main_one_cannot_listen():
+    found = []
+
+    def listen():
+        try:
+            mimo_role.listen()
+        except MimoError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join(timeout=20)
+    assert found == ["notices are listened for in the main thread, the only one that hears signals"]
+
+
+def test_a_shielded_process_goes_on_and_a_program_that_it_starts_is_shielded_too():
+    script = """
+import subprocess, mimo_role
+mimo_role.shield_worker(3)
+sleeper = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+print(sleeper.pid, flush=True)
+input()
+print(mimo_role.notice(), sleeper.poll(), flush=True)
+sleeper.kill()
+"""
+    with child(script) as process:
+        sleeper = int(process.stdout.readline())
+        for pid in (process.pid, sleeper):
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                os.kill(pid, number)
+        assert ask(process, "") == "None None"
+        assert process.wait(timeout=20) == 0
+
+
+# Every worker gets both signals at its first sample.
+LOADER = """
+import os, signal, mimo_role
+from torch.utils.data import DataLoader, Dataset
+
+class Pids(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index < 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return os.getpid()
+
+loader = DataLoader(Pids(), num_workers=2, worker_init_fn={shield}, multiprocessing_context="fork")
+print(*[int(pid) for pid in loader])
+"""
+
+
+def test_shielded_workers_of_a_data_loader_outlive_notices_and_end_with_it():
+    with child(LOADER.format(shield="mimo_role.shield_worker")) as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    pids = {int(pid) for pid in output.split()}
+    assert len(pids) == 2
+    assert not [pid for pid in pids if _lives(pid)]
+
+
+def test_workers_that_are_not_shielded_end_the_script():
+    with child(LOADER.format(shield=None)) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by signal" in errors
+
+
+def steps_until_a_notice(signalled, steps_before):
+    """Which step says how many seconds are left, and how many, to a rank that is signalled after some steps."""
+    ctx = mimo_role.current()
+    for step in range(steps_before + 10):
+        if (ctx.rank, step) == (signalled, steps_before):
+            os.kill(os.getpid(), signal.SIGTERM)
+        left = ctx.seconds_left()
+        if left is not None:
+            again = ctx.seconds_left()
+            return step, left, again, mimo_role.notice() is not None
+    return None
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("steps_before", [1, 3])
+def test_all_ranks_hear_at_the_same_step_what_one_has_heard(steps_before):
+    found = run_ranks(steps_until_a_notice, FOUR, 2, steps_before)
+    # The step in which it hears, or the next one.
+    assert len({step for step, *_ in found}) == 1
+    assert found[0][0] - steps_before in (0, 1)
+    assert [heard for *_, heard in found] == [False, False, True, False]
+    # Outside of mimo-launch nobody knows the time.
+    assert all(left == again == 0.0 for _, left, again, _ in found)
+
+
+def steps_without_a_notice(steps):
+    return [mimo_role.current().seconds_left() for _ in range(steps)]
+
+
+@pytest.mark.ranks
+def test_there_is_no_time_without_a_notice():
+    assert run_ranks(steps_without_a_notice, FOUR, 4) == [[None] * 4] * 4
+
+
+def seconds_after(signals):
+    """What each rank is told, of which one has heard SIGUSR1, and another SIGTERM or nothing."""
+    ctx = mimo_role.current()
+    ctx.seconds_left()
+    if ctx.rank < len(signals):
+        os.kill(os.getpid(), signals[ctx.rank])
+    ctx.seconds_left()
+    return ctx.seconds_left()
+
+
+def join_with_times(function, *args):
+    """As under mimo-launch, which says how long the signals leave."""
+    contract = mimo_role.RankEnviron(topology=FOUR, rank=int(os.environ["RANK"]), grace_s=30.0, warning_s=300.0)
+    os.environ.update(contract.to_environ())
+    mimo_role.init(backend="gloo")
+    try:
+        return function(*args)
+    finally:
+        mimo_role.shutdown()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("signals", "least", "most"),
+    [
+        pytest.param([signal.SIGUSR1], 200, 300, id="a warning to one"),
+        pytest.param([signal.SIGUSR1, signal.SIGTERM], 1, 30, id="a warning to one and the end to another"),
+    ],
+)
+def test_all_are_told_the_least_time_that_any_has(signals, least, most):
+    found = run_ranks(join_with_times, 4, seconds_after, signals)
+    assert all(least < left <= most for left in found), found
+    assert max(found) - min(found) < 5
+
+
+def leave_after_a_step():
+    mimo_role.current().seconds_left()
+    return True
+
+
+@pytest.mark.ranks
+def test_ranks_may_leave_right_after_a_step():
+    assert run_ranks(leave_after_a_step, FOUR) == [True] * 4
+
+
+def _lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
