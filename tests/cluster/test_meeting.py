@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,8 +59,9 @@ def test_two_agents_with_one_node_rank_are_both_named(agents):
 
 
 def test_a_second_node_0_on_its_host_finds_the_port_taken(agents):
-    agents.start(0)
-    wait_until((agents.folder / "run" / "run_id").exists, "run folder", agents.started)
+    first = agents.start(0)
+    ports = [Path(f"/proc/{first.pid}/net/{name}") for name in ("tcp", "tcp6")]
+    wait_until(lambda: any(f":{agents.port:04X} " in path.read_text() for path in ports), "store of node 0", [first])
     (second,) = agents.finish([agents.start(0, "run_dir=own")])
     assert (second.code, second.said) == (
         2,

@@ -219,9 +219,9 @@ def test_all_tasks_of_a_step_meet_at_one_port(plan, in_slurm):
     assert len({place.endpoint for place in found}) == 1
 
 
-def test_options_go_before_slurm(plan, in_slurm):
+def test_options_go_before_slurms_numbers_and_leave_it_the_job(plan, in_slurm):
     in_slurm()
-    assert here.find(plan, "3", f"{OTHER}:29500") == Here(3, Endpoint(OTHER, 29500))
+    assert here.find(plan, "3", f"{OTHER}:29500") == Here(3, Endpoint(OTHER, 29500), "77")
 
 
 def test_slurm_counts_nodes_pool_by_pool(tmp_path, in_slurm):
