@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -14,29 +15,28 @@ from typing import Any, TextIO
 
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, MultiprocessContext, PContext, SignalException
-from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing import SignalException
 
 import launcher.worker
 from launcher import warden
-from launcher.control import Control, JobEnding
+from launcher.control import Control
 from launcher.errors import LaunchError
-from launcher.failures import ExitOrder, Failure
-from launcher.follow import Followed, Follower
+from launcher.failures import REQUEUED, ExitOrder, Failure
+from launcher.follow import Follower
 from launcher.here import Here
+from launcher.members import JobEnding
 from launcher.placement import Node
 from launcher.plan import LaunchPlan
+from launcher.ranklogs import RankLogs
 from launcher.rendezvous import LOOPBACK, PlanRendezvous
 from launcher.rundir import RunDir
+from launcher.torchelastic import exit_codes_of, processes_of, silence_torchelastic
 from mimo_role import REQUEUE_EXIT_CODE, environ
 
 logger = logging.getLogger(__name__)
 
 MONITOR_INTERVAL_S = 0.05
 _OTHERS_FIRST_S = 1.0
-
-# Their messages repeat ours, in terms of local ranks and process ids.
-_SILENCED = ("torch.distributed.elastic", "torch.multiprocessing")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run(plan: LaunchPlan, here: Here, run_dir: RunDir, control: Control | None, 
     Raises:
         KeyboardInterrupt: Ctrl-C; the ranks have been told to stop, and have.
     """
-    _silence_torchelastic()
+    silence_torchelastic()
     # SIGINT stays Python's: torchelastic would pass it on, and a rank inside a collective does not hear it.
     environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
     follower = Follower()
@@ -71,15 +71,20 @@ def run(plan: LaunchPlan, here: Here, run_dir: RunDir, control: Control | None, 
     try:
         return _ending_of(agent, agent.run())
     except SignalException as ending:
+        _ignore_signals()
         return _ending_by(Signals(ending.sigval), agent)
     except LaunchError:
         assert control is not None
         return Ending(agent.attempt, elsewhere=control.ending)
     finally:
-        # torchelastic's handlers would raise in the middle of the clean-up, which is bounded.
-        for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT, Signals.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+        _ignore_signals()
         follower.stop()
+
+
+def _ignore_signals() -> None:
+    """torchelastic's handlers would raise in the middle of the clean-up, which is bounded."""
+    for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT, Signals.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _ending_of(agent: "RoleAgent", result: RunResult) -> Ending:
@@ -97,51 +102,28 @@ def _ending_of(agent: "RoleAgent", result: RunResult) -> Ending:
 
 
 def _ending_by(number: Signals, agent: "RoleAgent") -> Ending:
+    control = agent.control
+    if control is not None and (agent.is_done or agent.wants_requeue()):
+        # The others may still be saving, and end as they see fit.
+        agent.tell_done()
+        control.wait_for_ending(agent.patience_s)
+        if control.is_over or control.ending is not None:
+            requeue = control.ending is not None and control.ending.code == REQUEUE_EXIT_CODE
+            return Ending(agent.attempt, requeue=requeue, elsewhere=None if requeue else control.ending)
     if agent.wants_requeue():
         return _ending_in_order_to_start_again(agent)
-    if agent.control is not None:
-        agent.control.end(f"ended by {number.name} on {agent.control.member}", 128 + number)
+    if control is not None:
+        control.end(f"ended by {number.name} on {control.member}", 128 + number)
     return Ending(agent.attempt, signal=number)
 
 
 def _ending_in_order_to_start_again(agent: "RoleAgent") -> Ending:
     if agent.control is None:
         return Ending(agent.attempt, requeue=True)
-    told = agent.control.end("the ranks ended in order to be started again", REQUEUE_EXIT_CODE)
+    told = agent.control.end(REQUEUED, REQUEUE_EXIT_CODE)
     # Another node may have told of a failure before.
     requeue = told.code == REQUEUE_EXIT_CODE
     return Ending(agent.attempt, requeue=requeue, elsewhere=None if requeue else told)
-
-
-class RankLogs(LogsSpecs):
-    """Sends every rank's output to the run folder, and has it followed from there."""
-
-    def __init__(self, plan: LaunchPlan, run_dir: RunDir, follower: Follower, out: TextIO, err: TextIO) -> None:
-        super().__init__(str(run_dir.path / "logs"))
-        self._plan = plan
-        self._run_dir = run_dir
-        self._follower = follower
-        self._sinks = {"stdout": out, "stderr": err}
-
-    @property
-    def root_log_dir(self) -> str:
-        return str(self._run_dir.path / "logs")
-
-    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """torchelastic's hook: the files of each local rank, for the attempt that the environments are of."""
-        files: dict[str, dict[int, str]] = {"stdout": {}, "stderr": {}, "error": {}}
-        followed = []
-        for local_rank, env in envs.items():
-            rank, attempt = int(env["RANK"]), int(env["TORCHELASTIC_RESTART_COUNT"])
-            prefix = f"[{self._plan.topology.label_of(rank)} r{rank}]"
-            for stream, sink in self._sinks.items():
-                path = self._run_dir.log_file(attempt, rank, stream)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                files[stream][local_rank] = str(path)
-                followed.append(Followed(path, prefix, sink))
-            env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(self._run_dir.error_file(attempt, rank))
-        self._follower.follow(followed)
-        return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])
 
 
 class RoleAgent(LocalElasticAgent):
@@ -160,6 +142,12 @@ class RoleAgent(LocalElasticAgent):
         """The rank of this node that the job ends because of."""
         self._done: int | None = None
         """The start whose ranks are done here."""
+        self._asked_at: float | None = None
+        """When a rank of this start was first seen to have ended in order to be started again."""
+        self._killed = False
+        """Whether ranks were killed since they did not end in their time."""
+        self.patience_s = plan.grace_s
+        """How long ranks may take to end: after SIGTERM, or after a warning."""
         self._plan_rendezvous = PlanRendezvous(run_dir.run_id, here.node_rank, len(plan.nodes), control)
         super().__init__(
             _spec(plan, self._node, run_dir, self._plan_rendezvous),
@@ -176,6 +164,7 @@ class RoleAgent(LocalElasticAgent):
     def warn(self, number: Signals) -> None:
         """Pass a warning on to the ranks, and to no other process."""
         logger.info("%s: passed on to %d ranks", number.name, len(self._pids))
+        self.patience_s = max(self._plan.grace_s, self._plan.warning_s)
         ended = self._exits.so_far() if self._exits is not None else []
         for rank, pid in self._pids.items():
             if rank not in ended:
@@ -188,11 +177,24 @@ class RoleAgent(LocalElasticAgent):
         torchelastic ends the others by SIGTERM then, which is deadly again while Python takes itself apart.
         """
         codes = set(self._exit_codes().values())
-        return REQUEUE_EXIT_CODE in codes and codes <= {0, REQUEUE_EXIT_CODE, -Signals.SIGTERM}
+        killed = {-Signals.SIGKILL} if self._killed else set()
+        return REQUEUE_EXIT_CODE in codes and codes <= {0, REQUEUE_EXIT_CODE, -Signals.SIGTERM, *killed}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the ranks of this node have ended well."""
+        return self._done == self.attempt
+
+    def tell_done(self) -> None:
+        """Say once that the ranks of this node have ended, well or in order to be started again."""
+        if self.control is not None and self._done != self.attempt:
+            self._done = self.attempt
+            ending = JobEnding(node=self.control.member.node, message=REQUEUED, code=REQUEUE_EXIT_CODE)
+            self.control.done(self.attempt, requeue=ending if self.wants_requeue() else None)
 
     def _exit_codes(self) -> dict[int, int | None]:
         """Every local rank's exit code, negative for a signal; `None` while it runs."""
-        return _exit_codes_of(self._pcontext)
+        return exit_codes_of(self._pcontext)
 
     def tell_of(self, failure: Failure) -> None:
         """End the job on all nodes because of a rank of this one, unless it ends already."""
@@ -239,9 +241,9 @@ class RoleAgent(LocalElasticAgent):
         finally:
             signal.signal(Signals.SIGUSR1, heard)
         ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
-        self._processes = {ranks[local_rank]: process for local_rank, process in _processes_of(self._pcontext).items()}
+        self._processes = {ranks[local_rank]: process for local_rank, process in processes_of(self._pcontext).items()}
         self._pids = {ranks[local_rank]: pid for local_rank, pid in pids.items()}
-        self._stamps = {}
+        self._stamps, self._asked_at, self._killed = {}, None, False
         self._exits = ExitOrder(self._pids, self._stamp)
         logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
         return pids
@@ -272,16 +274,17 @@ class RoleAgent(LocalElasticAgent):
         # A rank ends by itself, and torchelastic would wait for its return value.
         codes = self._exit_codes()
         all_ended = bool(codes) and None not in codes.values()
+        if self._some_may_be_saving(codes):
+            return RunResult(state=WorkerState.HEALTHY)
+        if all_ended and self.wants_requeue():
+            return self._ended_to_start_again(worker_group)
         self._tell_early(codes)
         with self._grace():
             result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.SUCCEEDED or (all_ended and result.state is WorkerState.HEALTHY):
+            self.tell_done()
             self._done = self.attempt
-            if self.control is not None:
-                self.control.done(self.attempt)
             return self._with_the_others(worker_group)
-        if result.is_failed() and self.wants_requeue():
-            self._remaining_restarts = 0
         if result.is_failed() and self._remaining_restarts > 0 and (failure := self.first_failure(result)) is not None:
             logger.warning(
                 "%s; starting all ranks again (%d of %d)",
@@ -290,6 +293,24 @@ class RoleAgent(LocalElasticAgent):
                 self._worker_group.spec.max_restarts,
             )
         return result
+
+    def _some_may_be_saving(self, codes: Mapping[int, int | None]) -> bool:
+        """Whether some ranks have ended in order to be started again, and the others go on as long as they may."""
+        found = set(codes.values())
+        if REQUEUE_EXIT_CODE not in found or None not in found or not found <= {0, REQUEUE_EXIT_CODE, None}:
+            return False
+        self._asked_at = self._asked_at or time.monotonic()
+        if time.monotonic() - self._asked_at > self.patience_s:
+            self._killed = True
+            self._kill_the_rest()
+        return True
+
+    def _ended_to_start_again(self, worker_group: WorkerGroup) -> RunResult:
+        if self.control is None:
+            self._remaining_restarts = 0
+            return RunResult(state=WorkerState.FAILED)
+        self.tell_done()
+        return self._with_the_others(worker_group)
 
     def _tell_early(self, codes: Mapping[int, int | None]) -> None:
         """Tell of a failure before torchelastic ends the ranks beside it, which takes time: far ones fail because it has."""
@@ -331,31 +352,6 @@ class RoleAgent(LocalElasticAgent):
             if rank not in ended:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, Signals.SIGKILL)
-
-
-def _processes_of(context: PContext | None) -> dict[int, BaseProcess]:
-    """The ranks' process objects by local rank, none for a command.
-
-    They are private to torchelastic; `multiprocessing.active_children()` leaves out those that have ended already.
-    """
-    started = context._pc if isinstance(context, MultiprocessContext) else None
-    return dict(enumerate(started.processes)) if started is not None else {}
-
-
-def _exit_codes_of(context: PContext | None) -> dict[int, int | None]:
-    """Exit codes by local rank, from the same private places."""
-    if isinstance(context, SubprocessContext):
-        return {local_rank: handler.proc.poll() for local_rank, handler in context.subprocess_handlers.items()}
-    return {local_rank: process.exitcode for local_rank, process in _processes_of(context).items()}
-
-
-def _silence_torchelastic() -> None:
-    """Every one of its loggers has a level of its own."""
-    if logging.getLogger().isEnabledFor(logging.INFO):
-        return
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(_SILENCED):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _spec(plan: LaunchPlan, node: Node, run_dir: RunDir, rendezvous: PlanRendezvous) -> WorkerSpec:

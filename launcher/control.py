@@ -8,24 +8,24 @@ to node 0 has failed, for which torch has no limit: a second thread looks after 
 
 import json
 import logging
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from launcher.errors import LaunchError
 from launcher.here import Endpoint
+from launcher.members import JobEnding, Member
+from launcher.pulses import BEAT_S, Pulses
 from mimo_role import network
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 2.0
 LOST_AFTER_S = 30.0
 """A node whose beat stands still for so long is taken for dead."""
 _SAY_AFTER_S = 5.0
@@ -39,33 +39,6 @@ _SHOWN = 8
 
 Say = Callable[[str], None]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One node as it presents itself."""
-
-    node: int
-    name: str
-    host: str
-    address: str
-    digest: str
-    """Of the plan that it holds."""
-    pid: int = field(default_factory=os.getpid)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.host})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobEnding:
-    """Why the job ends before its ranks are done, as the node that noticed first tells it."""
-
-    node: int | None
-    """That node's index in the plan."""
-    message: str
-    code: int
-    """The exit code of the job."""
 
 
 class Control:
@@ -89,17 +62,17 @@ class Control:
         self._node = node
         self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
-        address = next(iter(network.addresses_of(endpoint.host)))
+        self.address = ""
+        """Node 0's, as this node reaches it."""
         self._store = self._serve() if node == 0 else self._connect()
-        own = address if node == 0 else network.address_towards(address)
-        self.member = Member(node=node, name=names[node], host=socket.gethostname(), address=own or address, digest=digest)
+        self.member = Member(node=node, name=names[node], host=socket.gethostname(), digest=digest)
         self.members: list[Member] = []
         """All nodes, once they have met."""
         self.run_id = ""
         self._changed = threading.Condition()
         self._ending: JobEnding | None = None
         self._attempt = 0
-        self._stores: dict[int, tuple[str, int]] = {}
+        self._ports: dict[int, int] = {}
         self._looks = 0
         """How often the watcher has had an answer."""
         self._lost = False
@@ -118,6 +91,11 @@ class Control:
     def attempt(self) -> int:
         """The latest start of the ranks that a node has called for."""
         return self._attempt
+
+    @property
+    def has_place(self) -> bool:
+        """Whether this agent is one of the job's, and not a second one with another's node rank."""
+        return self._came
 
     @property
     def is_over(self) -> bool:
@@ -160,57 +138,73 @@ class Control:
             self._attempt = attempt
         self._tell("restart", attempt)
 
-    def offer_store(self, attempt: int, port: int) -> None:
-        """Node 0: say where the ranks of a start join."""
-        self._tell("store", [attempt, self.member.address, port])
+    def offer_port(self, attempt: int, port: int) -> None:
+        """Node 0: say at which of its ports the ranks of a start join."""
+        self._tell("port", [attempt, port])
 
-    def store_of(self, attempt: int) -> tuple[str, int]:
-        """Where the ranks of a start join: address and port.
+    def port_of(self, attempt: int) -> int:
+        """At which of node 0's ports the ranks of a start join.
 
         Raises:
             LaunchError: the job ends before node 0 says so.
         """
         with self._changed:
-            while attempt not in self._stores:
+            while attempt not in self._ports:
                 if self._ending is not None:
                     raise LaunchError(self._ending.message)
                 self._changed.wait()
-            return self._stores[attempt]
+            return self._ports[attempt]
 
     def stamp(self, attempt: int) -> int:
         """A rank of a start has ended here: the number of those that have by now, on all nodes."""
         return self._ask(lambda: self._store.add(f"ended/{attempt}", 1)) or 0
 
     def wait_for_ending(self, timeout_s: float) -> None:
-        """Give other nodes time to say why the job ends."""
+        """Give other nodes time to say why the job ends, or that it is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ending is not None, timeout_s)
+            self._changed.wait_for(lambda: self._ending is not None or self._over, timeout_s)
 
-    def done(self, attempt: int) -> None:
-        """Say that this node's ranks are done, those of a start. Until those of all nodes are, it may be called for again."""
-        if self._ask(lambda: self._store.add(f"done/{attempt}", 1)) == len(self._names):
-            self._tell("over", None)
+    def done(self, attempt: int, *, requeue: JobEnding | None = None) -> None:
+        """Say that this node's ranks are done, those of a start. Until those of all nodes are, it may be called for again.
 
-    def leave(self) -> bool:
+        Where the ranks of a node have ended in order to be started again, that ends the job, once all nodes are done.
+        """
+
+        def count() -> None:
+            if requeue is not None:
+                self._store.compare_set(f"requeue/{attempt}", "", json.dumps(asdict(requeue)))
+            if self._store.add(f"done/{attempt}", 1) < len(self._names):
+                return
+            if self._store.check([f"requeue/{attempt}"]):
+                found = self._store.get(f"requeue/{attempt}")
+                self._add_event("ending", json.loads(self._store.compare_set("ending", "", found.decode())))
+            else:
+                self._add_event("over", None)
+
+        self._ask(count)
+
+    def leave(self, patience_s: float) -> None:
         """Say farewell. Node 0 waits for the others', for a limited time, since it keeps the store: they hear the end from it.
 
-        Returns:
-            On other nodes: whether node 0 is still there, and will tell how the job ended.
+        Args:
+            patience_s: how long the others may take to stop their ranks.
         """
         self._closing = True
         if self._watcher is not None:
             self._watcher.join(timeout=2 * BEAT_S)
         if not self._came:
-            return True
+            return
         left = self._ask(lambda: self._store.add("left", 1))
-        deadline = time.monotonic() + _FAREWELL_S
+        deadline = time.monotonic() + patience_s + _FAREWELL_S
         while self._node == 0 and left is not None and left < self._store.add("came", 0) and time.monotonic() < deadline:
             time.sleep(0.02)
             left = self._store.add("left", 0)
-        return left is not None
 
     def _serve(self) -> TCPStore:
         host, port = self._endpoint.host, self._endpoint.port
+        own = [address for address in network.addresses_of(host) if network.is_local(address)]
+        # Last a loopback address: a host may have one under its own name beside the one that others see.
+        self.address = min(own, key=network.is_loopback)
         try:
             return TCPStore(host, port, is_master=True, wait_for_workers=False)
         except (DistError, RuntimeError, ValueError) as error:
@@ -227,7 +221,9 @@ class Control:
         while True:
             try:
                 # torch's own client writes a warning for every attempt.
-                socket.create_connection((host, port), timeout=max(0.1, min(5.0, self._deadline - time.monotonic()))).close()
+                patience = max(0.1, min(5.0, self._deadline - time.monotonic()))
+                with socket.create_connection((host, port), timeout=patience) as found:
+                    self.address = str(found.getpeername()[0])
                 break
             except OSError as error:
                 if time.monotonic() > self._deadline:
@@ -330,11 +326,11 @@ class Control:
                     raise LaunchError(f"{self._names[0]} at {self._endpoint} did not let the job start")
 
     def _tell(self, kind: str, value: Any) -> None:
-        def tell() -> None:
-            number = self._store.add("events", 1) - 1
-            self._store.set(f"event/{number}", json.dumps([kind, value]))
+        self._ask(lambda: self._add_event(kind, value))
 
-        self._ask(tell)
+    def _add_event(self, kind: str, value: Any) -> None:
+        number = self._store.add("events", 1) - 1
+        self._store.set(f"event/{number}", json.dumps([kind, value]))
 
     def _ask(self, question: Callable[[], T]) -> T | None:
         """What node 0's store answers; `None` if it does not, which the watcher notices too."""
@@ -352,7 +348,7 @@ class Control:
 
     def _watch(self) -> None:
         """Hear events, and beat."""
-        next_event, beat, beaten, pulses = 0, 0, time.monotonic(), _Pulses(self._names)
+        next_event, beat, beaten, pulses = 0, 0, time.monotonic(), Pulses()
         interval = max(_LOOK_S, len(self._names) / _LOOKS_PER_S)
         while not self._closing:
             try:
@@ -381,9 +377,11 @@ class Control:
             if still * BEAT_S > LOST_AFTER_S:
                 self._lose(f"{self._names[0]} at {self._endpoint} has not been heard of for {LOST_AFTER_S:g} s")
 
-    def _feel(self, pulses: "_Pulses") -> None:
-        going_on = self.members and self._ending is None and not self._over
-        if self._node == 0 and going_on and (silent := pulses.silent(self._store)) is not None:
+    def _feel(self, pulses: Pulses) -> None:
+        if self._node != 0 or not self.members or self._ending is not None or self._over:
+            return
+        beats = self._store.multi_get([f"beat/{node}" for node in range(len(self._names))])
+        if (silent := pulses.silent(dict(enumerate(beats)), LOST_AFTER_S)) is not None:
             self.end(f"{self.members[silent]} has not been heard of for {LOST_AFTER_S:g} s", 1)
 
     def _hear(self, kind: str, value: Any) -> None:
@@ -391,8 +389,8 @@ class Control:
             if kind == "go":
                 self.run_id = value["run_id"]
                 self.members = [Member(**member) for member in value["members"]]
-            elif kind == "store":
-                self._stores[value[0]] = (value[1], value[2])
+            elif kind == "port":
+                self._ports[value[0]] = value[1]
             elif kind == "restart":
                 self._attempt = max(self._attempt, value)
             elif kind == "ending":
@@ -407,24 +405,6 @@ class Control:
             if not self._over:
                 self._ending = self._ending or JobEnding(node=None, message=message, code=1)
             self._changed.notify_all()
-
-
-class _Pulses:
-    """How long each node's beat has stood still, in beats of this one: time goes on in a suspended job."""
-
-    def __init__(self, names: list[str]) -> None:
-        self._keys = [f"beat/{node}" for node in range(len(names))]
-        self._still: Mapping[int, tuple[bytes, int]] = {}
-
-    def silent(self, store: TCPStore) -> int | None:
-        """The first node whose beat has stood still for too long. To be called once a beat."""
-        beats = dict(enumerate(store.multi_get(self._keys)))
-        before = self._still
-        self._still = {
-            node: (beat, before[node][1] + 1 if (node in before and before[node][0] == beat) else 0)
-            for node, beat in beats.items()
-        }
-        return next((node for node, (_, still) in self._still.items() if node and still * BEAT_S > LOST_AFTER_S), None)
 
 
 def _listed(names: list[str]) -> str:

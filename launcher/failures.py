@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mimo_role import Topology
 
+REQUEUED = "the ranks ended in order to be started again"
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from launcher import forkserver, machine, warden
 from launcher.errors import LaunchError
+from launcher.failures import REQUEUED
 from launcher.here import Here
 from launcher.plan import LaunchPlan
 from launcher.rundir import RunDir
@@ -32,7 +33,6 @@ MEMORY_PER_RANK = {StartMethod.FORKSERVER: 40 << 20, StartMethod.SPAWN: 250 << 2
 """Bytes that one rank takes before it has a model, measured with torch 2.13 (see docs/measurements.md)."""
 
 INTERRUPTED = 130
-REQUEUED = f"the ranks ended in order to be started again (exit code {REQUEUE_EXIT_CODE})"
 
 Say = Callable[[str], None]
 
@@ -63,6 +63,8 @@ def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: Tex
     try:
         # Deadly by default, to this process and to all that it starts.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # Until torchelastic takes it over: the other nodes are told.
+        signal.signal(signal.SIGTERM, _terminate)
         forkserver.start_tracker()
         _set_environment(plan, here, agent_id)
         with _warded(agent_id):
@@ -79,7 +81,9 @@ def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: Tex
                 raise
             finally:
                 if control is not None:
-                    control.leave()
+                    control.leave(plan.grace_s)
+    except _Terminated:
+        return Outcome(128 + signal.SIGTERM, "ended by SIGTERM")
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "interrupted")
     finally:
@@ -157,17 +161,27 @@ def _meet(plan: LaunchPlan, here: Here, agent_id: str, say: Say) -> "Control":
     try:
         control.meet(agent_id, say)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
+        if control.has_place and control.ending is None:
             _tell(control, error)
-        control.leave()
+        control.leave(plan.grace_s)
         raise
     logger.info("all %d nodes are here: %s", len(names), ", ".join(map(str, control.members)))
     return control
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def _tell(control: "Control", error: BaseException) -> None:
     """The other nodes would hear nothing, and wait."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, _Terminated):
+        control.end(f"ended by SIGTERM on {control.member}", 128 + signal.SIGTERM)
+    elif isinstance(error, KeyboardInterrupt):
         control.end(f"interrupted on {control.member}", INTERRUPTED)
     else:
         control.end(f"{control.member}: {error or type(error).__name__}", 2 if isinstance(error, LaunchError) else 1)
@@ -185,7 +199,7 @@ def _outcome(plan: LaunchPlan, here: Here, run_dir: RunDir, ending: "Ending") ->
     # SLURM's srun returns the highest code of all its tasks and kills the rest: node 0 alone tells how the job ended.
     silent = here.slurm_job is not None and here.node_rank != 0
     if ending.requeue:
-        return Outcome(0 if silent else REQUEUE_EXIT_CODE, None if silent else REQUEUED)
+        return Outcome(0 if silent else REQUEUE_EXIT_CODE, None if silent else f"{REQUEUED} (exit code {REQUEUE_EXIT_CODE})")
     if ending.signal is not None:
         return Outcome(128 + ending.signal, f"ended by {ending.signal.name}")
     if ending.elsewhere is not None:

@@ -4,7 +4,7 @@ torchelastic's c10d rendezvous keeps one store for all restarts, in which restar
 its static one knows nothing of restarts on other nodes.
 """
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from launcher.control import Control
@@ -45,16 +45,16 @@ class PlanRendezvous(RendezvousHandler):
         else:
             self.attempt = max(self.attempt, self._control.attempt)
             self._control.start_again(self.attempt)
-            store, address = self._shared_store(self._control)
-        return RendezvousInfo(store, self._node_rank, self._nodes, RendezvousStoreInfo(address, store.port))
+            if self._node_rank != 0:
+                # The ranks' business alone: torchelastic's own questions to it are answered by the plan.
+                port = self._control.port_of(self.attempt)
+                return self._info(HashStore(), self._control.address, port)
+            store, address = _serve(self._control.address), self._control.address
+            self._control.offer_port(self.attempt, store.port)
+        return self._info(store, address, store.port)
 
-    def _shared_store(self, control: Control) -> tuple[TCPStore, str]:
-        if self._node_rank == 0:
-            store = _serve(control.member.address)
-            control.offer_store(self.attempt, store.port)
-            return store, control.member.address
-        address, port = control.store_of(self.attempt)
-        return TCPStore(address, port, wait_for_workers=False), address
+    def _info(self, store: Store, address: str, port: int) -> RendezvousInfo:
+        return RendezvousInfo(store, self._node_rank, self._nodes, RendezvousStoreInfo(address, port))
 
     def num_nodes_waiting(self) -> int:
         """torchelastic's question whether to start the ranks again: yes, if another node has called for it."""

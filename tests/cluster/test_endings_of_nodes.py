@@ -219,3 +219,29 @@ def test_nodes_end_when_a_host_is_cut_off_from_the_network(agents, running, host
     assert [done.said for done in found] == [
         f"ended: {node.format(agents.endpoint)} has not been heard of for 3 s" for node in lost
     ]
+
+
+SAVES = """
+import pathlib, sys, time, mimo_role
+ctx = mimo_role.current()
+ctx.seconds_left()
+pathlib.Path(f"up{ctx.rank}").touch()
+while ctx.seconds_left() is None:
+    time.sleep(0.01)
+if ctx.rank == 5:
+    time.sleep(4)
+    print("saved", flush=True)
+sys.exit(mimo_role.REQUEUE_EXIT_CODE)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_rank_that_still_saves_is_waited_for_on_all_nodes(agents, number):
+    agents.write(SAVES)
+    started = agents.start_all(f"runtime.grace_s={1.5 if number == signal.SIGUSR1 else 20}")
+    agents.wait_for_files("up*", 6)
+    for process in started:
+        process.send_signal(number)
+    found = agents.finish(started, timeout_s=30)
+    assert [done.code for done in found] == [75, 75, 75], found
+    assert "[language.dp2 r5] saved\n" in found[2].out

@@ -1,5 +1,6 @@
 """The launcher's small parts, each for itself."""
 
+import inspect
 import io
 import json
 import multiprocessing
@@ -182,3 +183,24 @@ def test_the_fork_server_has_imported_torch_and_is_out_of_reach_of_ctrl_c(tmp_pa
     done = subprocess.run([sys.executable, str(tmp_path / "serve.py")], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True", "True", "True"]
     assert multiprocessing.get_start_method(allow_none=True) in (None, "fork")
+
+
+def test_what_is_private_to_torchelastic_is_as_it_was():
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, SubprocessContext
+
+    parameters = {
+        "_assign_worker_ranks": ["self", "store", "group_rank", "group_world_size", "spec"],
+        "_start_workers": ["self", "worker_group"],
+        "_stop_workers": ["self", "worker_group"],
+        "_monitor_workers": ["self", "worker_group"],
+        "_shutdown": ["self", "death_sig", "timeout"],
+        "_exit_barrier": ["self"],
+    }
+    for name, expected in parameters.items():
+        assert list(inspect.signature(getattr(LocalElasticAgent, name)).parameters) == expected, name
+    source = inspect.getsource(LocalElasticAgent) + inspect.getsource(LocalElasticAgent.__mro__[1])
+    for attribute in ("self._remaining_restarts", "self._pcontext", "self._worker_group", "self._shutdown_timeout"):
+        assert attribute in source
+    assert "self._pc " in inspect.getsource(MultiprocessContext)
+    assert "self.subprocess_handlers" in inspect.getsource(SubprocessContext)

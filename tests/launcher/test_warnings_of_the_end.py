@@ -19,6 +19,8 @@ print("up", flush=True)
 while (left := ctx.seconds_left()) is None:
     time.sleep(0.01)
 print(mimo_role.notice() and mimo_role.notice().signal.name, 10 < left <= 50, flush=True)
+if ctx.rank == 2 and len(sys.argv) > 4:
+    time.sleep(float(sys.argv[4]))  # saves
 sys.exit(int(sys.argv[1 + ctx.rank]))
 """
 
@@ -38,6 +40,13 @@ def test_ranks_that_are_warned_can_ask_to_be_started_again(job, number, start_me
     assert process.returncode == 75
     assert errors == "mimo-launch: the ranks ended in order to be started again (exit code 75)\n"
     assert [lines_of(output, label) for label in LABELS] == [[f"{number.name} True"]] * 3
+
+
+def test_a_rank_that_still_saves_is_waited_for(job):
+    process = start(job, "runtime.grace_s=1.5", "--", "75", "75", "75", "4")
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (75, "mimo-launch: the ranks ended in order to be started again (exit code 75)\n")
 
 
 def test_a_wish_to_be_started_again_is_no_failure_that_starts_the_ranks_again_here(job):

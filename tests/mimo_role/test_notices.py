@@ -148,10 +148,36 @@ sleeper.kill()
     with child(script) as process:
         sleeper = int(process.stdout.readline())
         for pid in (process.pid, sleeper):
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                os.kill(pid, number)
+            for name in ("TERM", "USR1"):
+                subprocess.run(["kill", f"-{name}", str(pid)], check=True)
         assert ask(process, "") == "None None"
         assert process.wait(timeout=20) == 0
+
+
+def test_a_shielded_process_still_ends_when_its_own_parent_says_so():
+    with child("import mimo_role\nmimo_role.shield_worker()\nprint('up', flush=True)\ninput()") as process:
+        assert process.stdout.readline() == "up\n"
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_script_that_asks_to_be_started_again_ends_with_its_shielded_loader():
+    script = """
+import mimo_role
+from torch.utils.data import DataLoader
+
+loader = DataLoader(range(1000), num_workers=2, worker_init_fn=mimo_role.shield_worker, persistent_workers=True)
+
+def train():
+    iterator = iter(loader)
+    next(iterator)
+    raise SystemExit(mimo_role.REQUEUE_EXIT_CODE)
+
+train()
+"""
+    with child(script) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
 
 
 # Every worker gets both signals at its first sample.

@@ -1,0 +1,40 @@
+"""Where the ranks' output goes: torchelastic's log interface over the run folder."""
+
+from typing import TextIO
+
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
+
+from launcher.follow import Followed, Follower
+from launcher.plan import LaunchPlan
+from launcher.rundir import RunDir
+
+
+class RankLogs(LogsSpecs):
+    """Sends every rank's output to the run folder, and has it followed from there."""
+
+    def __init__(self, plan: LaunchPlan, run_dir: RunDir, follower: Follower, out: TextIO, err: TextIO) -> None:
+        super().__init__(str(run_dir.path / "logs"))
+        self._plan = plan
+        self._run_dir = run_dir
+        self._follower = follower
+        self._sinks = {"stdout": out, "stderr": err}
+
+    @property
+    def root_log_dir(self) -> str:
+        return str(self._run_dir.path / "logs")
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """torchelastic's hook: the files of each local rank, for the attempt that the environments are of."""
+        files: dict[str, dict[int, str]] = {"stdout": {}, "stderr": {}, "error": {}}
+        followed = []
+        for local_rank, env in envs.items():
+            rank, attempt = int(env["RANK"]), int(env["TORCHELASTIC_RESTART_COUNT"])
+            prefix = f"[{self._plan.topology.label_of(rank)} r{rank}]"
+            for stream, sink in self._sinks.items():
+                path = self._run_dir.log_file(attempt, rank, stream)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files[stream][local_rank] = str(path)
+                followed.append(Followed(path, prefix, sink))
+            env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(self._run_dir.error_file(attempt, rank))
+        self._follower.follow(followed)
+        return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])
