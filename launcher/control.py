@@ -93,6 +93,11 @@ class Control:
         return self._attempt
 
     @property
+    def is_lost(self) -> bool:
+        """Whether node 0 is taken for dead."""
+        return self._lost
+
+    @property
     def has_place(self) -> bool:
         """Whether this agent is one of the job's, and not a second one with another's node rank."""
         return self._came

@@ -192,19 +192,19 @@ def _run_agent(plan: LaunchPlan, here: Here, run_dir: RunDir, control: "Control 
 
     if control is not None and here.node_rank == 0:
         run_dir.write_nodes(plan.nodes, [member.host for member in control.members])
-    return _outcome(plan, here, run_dir, agent.run(plan, here, run_dir, control, out, err))
-
-
-def _outcome(plan: LaunchPlan, here: Here, run_dir: RunDir, ending: "Ending") -> Outcome:
+    ending = agent.run(plan, here, run_dir, control, out, err)
     # SLURM's srun returns the highest code of all its tasks and kills the rest: node 0 alone tells how the job ended.
-    silent = here.slurm_job is not None and here.node_rank != 0
+    told_by_node_0 = here.slurm_job is not None and here.node_rank != 0 and control is not None and not control.is_lost
+    return _outcome(plan, run_dir, ending, silent=told_by_node_0)
+
+
+def _outcome(plan: LaunchPlan, run_dir: RunDir, ending: "Ending", *, silent: bool) -> Outcome:
     if ending.requeue:
         return Outcome(0 if silent else REQUEUE_EXIT_CODE, None if silent else f"{REQUEUED} (exit code {REQUEUE_EXIT_CODE})")
     if ending.signal is not None:
         return Outcome(128 + ending.signal, f"ended by {ending.signal.name}")
     if ending.elsewhere is not None:
-        told_there = silent and ending.elsewhere.node is not None
-        return Outcome(0 if told_there else ending.elsewhere.code, None if told_there else f"ended: {ending.elsewhere.message}")
+        return Outcome(0 if silent else ending.elsewhere.code, None if silent else f"ended: {ending.elsewhere.message}")
     if ending.failure is None:
         return Outcome(0)
     rank = ending.failure.rank

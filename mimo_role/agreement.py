@@ -10,7 +10,10 @@ from mimo_role.notices import listen, notice
 
 
 class EndAgreement:
-    """One small all-reduce over the world per step, started at one call and read at the next, so that no step waits for it."""
+    """One small all-reduce over the world per step, started at one call and read at the next.
+
+    So no step waits for another rank; on a GPU reading the number waits for what the step has queued there.
+    """
 
     def __init__(self, device: torch.device, grace_s: float | None, warning_s: float | None) -> None:
         self._device = device

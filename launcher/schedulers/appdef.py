@@ -75,6 +75,8 @@ def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, her
             # torchx tells the first replica of the first role by `localhost`, which no other node could reach.
             start = (
                 f'host="${{{macros.rank0_env}:-}}"; case "$host" in ""|localhost) host="`hostname`";; esac; '
+                # Pods get their names as they start.
+                """timeout 300 sh -c 'until getent hosts "$1" >/dev/null; do sleep 1; done' sh "$host"; """
                 f'{start} --node-rank "$MIMO_POOL:{macros.replica_id}" --rdzv-endpoint "$host:{PORT}"'
             )
         roles.append(

@@ -39,7 +39,8 @@ class Job:
         """Start a run and return while it is going on; the caller ends it."""
         self.write(script)
         return subprocess.Popen(
-            self.command(*words),
+            # A shell starts what it puts into the background with SIGINT ignored, the test run itself perhaps.
+            ["env", "--default-signal=INT", *self.command(*words)],
             cwd=self.folder,
             env=self.whole_environ(),
             stdout=subprocess.PIPE,

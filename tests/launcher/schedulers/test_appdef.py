@@ -73,7 +73,7 @@ def test_the_plan_travels_in_the_environment_with_paths_below_the_images_folder(
 def test_each_tasks_command_names_its_node_and_node_0s_host(folder, task, host, expected):
     container = tasks_of(manifest(folder))[task]
     # A program called mimo-launch that prints its arguments, and the host name of a pod.
-    for name, script in (("mimo-launch", 'printf "%s\\n" "$@"'), ("hostname", "echo pod")):
+    for name, script in (("mimo-launch", 'printf "%s\\n" "$@"'), ("hostname", "echo pod"), ("getent", "exit 0")):
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
     environ = environ_of(container) | host | {"PATH": f"{folder}:/usr/bin:/bin"}
