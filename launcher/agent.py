@@ -133,6 +133,7 @@ class RoleAgent(LocalElasticAgent):
         self._plan = plan
         self._node: Node = plan.nodes[here.node_rank]
         self._agent_id = run_dir.agent_id
+        self._notice_file = run_dir.notice_file
         self.control = control
         self._processes: dict[int, BaseProcess] = {}
         self._pids: dict[int, int] = {}
@@ -165,6 +166,8 @@ class RoleAgent(LocalElasticAgent):
         """Pass a warning on to the ranks, and to no other process."""
         logger.info("%s: passed on to %d ranks", number.name, len(self._pids))
         self.patience_s = max(self._plan.grace_s, self._plan.warning_s)
+        with contextlib.suppress(OSError):
+            self._notice_file.touch()
         ended = self._exits.so_far() if self._exits is not None else []
         for rank, pid in self._pids.items():
             if rank not in ended:

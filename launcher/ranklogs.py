@@ -7,6 +7,7 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 from launcher.follow import Followed, Follower
 from launcher.plan import LaunchPlan
 from launcher.rundir import RunDir
+from mimo_role import environ
 
 
 class RankLogs(LogsSpecs):
@@ -35,6 +36,7 @@ class RankLogs(LogsSpecs):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files[stream][local_rank] = str(path)
                 followed.append(Followed(path, prefix, sink))
+            env[environ.NOTICE_FILE] = str(self._run_dir.notice_file)
             env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(self._run_dir.error_file(attempt, rank))
         self._follower.follow(followed)
         return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import gettempdir
 
 from launcher.errors import LaunchError
 from launcher.placement import Node
@@ -87,8 +88,14 @@ class RunDir:
         """Where a rank writes down the exception that ends it."""
         return self.path / "logs" / f"attempt{attempt}" / f"rank{rank}.error.json"
 
+    @property
+    def notice_file(self) -> Path:
+        """Exists once the ranks of this node have been warned: one that starts listening later finds it."""
+        return Path(gettempdir(), f"mimo-{self.agent_id}.notice")
+
     def close(self) -> None:
         """Let others have the folder."""
+        self.notice_file.unlink(missing_ok=True)
         if self._lock is not None:
             os.close(self._lock)
 

@@ -15,14 +15,14 @@ class EndAgreement:
     So no step waits for another rank; on a GPU reading the number waits for what the step has queued there.
     """
 
-    def __init__(self, device: torch.device, grace_s: float | None, warning_s: float | None) -> None:
+    def __init__(self, device: torch.device, grace_s: float | None, warning_s: float | None, notice_file: str | None) -> None:
         self._device = device
-        self._times = (grace_s, warning_s)
+        self._how = (grace_s, warning_s, notice_file)
         self._going: tuple[dist.Work, torch.Tensor, float] | None = None
 
     def seconds_left(self) -> float | None:
         """Collective; see `RoleContext.seconds_left`."""
-        listen(*self._times)
+        listen(*self._how)
         answer = self._read()
         heard = notice()
         left = math.inf if heard is None else heard.seconds_left or 0.0

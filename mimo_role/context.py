@@ -266,7 +266,8 @@ def init(
         check_same_topology(topology, options, device)
         if dist.get_world_size() != topology.world_size:
             raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
-        agreement = EndAgreement(device, found.grace_s if found else None, found.warning_s if found else None)
+        times = (found.grace_s, found.warning_s) if found else (None, None)
+        agreement = EndAgreement(device, *times, environ.get(environ.NOTICE_FILE))
         context = RoleContext(topology, dist.get_rank(), device, timeout, options, owns_world=owns_world, agreement=agreement)
         # A rank that went on and ended would break the connections of those that still make their groups.
         dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)

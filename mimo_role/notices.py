@@ -8,7 +8,9 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from mimo_role.errors import MimoError
@@ -39,17 +41,18 @@ _heard: Notice | None = None
 _listening = False
 
 
-def listen(grace_s: float | None = None, warning_s: float | None = None) -> None:
+def listen(grace_s: float | None = None, warning_s: float | None = None, notice_file: str | None = None) -> None:
     """Take SIGTERM and SIGUSR1 as notices from now on. Called again, it changes nothing.
 
     Args:
         grace_s: seconds from SIGTERM to the end.
         warning_s: seconds from SIGUSR1 to the end.
+        notice_file: exists if SIGUSR1 came before, since when it was last written.
 
     Raises:
         MimoError: not in the main thread, where alone Python hears signals.
     """
-    global _listening
+    global _listening, _heard
     if _listening:
         return
     if threading.current_thread() is not threading.main_thread():
@@ -66,6 +69,10 @@ def listen(grace_s: float | None = None, warning_s: float | None = None) -> None
     for number in SIGNALS:
         signal.signal(number, hear)
     _listening = True
+    with suppress(OSError):
+        if notice_file is not None:
+            since = time.time() - Path(notice_file).stat().st_mtime
+            _heard = Notice(signal.SIGUSR1, time.monotonic() - since, warning_s)
 
 
 def notice() -> Notice | None:

@@ -1,6 +1,9 @@
 """The warning before a job ends, from mimo-launch to the ranks of this machine, and what they answer."""
 
+import os
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +90,25 @@ def test_a_warning_does_not_end_a_command(job):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert output.count("went on") == 3
+
+
+LISTENS_LATE = """
+import pathlib, sys, time, mimo_role
+ctx = mimo_role.current()
+print("up", flush=True)
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+print([ctx.seconds_left() is None for _ in range(2)])
+"""
+
+
+def test_a_warning_that_came_before_the_script_listened_is_not_lost(job):
+    process = job.start(LISTENS_LATE, "runtime.warning_s=50")
+    assert sorted(process.stdout.readline() for _ in LABELS) == sorted(f"{label} up\n" for label in LABELS)
+    process.send_signal(signal.SIGUSR1)
+    while not list(Path(tempfile.gettempdir()).glob(f"mimo-*-{process.pid}.notice")):
+        os.sched_yield()
+    (job.folder / "go").touch()
+    output, _ = process.communicate(timeout=60)
+    assert [lines_of(output, label) for label in LABELS] == [["[True, False]"]] * 3
+    assert not list(Path(tempfile.gettempdir()).glob(f"mimo-*-{process.pid}.notice"))
