@@ -13,15 +13,15 @@ PORTS = itertools.count(29500)
 
 @pytest.fixture(scope="session")
 def hosts(tmp_path_factory):
-    """Three hosts that see each other."""
+    """Three hosts that see each other. A machine that cannot make them fails, and says why: make test leaves these tests out."""
     if missing := [program for program in ("ip", "nsenter", "unshare") if shutil.which(program) is None]:
-        pytest.skip(f"hosts are network namespaces, made by programs that are not here: {', '.join(missing)}")
+        pytest.fail(f"hosts are network namespaces, made by programs that are not here: {', '.join(missing)}")
     if os.geteuid() != 0:
-        pytest.skip("hosts are network namespaces, which only root can make")
+        pytest.fail("make test-cluster needs root: its hosts are network namespaces, which only root can make")
     try:
         three = Hosts(["alpha", "beta", "gamma"], tmp_path_factory.mktemp("hosts")).__enter__()
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"hosts are network namespaces, which cannot be made here: {error.stderr.strip()}")
+        pytest.fail(f"hosts are network namespaces, which cannot be made here: {error.stderr.strip()}")
     yield three
     three.__exit__()
 
