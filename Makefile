@@ -18,6 +18,7 @@ test: $(STAMP)
 
 # Several hosts, and a SLURM cluster, on this machine: as root, on Debian, whose Slurm is installed where it is missing.
 test-cluster: $(STAMP)
+	tests/cluster/lab/install.sh
 	$(BIN)/python -m pytest -m cluster
 
 # The half that needs no torch, on another Python: make test-torch-free PYTHON=python3.13

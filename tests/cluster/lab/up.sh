@@ -19,14 +19,7 @@ idle() { timeout 5 sinfo -h -N -p lab -t idle -o %N 2>/dev/null | wc -l; }
 ready() { echo "lab: $1, $N idle nodes" >&2; echo "export SLURM_CONF=$SLURM_CONF"; exit 0; }
 [ "$(id -u)" = 0 ] || die "must run as root"
 
-tools="slurmctld slurmd sbatch munged ip unshare" pkgs="slurmctld slurmd slurm-client munge iproute2 util-linux"
-[ "$ACCT" = 1 ] && tools+=" slurmdbd mariadbd" pkgs+=" slurmdbd mariadb-server"
-if ! type $tools >/dev/null 2>&1; then
-  mkdir -p "$(dirname "$LAB")"
-  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1   # RUNLEVEL=1: the packages start no services of their own
-  { apt-get update && apt-get install -y --no-install-recommends --no-upgrade $pkgs; } </dev/null >"$LAB-apt.log" 2>&1 ||
-    die "apt-get failed: $(tail -n 3 "$LAB-apt.log")"
-fi
+"$(dirname "$0")/install.sh" "$ACCT" || exit 1
 [ "$(cat "$LAB/ready" 2>/dev/null)" = "$want" ] && [ "$(idle)" = "$N" ] && ready "already running"
 SLURM_LAB=$LAB "$(dirname "$0")/down.sh" || die "cannot stop the old cluster"
 [ -e "$LAB" ] && die "$LAB exists and is not a slurm-lab"

@@ -17,6 +17,7 @@ from launcher.schedulers.submit import dry_run
 from tests.launcher.schedulers.plans import request
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[3]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
 THOUSANDS = [
@@ -60,7 +61,10 @@ def test_the_script_is_as_it_was_when_somebody_last_read_it(name, overrides, tmp
     assert script(tmp_path, monkeypatch, *overrides) == (GOLDEN / f"{name}.sbatch").read_text()
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sbatch")), ids=lambda path: path.stem)
+SCRIPTS = [*GOLDEN.glob("*.sbatch"), *ROOT.glob("examples/slurm/*.sbatch"), *ROOT.glob("tests/cluster/lab/*.sh")]
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS), ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(path):
     done = subprocess.run([SHELLCHECK, path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
