@@ -154,8 +154,8 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         plan, config_text, _ = _planned(arguments)
     place = here.find(plan, arguments.node_rank, arguments.rdzv_endpoint)
-    for warning in plan.warnings if place.node_rank == 0 else ():
-        _say(f"warning ({warning.code}): {warning.message}")
+    if place.node_rank == 0:
+        _warn(plan)
     plan = replace(plan, verbose=arguments.verbose)
     outcome = local.run(plan, place, config_text, out=sys.stdout, err=sys.stderr, say=_say)
     if outcome.failure is not None:
@@ -164,10 +164,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig]":
-    from launcher.config import load
+    from launcher.config import load, source_of
     from launcher.plan import make_plan
+    from launcher.schedulers.options import check_options
 
     config, config_text = load(arguments.config, arguments.overrides)
+    for name, pool in (config.pools or {}).items():
+        try:
+            check_options(name, pool.slurm)
+        except ConfigError as error:
+            key = str(error).partition(":")[0].partition("=")[0]
+            raise ConfigError(f"{source_of(arguments.config, key, arguments.overrides)}: {error}") from None
     return make_plan(config, arguments.config, arguments.script_args, arguments.overrides), config_text, config
 
 
@@ -183,8 +190,6 @@ def _submit(arguments: argparse.Namespace) -> int:
             raise LaunchError(f"{option}: not for slurm, whose options stand in the config under pools.NAME.slurm")
     if arguments.snapshot and arguments.to != SLURM:
         raise LaunchError("--snapshot: only for slurm; elsewhere the code is in the image")
-    for warning in plan.warnings:
-        _say(f"warning ({warning.code}): {warning.message}")
     request = Request(
         plan=plan,
         pools=config.pools or {},
@@ -195,9 +200,12 @@ def _submit(arguments: argparse.Namespace) -> int:
         options=tuple(arguments.option),
     )
     if arguments.dry_run:
-        print(dry_run(request), end="")
+        text = dry_run(request)
+        _warn(plan)
+        print(text, end="")
         return DONE
     job = submit(request)
+    _warn(plan)
     print(job.handle)
     if job.folder is not None:
         _say(f"submitted; {job.folder}\n  mimo-launch status {job.handle}\n  mimo-launch logs {job.handle} --follow")
@@ -249,6 +257,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
         slurm_jobs.cancel(job.slurm.job_id)
         _say(f"job {job.slurm.job_id} is cancelled")
     return DONE
+
+
+def _warn(plan: "LaunchPlan") -> None:
+    for warning in plan.warnings:
+        _say(f"warning ({warning.code}): {warning.message}")
 
 
 def _is_torchxs(job: str) -> bool:

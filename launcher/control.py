@@ -237,7 +237,8 @@ class Control:
                         "is mimo-launch running there with --node-rank 0, and does a firewall let the port through?"
                     ) from None
                 if not said and time.monotonic() > self._deadline - self._timeout_s + _SAY_AFTER_S:
-                    logger.warning("waiting for %s at %s (%s)", self._names[0], self._endpoint, error)
+                    limit = f"{self._timeout_s:g} s, runtime.timeout_s"
+                    logger.warning("waiting for %s at %s, up to %s (%s)", self._names[0], self._endpoint, limit, error)
                     said = True
                 time.sleep(0.2)
         return self._client()

@@ -88,7 +88,7 @@ def _from_options(plan: LaunchPlan, node_rank: str | None, endpoint: str | None)
 def _node_index(nodes: tuple[Node, ...], text: str) -> int:
     pool, colon, number = text.rpartition(":")
     if not number.isascii() or not number.isdigit():
-        raise LaunchError(f"--node-rank {text}: not a number, nor POOL:NUMBER")
+        raise LaunchError(f"--node-rank {text}: not a number from 0, nor POOL:NUMBER")
     among = [index for index, node in enumerate(nodes) if not colon or node.pool == pool]
     if not among:
         raise LaunchError(f"--node-rank {text}: no pool {pool!r}; there is {', '.join(dict.fromkeys(n.pool for n in nodes))}")

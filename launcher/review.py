@@ -120,9 +120,13 @@ def _bridges_between_pools(topology: Topology, layout: _Layout) -> Iterator[Plan
         if set(origin) | set(to) != set(origin) & set(to):
             yield PlanWarning(
                 "bridge_across_pools",
-                f"bridge {name} -> language: {len(senders)} ranks on {' and '.join(origin)} send to {len(receivers)} ranks on "
+                f"bridge {name} -> language: {_ranks(senders)} on {' and '.join(origin)} to {_ranks(receivers)} on "
                 f"{' and '.join(to)}; all it carries crosses between the pools",
             )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return "1 rank" if len(ranks) == 1 else f"{len(ranks)} ranks"
 
 
 def _shown(row: Sequence[int]) -> str:

@@ -23,6 +23,7 @@ ALLOWED = {
         "launcher.render",
         "launcher.schedulers.jobs",
         "launcher.schedulers.logs",
+        "launcher.schedulers.options",
         "launcher.schedulers.slurm",
         "launcher.schedulers.slurm_jobs",
         "launcher.schedulers.submit",

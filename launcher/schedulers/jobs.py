@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ def _by_folder(folder: Path) -> Job:
         raise LaunchError(f"{folder}: neither a job's id nor a run folder")
     submission = Submission.latest(folder)
     record = submission.recorded() if submission is not None else None
+    if record is None and not (folder / "run_id").exists() and any(folder.glob("jobs/*/plan.json")):
+        raise LaunchError(f"{folder}: nothing has run here, and no scheduler has taken what was to be submitted")
     if record is None and not (folder / "run_id").exists():
         raise LaunchError(f"{folder}: not a run folder of mimo-launch")
     begun = _job_in(folder)
@@ -188,13 +191,12 @@ def _component_row(part: slurm_jobs.JobComponent) -> list[str]:
 
 
 def _node_rows(plan: LaunchPlan, hosts: dict[str, str]) -> Iterable[tuple[str, str, str, range, str]]:
+    """Node, pool, host, and the neighbouring ranks there that run the same modules."""
     for node in plan.nodes:
-        modules = [name for name, grid in plan.topology.grids.items() if _meet(grid.ranks, node.ranks)]
-        yield node.name, node.pool, hosts.get(node.name, ""), node.ranks, ", ".join(modules)
-
-
-def _meet(one: range, other: range) -> bool:
-    return one.start < other.stop and other.start < one.stop
+        host = hosts.get(node.name, "")
+        for modules, ranks in groupby(node.ranks, lambda rank: ", ".join(plan.topology.modules_of(rank))):
+            found = list(ranks)
+            yield node.name, node.pool, host, range(found[0], found[-1] + 1), modules
 
 
 def _times(restarts: int) -> str:

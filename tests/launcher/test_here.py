@@ -152,10 +152,10 @@ def test_an_endpoint_is_a_host_and_a_port(plan, text, endpoint):
         pytest.param("llm:3", "host:1", "--node-rank llm:3: pool llm has 3 nodes; use 0 to 2", id="rank too large in pool"),
         pytest.param("vision:0", "host:1", "--node-rank vision:0: no pool 'vision'; there is encoders, llm", id="no pool"),
         pytest.param(":0", "host:1", "--node-rank :0: no pool ''; there is encoders, llm", id="empty pool"),
-        pytest.param("-1", "host:1", "--node-rank -1: not a number, nor POOL:NUMBER", id="negative"),
-        pytest.param("llm", "host:1", "--node-rank llm: not a number, nor POOL:NUMBER", id="pool alone"),
-        pytest.param("llm:", "host:1", "--node-rank llm:: not a number, nor POOL:NUMBER", id="pool without number"),
-        pytest.param("\u0663", "host:1", "--node-rank \u0663: not a number, nor POOL:NUMBER", id="another script's digit"),
+        pytest.param("-1", "host:1", "--node-rank -1: not a number from 0, nor POOL:NUMBER", id="negative"),
+        pytest.param("llm", "host:1", "--node-rank llm: not a number from 0, nor POOL:NUMBER", id="pool alone"),
+        pytest.param("llm:", "host:1", "--node-rank llm:: not a number from 0, nor POOL:NUMBER", id="pool without number"),
+        pytest.param("\u0663", "host:1", "--node-rank \u0663: not a number from 0, nor POOL:NUMBER", id="foreign digit"),
         *[
             pytest.param(
                 "1",

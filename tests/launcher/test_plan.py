@@ -185,7 +185,7 @@ def test_the_table_has_a_line_for_each_rank_and_module(folder, capsys):
     assert main(["plan", "job.yaml"]) == 0
     table, notes = capsys.readouterr().out.split("\n\nwarning ")
     lines = table.splitlines()
-    assert notes.startswith("(bridge_across_pools): bridge vision -> language: 2 ranks on encoders send to 4 ranks on llm;")
+    assert notes.startswith("(bridge_across_pools): bridge vision -> language: 2 ranks on encoders to 4 ranks on llm;")
     assert lines[0].startswith("digits-vlm: 10 ranks on 3 nodes, non_colocated, topology ")
     assert lines[2].split() == ["rank", "node", "local", "module", "stage", "coordinates"]
     assert [line.split() for line in lines[4:7]] == [

@@ -47,7 +47,7 @@ def test_a_module_over_two_pools_is_told_with_its_shares():
     assert warnings["module_across_pools"] == (
         "modules.language: its 6 ranks lie on 2 pools (2 on a, 4 on b); modules.language.pool puts it on one"
     )
-    assert warnings["bridge_across_pools"].startswith("bridge vision -> language: 2 ranks on a send to 6 ranks on a and b;")
+    assert warnings["bridge_across_pools"].startswith("bridge vision -> language: 2 ranks on a to 6 ranks on a and b;")
 
 
 def test_a_bridge_between_pools_counts_the_stages_that_talk():
@@ -55,7 +55,7 @@ def test_a_bridge_between_pools_counts_the_stages_that_talk():
     modules = {"vision": {"dp": 2, "pp": 2}, "language": {"tp": 2, "pp": 4}}
     warnings = found(modules, pools, {"vision": "a", "language": "b"})
     assert warnings == {
-        "bridge_across_pools": "bridge vision -> language: 2 ranks on a send to 2 ranks on b; all it carries crosses between "
+        "bridge_across_pools": "bridge vision -> language: 2 ranks on a to 2 ranks on b; all it carries crosses between "
         "the pools"
     }
 
