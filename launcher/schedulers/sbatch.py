@@ -57,9 +57,9 @@ def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], 
         ConfigError: an option that would break the job.
     """
     own = check_options(pool, options)
-    limit = seconds_of(own["time"] or "") if "time" in own else None
-    # SLURM may signal up to 60 s early: sbatch(1), --signal.
-    if "signal" not in own and limit is not None and limit <= warning_s + 60:
+    limit = seconds_of(own.get("time") or "")
+    # SLURM may signal up to 60 s early, and 0 is no limit: sbatch(1), --signal and --time.
+    if "signal" not in own and limit and limit <= warning_s + 60:
         raise ConfigError(
             f"pools.{pool}.slurm.time={own['time']}: {limit} s, but the ranks are warned runtime.warning_s={warning_s:g} s "
             "before the end, SLURM does so up to 60 s early, and the job would never get on; change one of them"

@@ -5,6 +5,7 @@ them. This one makes a component for every pool. It is handed to torchx's `Runne
 would hide torchx's own schedulers from the user's whole environment (torchx 0.7).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -104,13 +105,13 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
         job = slurm_jobs.find(app_id)
         if job is None:
             return None
-        state = _STATES.get(job.state, AppState.FAILED if job.is_over else AppState.PENDING)
-        roles, statuses = [], []
+        state = _app_state(job.state)
         plan = _plan_of(job.folder)
-        for pool in dict.fromkeys(node.pool for node in plan.nodes) if plan else ():
-            count = sum(node.pool == pool for node in plan.nodes) if plan else 0
-            roles.append(Role(name=pool, image="", num_replicas=count))
-            statuses.append(RoleStatus(pool, [ReplicaStatus(index, state, pool, "") for index in range(count)]))
+        nodes = Counter(node.pool for node in plan.nodes) if plan is not None else {}
+        roles = [Role(name=pool, image="", num_replicas=count) for pool, count in nodes.items()]
+        statuses = [
+            RoleStatus(pool, [ReplicaStatus(index, state, pool, "") for index in range(count)]) for pool, count in nodes.items()
+        ]
         return DescribeAppResponse(app_id=app_id, state=state, msg=job.state, roles=roles, roles_statuses=statuses)
 
     def log_iter(
@@ -144,8 +145,8 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
         return found.lines(wanted, follow=should_tail)
 
     def list(self) -> list[ListAppResponse]:
-        """Jobs are SLURM's to list."""
-        raise NotImplementedError("squeue lists jobs")
+        """The user's jobs that squeue still knows."""
+        return [ListAppResponse(app_id=job_id, state=_app_state(state)) for job_id, state in slurm_jobs.mine().items()]
 
     def _cancel_existing(self, app_id: str) -> None:
         slurm_jobs.cancel(app_id)
@@ -154,6 +155,10 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
 def create_scheduler(session_name: str, **_: object) -> MimoSlurmScheduler:
     """torchx's scheduler factory, for what needs no components: describing, listing, cancelling, logs."""
     return MimoSlurmScheduler(session_name)
+
+
+def _app_state(state: str) -> AppState:
+    return _STATES.get(state, AppState.FAILED if state in slurm_jobs.OVER else AppState.PENDING)
 
 
 def _plan_of(folder: str) -> LaunchPlan | None:

@@ -92,6 +92,21 @@ def find(job_id: str, runner: Runner = run) -> SlurmJob | None:
     return _from_squeue(job_id, runner) or _from_sacct(job_id, runner)
 
 
+def mine(runner: Runner = run) -> dict[str, str]:
+    """The state of each of the user's jobs that squeue knows, by id; of a heterogeneous one, its first component's.
+
+    Raises:
+        LaunchError: SLURM's commands are not here, or do not answer.
+    """
+    done = runner(["squeue", "--me", "--noheader", "--states=all", "--sort=i", "--format=%i|%T"])
+    if done.returncode != 0:
+        raise LaunchError(f"squeue failed: {said(done)}")
+    found: dict[str, str] = {}
+    for name, state in (line.split("|") for line in done.stdout.split()):
+        found.setdefault(name.partition("+")[0], state)
+    return found
+
+
 def is_over(job_id: str, runner: Runner = run) -> bool:
     """Whether the job has ended, or SLURM has forgotten it. A controller that does not answer for a while is waited for."""
     done = runner(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job_id}"])

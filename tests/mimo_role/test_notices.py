@@ -149,7 +149,7 @@ sleeper.kill()
         sleeper = int(process.stdout.readline())
         for pid in (process.pid, sleeper):
             for name in ("TERM", "USR1"):
-                subprocess.run(["kill", f"-{name}", str(pid)], check=True)
+                subprocess.run(["bash", "-c", f"kill -{name} {pid}"], check=True)
         assert ask(process, "") == "None None"
         assert process.wait(timeout=20) == 0
 

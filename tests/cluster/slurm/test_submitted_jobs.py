@@ -106,6 +106,8 @@ def test_a_job_is_cancelled(job):
     job.wait(until=lambda states: states == ["RUNNING", "RUNNING"])
     assert job.mimo("cancel", job.id).stderr == f"mimo-launch: job {job.id} is cancelled\n"
     assert job.wait() == ["CANCELLED", "CANCELLED"]
+    listed = job.lab.run("python", "-c", "from launcher.schedulers import slurm_jobs; print(slurm_jobs.mine())")
+    assert f"'{job.id}': 'CANCELLED'" in listed.stdout
     assert "CANCELLED" in job.mimo("status", job.id).stdout
     assert job.mimo("cancel", "runs/job").stderr == f"mimo-launch: job {job.id} is over already: CANCELLED\n"
 

@@ -213,6 +213,7 @@ def test_a_time_limit_that_the_warning_would_eat_up_is_refused():
     ):
         component("p", 1, 4, {"time": 2}, 120.0)
     assert component("p", 1, 4, {"time": 2, "signal": "USR1@10"}, 120.0).options["signal"] == "USR1@10"
+    assert component("p", 1, 4, {"time": 0}, 120.0).options["signal"] == "USR1@120"
 
 
 def test_times_that_yaml_would_take_for_numbers_stay_as_written(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from launcher.errors import LaunchError
-from launcher.schedulers.slurm_jobs import find, state_of
+from launcher.schedulers.slurm_jobs import find, mine, state_of
 
 
 def answers(**by_command):
@@ -126,6 +126,13 @@ def test_sacct_is_asked_when_squeue_has_forgotten_and_its_text_tells_exit_codes(
 @pytest.mark.parametrize("sacct", [(1, "", "Slurm accounting storage is disabled"), (0, {"jobs": [], "errors": []}, "")])
 def test_a_job_that_nobody_knows_is_none(sacct):
     assert find("9", answers(squeue=(0, {"jobs": []}, ""), sacct=sacct)) is None
+
+
+def test_the_users_jobs_are_listed_by_their_leaders():
+    run = answers(squeue=(0, "12|RUNNING\n269+0|PENDING\n269+1|PENDING\n", ""))
+    assert mine(run) == {"12": "RUNNING", "269": "PENDING"}
+    with pytest.raises(LaunchError, match="squeue failed: no controller"):
+        mine(answers(squeue=(1, "", "no controller")))
 
 
 def test_a_controller_that_does_not_answer_is_told():
