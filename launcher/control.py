@@ -16,22 +16,20 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError
 
 from launcher.errors import LaunchError
 from launcher.here import Endpoint
 from launcher.members import JobEnding, Member
 from launcher.pulses import BEAT_S, Pulses
-from mimo_role import network
+from launcher.reach import SAY_AFTER_S, connect, serve
 
 logger = logging.getLogger(__name__)
 
 LOST_AFTER_S = 30.0
 """A node whose beat stands still for so long is taken for dead."""
-_SAY_AFTER_S = 5.0
 _FAREWELL_S = 10.0
 _ANSWER_S = 10.0
-_GREETING_S = 20.0
 _LOOK_S = 0.1
 _LOOKS_PER_S = 2000
 """How often a second node 0 is asked, by all nodes together."""
@@ -62,9 +60,10 @@ class Control:
         self._node = node
         self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
-        self.address = ""
+        found = serve(endpoint) if node == 0 else connect(endpoint, names[0], timeout_s)
+        self._store = found.store
+        self.address = found.address
         """Node 0's, as this node reaches it."""
-        self._store = self._serve() if node == 0 else self._connect()
         self.member = Member(node=node, name=names[node], host=socket.gethostname(), digest=digest)
         self.members: list[Member] = []
         """All nodes, once they have met."""
@@ -205,62 +204,6 @@ class Control:
             time.sleep(0.02)
             left = self._store.add("left", 0)
 
-    def _serve(self) -> TCPStore:
-        host, port = self._endpoint.host, self._endpoint.port
-        own = [address for address in network.addresses_of(host) if network.is_local(address)]
-        # Last a loopback address: a host may have one under its own name beside the one that others see.
-        self.address = min(own, key=network.is_loopback)
-        try:
-            return TCPStore(host, port, is_master=True, wait_for_workers=False)
-        except (DistError, RuntimeError, ValueError) as error:
-            if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-                raise LaunchError(
-                    f"port {port} is taken on {socket.gethostname()}; "
-                    f"give all nodes another one with --rdzv-endpoint {host}:PORT"
-                ) from None
-            raise LaunchError(f"{self._endpoint}: {str(error).splitlines()[0]}") from None
-
-    def _connect(self) -> TCPStore:
-        host, port = self._endpoint.host, self._endpoint.port
-        said = False
-        while True:
-            try:
-                # torch's own client writes a warning for every attempt.
-                patience = max(0.1, min(5.0, self._deadline - time.monotonic()))
-                with socket.create_connection((host, port), timeout=patience) as found:
-                    self.address = str(found.getpeername()[0])
-                break
-            except OSError as error:
-                if time.monotonic() > self._deadline:
-                    raise LaunchError(
-                        f"{self._names[0]} does not answer at {self._endpoint} after {self._timeout_s:g} s ({error}); "
-                        "is mimo-launch running there with --node-rank 0, and does a firewall let the port through?"
-                    ) from None
-                if not said and time.monotonic() > self._deadline - self._timeout_s + _SAY_AFTER_S:
-                    limit = f"{self._timeout_s:g} s, runtime.timeout_s"
-                    logger.warning("waiting for %s at %s, up to %s (%s)", self._names[0], self._endpoint, limit, error)
-                    said = True
-                time.sleep(0.2)
-        return self._client()
-
-    def _client(self) -> TCPStore:
-        """Connect. In a thread of its own: torch waits without limit for the greeting of what is not a store."""
-        made: list[TCPStore] = []
-
-        def connect() -> None:
-            with suppress(DistError, RuntimeError, ValueError):
-                made.append(TCPStore(self._endpoint.host, self._endpoint.port, wait_for_workers=False))
-
-        thread = threading.Thread(target=connect, name="mimo-launch connect", daemon=True)
-        thread.start()
-        thread.join(timeout=min(_GREETING_S, max(1.0, self._deadline - time.monotonic())))
-        if not made:
-            raise LaunchError(
-                f"{self._endpoint} answers, but not as mimo-launch does: does another program have this port on "
-                f"{self._names[0]}'s host?"
-            )
-        return made[0]
-
     def _present(self) -> None:
         """Take this node's place.
 
@@ -303,7 +246,7 @@ class Control:
                 )
                 self.end(message, 2)
                 raise LaunchError(message)
-            if missing and waited > max(_SAY_AFTER_S, 2 * said):
+            if missing and waited > max(SAY_AFTER_S, 2 * said):
                 say(f"waiting for {len(missing)} of {len(self._names)} nodes: {_listed(missing)}")
                 said = waited
             if missing:
