@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -30,11 +31,17 @@ class EndAgreement:
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MIN, async_op=True)
         assert work is not None
         self._going = work, tensor, time.monotonic()
+        if answer is not None:
+            # A rank that ended now would break the connections of those that have not read the answer yet. Once this round is
+            # done here, all have; a rank that has done it may be gone, and nobody needs its sum.
+            with suppress(RuntimeError):
+                work.wait()
         return answer
 
     def close(self) -> None:
-        """Wait for what has been started."""
-        self._read()
+        """Wait for what has been started; ranks that have heard of the end may be gone."""
+        with suppress(RuntimeError):
+            self._read()
 
     def _read(self) -> float | None:
         if self._going is None:
