@@ -15,12 +15,22 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.errors import ConfigError
-from launcher.schema import EntryConfig, JobConfig, Join, ModuleConfig
-from launcher.source import source_text, text_of, with_source
+from launcher.schema import EntryConfig, JobConfig, Join, ModuleConfig, RuntimeConfig
+from launcher.source import (
+    DEEPEST,
+    LARGEST_UNFOLDED,
+    Outline,
+    Unfolding,
+    printable,
+    shortened,
+    source_text,
+    text_of,
+    with_source,
+)
 from mimo_role import TopologyError
 
 _Config = TypeVar("_Config")
@@ -29,10 +39,11 @@ _SET_BY_US = re.compile(
     r"(MIMO|TORCHELASTIC|ROLE|GROUP)_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT"
 )
 
-_MISFITS = (TypeError, ValueError, LookupError, AttributeError, RecursionError)
-"""What OmegaConf raises of Python's own where an override does not fit."""
+_MISFITS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What OmegaConf and PyYAML raise of Python's own where an override does not fit, or a value its tag."""
 
 LARGEST_INT = 10**9
+LONGEST_BITS = 10_000
 LONGEST_S = 10.0**7
 """About four months."""
 
@@ -56,21 +67,31 @@ def load(path: Path, overrides: list[str]) -> tuple[JobConfig, str]:
         if "run_dir" not in merged and "name" in merged:
             # Last and as text, so that its interpolation is resolved, and blamed, after the others.
             merged = OmegaConf.merge(merged, {"run_dir": _default("run_dir")})
-        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        plain = _resolved(merged)
         _leave_pools(plain)
         config = _build(JobConfig, with_source(plain, source_text(text, overrides)), "")
         _check(config)
+        return config, _resolved_text(plain, config, path)
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
-        problem = (error.msg or str(error)).splitlines()[0]
-        raise ConfigError(f"{source_of(path, key, overrides)}: {_join(key, problem)}") from None
+        raise refusal(source_of(path, key, overrides), _join(key, _first_line(error))) from None
     except _MISFITS as error:
         if not overrides:
-            raise ConfigError(f"{path}: {_first_line(error)}") from None
-        raise ConfigError(f"command line, {' '.join(overrides)}: does not fit {path}: {_first_line(error)}") from None
+            raise refusal(path, _first_line(error)) from None
+        raise refusal(f"command line, {_shown_words(overrides)}", f"does not fit {path}: {_first_line(error)}") from None
     except _ValueProblemError as problem:
-        raise ConfigError(f"{source_of(path, problem.key, overrides)}: {_join(problem.key, problem.text)}") from None
-    return config, _resolved_text(plain, config, path)
+        raise refusal(source_of(path, problem.key, overrides), _join(problem.key, problem.text)) from None
+
+
+def _resolved(merged: Container) -> Any:
+    if Unfolding(OmegaConf.to_container(merged, resolve=False)).size() > LARGEST_UNFOLDED:
+        raise _ValueProblemError("", f"with its interpolations resolved it has more than {LARGEST_UNFOLDED} characters")
+    return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+
+
+def refusal(where: Path | str, problem: str) -> ConfigError:
+    """The one message, on one line, that a config at fault ends in."""
+    return ConfigError(printable(f"{where}: {problem}"))
 
 
 def _leave_pools(plain: Any) -> None:
@@ -102,7 +123,7 @@ def source_of(path: Path, key: str, overrides: Sequence[str]) -> str:
     for override in reversed(overrides):
         target = override.split("=", 1)[0]
         if key and (key == target or key.startswith((f"{target}.", f"{target}["))):
-            return f"command line, {override}"
+            return f"command line, {shortened(printable(override))}"
     return str(path)
 
 
@@ -128,43 +149,51 @@ def _read_yaml(path: Path) -> tuple[DictConfig, str]:
     if not text.strip():
         raise ConfigError(f"{path}: empty; a config has at least name, layout, modules and entry")
     try:
+        outline = Outline.of(text)
+        if not outline.is_mapping:
+            raise ConfigError(f"{path}: not a mapping; a config has at least name, layout, modules and entry")
+        _check_depth(path, outline)
         tree = OmegaConf.create(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
+        raise refusal(f"{path}{where}", f"not YAML: {error.problem}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_join(str(error.full_key or ''), _first_line(error))}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML: {_first_line(error)}") from None
-    if not isinstance(tree, DictConfig) or _is_bare_word(text, tree):
-        raise ConfigError(f"{path}: not a mapping; a config has at least name, layout, modules and entry")
+        raise refusal(path, _join(str(error.full_key or ""), _first_line(error))) from None
+    except (yaml.YAMLError, *_MISFITS) as error:
+        raise refusal(path, f"not YAML: {_misread(error)}") from None
+    assert isinstance(tree, DictConfig)
     return tree, text
 
 
-def _is_bare_word(text: str, tree: DictConfig) -> bool:
-    """Whether OmegaConf took a lone scalar, such as `hello`, for a key without a value."""
-    return len(tree) == 1 and ":" not in text
+def _check_depth(where: Path | str, outline: Outline) -> None:
+    if outline.depth > DEEPEST:
+        raise refusal(where, f"lists and mappings nest more than {DEEPEST} deep; a config needs fewer than ten levels")
 
 
 def _read_overrides(overrides: list[str]) -> DictConfig:
     for override in overrides:
-        if not re.match(r"[^=\s]+=", override):
-            raise ConfigError(
-                f"command line: {override!r} is not an override; write key.path=value (arguments of the script follow --)"
+        # Without an escaped "=" in the key the first one is where OmegaConf, too, parts key and value.
+        if not re.match(r"([^=\s\\]|\\[^=\s])+=", override):
+            raise refusal(
+                "command line",
+                f"{shortened(override)!r} is not an override; write key.path=value (arguments of the script follow --)",
             )
     try:
+        for override in overrides:
+            _check_depth(f"command line, {shortened(override)}", Outline.of(override.split("=", 1)[1]))
         return OmegaConf.from_dotlist(overrides)
-    except (
-        yaml.YAMLError,
-        OmegaConfBaseException,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise ConfigError(f"command line: {' '.join(overrides)}: {_first_line(error)}") from None
+    except OmegaConfBaseException as error:
+        raise refusal("command line", f"{_shown_words(overrides)}: {_first_line(error)}") from None
+    except (yaml.YAMLError, *_MISFITS) as error:
+        problem = "a key is not a path, such as modules.language.tp or args[0]"
+        if not isinstance(error, LookupError) or any("!" in override for override in overrides):
+            problem = _misread(error)
+        raise refusal("command line", f"{_shown_words(overrides)}: {problem}") from None
+
+
+def _shown_words(overrides: list[str]) -> str:
+    return shortened(" ".join(overrides))
 
 
 def _check_modules_exist(tree: DictConfig, overrides: list[str]) -> None:
@@ -176,20 +205,32 @@ def _check_modules_exist(tree: DictConfig, overrides: list[str]) -> None:
         if parts[0] == "modules" and len(parts) > 2 and known and parts[1] not in known:
             close = difflib.get_close_matches(parts[1], known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            raise ConfigError(f"command line, {override}: modules.{parts[1]}: no such module; {hint}")
+            raise refusal(f"command line, {shortened(override)}", f"modules.{shortened(parts[1])}: no such module; {hint}")
 
 
 def _replace_entry(tree: DictConfig, changes: DictConfig) -> None:
     """An entry of one kind on the command line takes the place of the file's, of whatever kind."""
-    given = changes.get("entry") if "entry" in changes else None
-    if isinstance(given, DictConfig) and any(given.get(field.name) is not None for field in fields(EntryConfig)):
+    # As written: what it interpolates may stand in the file.
+    given = OmegaConf.to_container(changes, resolve=False).get("entry")  # type: ignore[union-attr]
+    if isinstance(given, dict) and any(given.get(field.name) is not None for field in fields(EntryConfig)):
         tree.pop("entry", None)
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         return f"not YAML: {error.problem}"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, RecursionError):
+        return "its lists, mappings or interpolations nest too deeply"
+    text = error.msg if isinstance(error, OmegaConfBaseException) and error.msg else str(error)
+    return (text.splitlines() or [type(error).__name__])[0]
+
+
+def _misread(error: Exception) -> str:
+    """What is wrong with a text that no YAML value can be made from."""
+    # PyYAML looks a tagged scalar's text up, or matches it, and takes for granted that it is there.
+    if isinstance(error, LookupError | AttributeError):
+        return "a value does not fit its tag (!!...); leave the tag out, or quote the value"
+    return _first_line(error)
 
 
 def _build(cls: type[_Config], value: Any, key: str) -> _Config:
@@ -237,7 +278,25 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             close = difflib.get_close_matches(str(value), allowed, n=1)
             raise _wrong(key, value, " or ".join(allowed), f"did you mean {close[0]!r}?" if close else "")
         return hint(value)
-    return value if hint is Any else _convert_scalar(hint, value, key)
+    return _option(value, key) if hint is Any else _convert_scalar(hint, value, key)
+
+
+def _option(value: Any, key: str) -> Any:
+    """A value of which only its reader knows what it may be, but which can be written as text."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _option(item, f"{key}[{index}]")
+    elif isinstance(value, int):
+        _check_digits(value, key)
+    elif isinstance(value, bytes):
+        raise _wrong(key, value, "text, a number, true or a list")
+    return value
+
+
+def _check_digits(value: int, key: str) -> None:
+    """Python refuses to write very long numbers as text."""
+    if value.bit_length() > LONGEST_BITS:
+        raise _ValueProblemError(key, f"a number of {value.bit_length()} bits; quote it if it is text")
 
 
 def _convert_union(choices: tuple[Any, ...], value: Any, key: str) -> Any:
@@ -263,6 +322,8 @@ def _convert_scalar(hint: type, value: Any, key: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             quote = f'; quote it: "{str(value).lower()}"' if isinstance(value, bool) else ""
             raise _wrong(key, value, "text", quote.removeprefix("; "))
+        if isinstance(value, int):
+            _check_digits(value, key)
         if "\0" in text_of(value):
             raise _ValueProblemError(key, "a NUL character cannot stand in text")
         return text_of(value)
@@ -289,7 +350,10 @@ def _wrong(key: str, value: Any, allowed: str, hint: str = "") -> _ValueProblemE
 def _shown(value: Any) -> str:
     if isinstance(value, DictConfig | ListConfig):
         value = OmegaConf.to_container(value)
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    try:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    except ValueError:  # a number too long to be written
+        return "..."
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -319,15 +383,21 @@ def _check(config: JobConfig) -> None:
         raise _ValueProblemError("pools", "empty; leave it out to run on this machine")
     _check_entry(config)
     _at_least("runtime.max_restarts", config.runtime.max_restarts, 0)
-    for field in ("timeout_s", "grace_s", "warning_s"):
-        if getattr(config.runtime, field) <= 0:
-            raise _ValueProblemError(f"runtime.{field}", f"={getattr(config.runtime, field):g} is not above 0")
+    _check_times(config.runtime)
     for key, env in [("env", config.env), *((f"modules.{name}.env", m.env) for name, m in config.modules.items())]:
         for variable in env:
             if not variable or "=" in variable or "\0" in variable:
                 raise _ValueProblemError(f"{key}.{variable}", "not a name for an environment variable")
             if _SET_BY_US.fullmatch(variable):
                 raise _ValueProblemError(f"{key}.{variable}", "mimo-launch sets this variable itself; leave it out")
+
+
+def _check_times(runtime: RuntimeConfig) -> None:
+    for field in ("timeout_s", "grace_s", "warning_s"):
+        if getattr(runtime, field) <= 0:
+            raise _ValueProblemError(f"runtime.{field}", f"={getattr(runtime, field):g} is not above 0")
+    if (stall_timeout_s := runtime.stall_timeout_s or 0.0) < 0:
+        raise _ValueProblemError("runtime.stall_timeout_s", f"={stall_timeout_s:g} is below 0; 0 lets ranks stand still")
 
 
 def _check_module(config: JobConfig, name: str, module: ModuleConfig) -> None:

@@ -67,7 +67,10 @@ def _spans(topology: Topology) -> dict[range, list[str]]:
 
 def _promised(pools: Mapping[str, PoolConfig], later: list[tuple[range, str | None]]) -> dict[str, int]:
     """How many nodes of each pool the modules still to come need there."""
-    ranks = {name: sum(len(span) for span, pool in later if pool == name) for name in pools}
+    ranks = dict.fromkeys(pools, 0)
+    for span, pool in later:
+        if pool is not None:
+            ranks[pool] += len(span)
     return {name: -(-count // pools[name].procs_per_node) for name, count in ranks.items()}
 
 

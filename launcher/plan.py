@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from launcher import machine
-from launcher.config import source_of
+from launcher.config import refusal, source_of
 from launcher.errors import ConfigError, PlacementError
 from launcher.placement import LOCAL_POOL, Node, place
 from launcher.review import PlanWarning, review
-from launcher.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
+from launcher.schema import Backend, JobConfig, Join, PoolConfig, RuntimeConfig, StartMethod
 from mimo_role import GroupOptions, MimoError, ModuleLayout, Topology, TopologyError, UnknownWorldSizeError, environ
 from mimo_role.rounds import schedule
+
+_STALL_SHARE = 0.9
+MOST_PLACES = 1 << 17
+"""Ranks of all modules together: their plan is some 60 MB of JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class LaunchPlan:
     timeout_s: float
     grace_s: float
     warning_s: float
+    stall_timeout_s: float
+    """How long ranks may make no progress; 0: as long as they like."""
     start_method: StartMethod
     join: Join
     max_restarts: int
@@ -58,6 +64,8 @@ class LaunchPlan:
     warnings: tuple[PlanWarning, ...] = ()
     verbose: bool = False
     """Whether ranks say how joining goes."""
+    preflight: bool = True
+    """Whether ranks are compared before they join."""
 
     def env_of(self, rank: int) -> dict[str, str]:
         """The configured environment of one rank; where modules share it, a later module's wins."""
@@ -83,7 +91,7 @@ class LaunchPlan:
     def digest(self) -> str:
         """SHA-256 of all that nodes must agree on. Paths may differ from one to the other."""
         value = json.loads(self.to_json())
-        for name in ("run_dir", "warnings", "verbose"):
+        for name in ("run_dir", "warnings", "verbose", "preflight"):
             del value[name]
         value["entry"]["script"] = self.entry.script and Path(self.entry.script).name
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -143,6 +151,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
     """
     try:
         topology = _topology(config)
+        _check_places(topology)
         pools = config.pools or {LOCAL_POOL: PoolConfig(procs_per_node=topology.world_size)}
         nodes = place(topology, pools, {name: module.pool for name, module in config.modules.items()})
         groups = {name: module.groups for name, module in config.modules.items() if module.groups != GroupOptions()}
@@ -151,9 +160,9 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         _check_gpus(config.runtime.backend, found)
         entry = _entry(config, config_path, script_args)
     except TopologyError as error:
-        raise ConfigError(f"{source_of(config_path, error.key, overrides)}: {error}") from None
+        raise refusal(source_of(config_path, error.key, overrides), str(error)) from None
     except MimoError as error:
-        raise ConfigError(f"{config_path}: {error}") from None
+        raise refusal(config_path, str(error)) from None
     return LaunchPlan(
         name=config.name,
         topology=topology,
@@ -163,6 +172,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         timeout_s=config.runtime.timeout_s,
         grace_s=config.runtime.grace_s,
         warning_s=config.runtime.warning_s,
+        stall_timeout_s=_stall_timeout_s(config.runtime),
         start_method=config.runtime.start_method,
         join=config.runtime.join or (Join.SCRIPT if config.entry.command else Join.LAUNCHER),
         max_restarts=config.runtime.max_restarts,
@@ -172,6 +182,18 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         run_dir=str(_expanded(config.run_dir, "run_dir").absolute()),
         warnings=tuple(found),
     )
+
+
+def _stall_timeout_s(runtime: RuntimeConfig) -> float:
+    """By default somewhat less than a collective's limit: once that is reached, nobody can be asked any more."""
+    return _STALL_SHARE * runtime.timeout_s if runtime.stall_timeout_s is None else runtime.stall_timeout_s
+
+
+def _check_places(topology: Topology) -> None:
+    """A plan spells out what every rank runs."""
+    places = sum(grid.size for grid in topology.grids.values())
+    if places > MOST_PLACES:
+        raise TopologyError("modules", f"{places} ranks, those that modules share counted for each; a plan takes {MOST_PLACES}")
 
 
 def _check_gpus(backend: Backend, found: Sequence[PlanWarning]) -> None:

@@ -29,9 +29,10 @@ def load_plan(path: Path) -> tuple[LaunchPlan, str]:
         beside = path.with_name("config.yaml")
         config_text = beside.read_text(encoding="utf-8") if not carried and beside.exists() else ""
         plan = LaunchPlan.from_json(text)
+        plan.to_json()  # what cannot be written again was of another form
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, zlib.error) as error:
         raise ConfigError(f"{path}: not a plan of this mimo-launch ({type(error).__name__}: {error})") from None
     if carried:
         plan = plan.under(Path.cwd())

@@ -1,7 +1,8 @@
 """A plan as a table for people and as JSON for programs."""
 
 import json
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
@@ -72,13 +73,14 @@ def _full_rows(plan: LaunchPlan) -> Iterator[list[str]]:
 
 def _folded_rows(plan: LaunchPlan) -> Iterator[list[str]]:
     """A line for each run of neighbouring ranks that are on the same stage of the same module."""
+    first_ranks = [node.first_rank for node in plan.nodes]
     for module, grid in plan.topology.grids.items():
         order = grid.dim_names
         faster = order[: order.index("pp")]
         run = grid.stride("pp")
         for first in range(grid.ranks.start, grid.ranks.stop, run):
             ranks = range(first, first + run)
-            nodes = [node for node in plan.nodes if node.first_rank < ranks.stop and ranks.start < node.ranks.stop]
+            nodes = plan.nodes[bisect_right(first_ranks, first) - 1 : bisect_left(first_ranks, ranks.stop)]
             coords = grid.coords(first)
             axes = [(axis, coords[axis], grid.axis_size(axis)) for axis in order if axis != "pp"]
             shown = [f"{axis}=0-{size - 1}" if axis in faster else f"{axis}={at}" for axis, at, size in axes if size > 1]
@@ -90,11 +92,11 @@ def _range(ranks: range) -> str:
     return str(ranks.start) if len(ranks) == 1 else f"{ranks.start}-{ranks.stop - 1}"
 
 
-def _node_range(nodes: list[Node]) -> str:
+def _node_range(nodes: Sequence[Node]) -> str:
     return nodes[0].name if len(nodes) == 1 else f"{nodes[0].name} .. {nodes[-1].name}"
 
 
-def _per_node(nodes: list[Node]) -> str:
+def _per_node(nodes: Sequence[Node]) -> str:
     return ", ".join(str(procs) for procs, _ in groupby(node.procs for node in nodes))
 
 

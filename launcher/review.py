@@ -63,24 +63,34 @@ class _Layout:
 
 
 def _idle(nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> Iterator[PlanWarning]:
+    procs = _procs_by_pool(nodes)
     for name, pool in pools.items():
-        used = [node for node in nodes if node.pool == name]
+        used = procs.get(name, [])
         if len(used) < pool.nodes:
             unused = pool.nodes - len(used)
             yield PlanWarning("unused_nodes", f"pool {name}: {unused} of {pool.nodes} nodes get no rank")
         slots = len(used) * pool.procs_per_node
-        if idle := slots - sum(node.procs for node in used):
+        if idle := slots - sum(used):
             yield PlanWarning("idle_slots", f"pool {name}: {idle} of the {slots} slots on its used nodes get no rank")
 
 
 def _too_few_gpus(nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> Iterator[PlanWarning]:
+    procs = _procs_by_pool(nodes)
     for name, pool in pools.items():
-        most = max((node.procs for node in nodes if node.pool == name), default=0)
+        most = max(procs.get(name, [0]))
         gpus = gpus_per_node(pool)
         if gpus is not None and gpus < most:
             yield PlanWarning(
                 "fewer_gpus_than_ranks", f"pools.{name}: {most} ranks on a node, for which slurm asks {gpus} GPUs"
             )
+
+
+def _procs_by_pool(nodes: Sequence[Node]) -> dict[str, list[int]]:
+    """How many ranks each node of a pool runs; pools of which no node is used are left out."""
+    procs: dict[str, list[int]] = {}
+    for node in nodes:
+        procs.setdefault(node.pool, []).append(node.procs)
+    return procs
 
 
 def _torn_rows(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWarning]:

@@ -13,6 +13,9 @@ from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 AXES = ("tp", "cp", "dp", "pp")
 """The axes of every grid, fastest first, as Megatron-Core orders them."""
 
+LARGEST_WORLD = 1 << 20
+"""Ranks of one world: beyond this a size is a slip of the pen."""
+
 AUTO: Literal["auto"] = "auto"
 
 
@@ -95,6 +98,7 @@ def arrange(
     for share in shares:
         _size_from_modules(share, modules)
     _size_from_what_is_left(shares, modules, world_size)
+    _check_sizes(shares, modules)
     by_hand = sorted((share.offset, share.size) for share in shares if share.offset is not None and share.size is not None)
     cursor = 0
     spans: dict[str, tuple[int, int]] = {}
@@ -114,6 +118,20 @@ def arrange(
         name: _expert_grid(name, sizes, *spans[name]) for name, sizes in modules.items() if sizes.ep > 1 or sizes.expt_tp > 1
     }
     return grids, experts
+
+
+def _check_sizes(shares: list[_Share], modules: Mapping[str, ModuleSizes]) -> None:
+    for share in shares:
+        assert share.size is not None
+        if share.size <= LARGEST_WORLD:
+            continue
+        name = next(name for name in share.names if modules[name].ranks or modules[name].size in (None, share.size))
+        sizes = {axis: getattr(modules[name], axis) for axis in ("ranks", *AXES)}
+        numbers = [axis for axis in AXES if sizes[axis] != AUTO]
+        key = "ranks" if sizes["ranks"] else "dp" if sizes["dp"] == AUTO else max(numbers, key=sizes.__getitem__)
+        raise TopologyError(
+            f"modules.{name}.{key}", f"={sizes[key]} makes {share.size} ranks; a world has at most {LARGEST_WORLD}"
+        )
 
 
 def _next_free(cursor: int, size: int, by_hand: list[tuple[int, int]]) -> int:

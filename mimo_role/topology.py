@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 from mimo_role.errors import RankNotInGridError, TopologyError
 from mimo_role.grid import RankGrid
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, RankRole, stage_info
-from mimo_role.sizing import ModuleSizes, arrange
+from mimo_role.sizing import LARGEST_WORLD, ModuleSizes, arrange
 
 _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
@@ -89,7 +90,8 @@ class Topology:
             raise RankNotInGridError(f"rank {rank} is outside the world of {self.world_size} ranks")
         if self.layout is ModuleLayout.COLOCATED:
             return [*self.modality_module_names, MIMO_LANGUAGE_MODULE_KEY]
-        return [name for name, grid in self.grids.items() if rank in grid]
+        starts, names = self._modules_by_start
+        return list(names[bisect_right(starts, rank) - 1])
 
     def role_of(self, rank: int) -> RankRole:
         """The role of any rank; its cost does not depend on the world's size."""
@@ -127,6 +129,15 @@ class Topology:
     def digest(self) -> str:
         """The SHA-256 of the canonical JSON, in hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @cached_property
+    def _modules_by_start(self) -> tuple[list[int], list[list[str]]]:
+        """In a non_colocated layout: the first ranks of the spans, ascending, and which modules each span runs."""
+        modules: dict[int, list[str]] = {}
+        for name, grid in self.grids.items():
+            modules.setdefault(grid.rank_offset, []).append(name)
+        starts = sorted(modules)
+        return starts, [modules[start] for start in starts]
 
     @classmethod
     def from_json(cls, text: str) -> "Topology":
@@ -206,6 +217,8 @@ def _check_cover(world_size: int, grids: Mapping[str, RankGrid]) -> None:
     spans = sorted((grid.ranks.start, grid.ranks.stop) for grid in grids.values())
     if spans[-1][1] != world_size:
         raise TopologyError("modules", f"the modules end at rank {spans[-1][1] - 1}, the world at rank {world_size - 1}")
+    if world_size > LARGEST_WORLD:
+        raise TopologyError("modules", f"they end at rank {world_size - 1}; a world has at most {LARGEST_WORLD} ranks")
     for (_, stop), (start, _) in pairwise([(0, 0), *spans]):
         if start > stop:
             missing = f"rank {stop} belongs" if start - stop == 1 else f"ranks {stop}-{start - 1} belong"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.errors import ConfigError
-from launcher.source import text_of
+from launcher.source import printable, text_of
 
 LONGEST = 1024
 """Characters that sbatch takes for a name or comment."""
@@ -56,6 +56,9 @@ _KNOWN = re.findall(
 """sbatch's long options as of Slurm 24.11, for telling misspellings; others pass."""
 
 
+_KINDS = {bool: "true or false", type(None): "null"}
+
+
 def check_options(pool: str, options: Mapping[str, Any]) -> dict[str, str | None]:
     """A pool's sbatch options as text; `None` for one without a value.
 
@@ -93,6 +96,7 @@ def seconds_of(limit: str) -> int | None:
 
 
 def _check_name(key: str, name: str) -> bool:
+    key = printable(key)
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name, re.ASCII):
         close = difflib.get_close_matches(name.lstrip("-").replace("_", "-").lower(), _KNOWN, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "; write sbatch's long name without the dashes"
@@ -107,11 +111,13 @@ def _check_name(key: str, name: str) -> bool:
 def _value(key: str, value: Any) -> str | None:
     if value is True:
         return None
-    if isinstance(value, list):
-        value = ",".join(text_of(item) for item in value)
     if isinstance(value, Mapping):
         raise ConfigError(f"{key}: a mapping cannot be an option's value; write text, a number, true or a list")
-    text = text_of(value)
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise ConfigError(f"{key}: {_KINDS.get(type(item), 'a collection')} in a list; its items are text or numbers")
+    text = ",".join(map(text_of, items))
     if any(character in text for character in "\n\r\0"):
         raise ConfigError(f"{key}: a line break cannot stand in an option of a job script")
     if len(text) > LONGEST:

@@ -25,6 +25,11 @@ def good(**replaced):
     return "".join(f"{key}:{value}\n" for key, value in lines.items() if value is not None)
 
 
+def grown(item):
+    """Nine items, in which `LAST` and `NEXT` stand for the number of the one before and their own."""
+    return ", ".join(item.replace("LAST", str(number)).replace("NEXT", str(number + 1)) for number in range(9))
+
+
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -37,6 +42,45 @@ CASES = [
     pytest.param("# nothing\n", "job.yaml: name: missing", id="only a comment"),
     pytest.param("a: [", "job.yaml, line 2, column 1: not YAML: ", id="not YAML"),
     pytest.param("hello", "job.yaml: not a mapping", id="a word"),
+    pytest.param("3", "job.yaml: not a mapping", id="a number"),
+    pytest.param("!!binary aGk=", "job.yaml: not a mapping", id="bytes"),
+    pytest.param(
+        good(name="[" * 20000 + "]" * 20000),
+        "job.yaml: lists and mappings nest more than 40 deep; a config needs fewer than ten levels",
+        id="lists of lists of lists",
+    ),
+    pytest.param(good(name="!!bool x"), "not YAML: a value does not fit its tag (!!...); leave", id="a tag for another value"),
+    pytest.param(good(name="!!int ''"), "not YAML: a value does not fit its tag", id="a tag for no value"),
+    pytest.param(good(name="!!timestamp x"), "not YAML: a value does not fit its tag", id="a time that is none"),
+    pytest.param(
+        good(run_dir="a", name="0x" + "f" * 5000), "name: a number of 20000 bits; quote it", id="a huge number for text"
+    ),
+    pytest.param(
+        good(pools="{a: {procs_per_node: 8, slurm: {mem: [0x" + "f" * 5000 + "]}}}"),
+        "pools.a.slurm.mem[0]: a number of 20000 bits; quote it",
+        id="a huge number for an option",
+    ),
+    pytest.param(
+        good(pools="{a: {procs_per_node: 0x" + "f" * 5000 + "}}"),
+        "pools.a.procs_per_node=... is not below 1000000000",
+        id="a huge number for a number",
+    ),
+    pytest.param(
+        good(pools="{a: {procs_per_node: 8, slurm: {mem: !!binary aGk=}}}"),
+        "pools.a.slurm.mem=b'hi' is not text, a number, true or a list",
+        id="bytes for an option",
+    ),
+    pytest.param(
+        good(pools="{a: {procs_per_node: 8, slurm: {mem: [1, null]}}}"),
+        "pools.a.slurm.mem: null in a list; its items are text or numbers",
+        id="null in an option's list",
+    ),
+    pytest.param(good(**{'"a\\nb\\e[31m"': "1"}), r"job.yaml: a\nb\x1b[31m: unknown key", id="a line break in a key"),
+    pytest.param(
+        good(modules='{vision: {colocate_with: "a\\nb"}, language: {}}'),
+        r"modules.vision.colocate_with=a\nb is no other module",
+        id="a line break in a name",
+    ),
     pytest.param("- a\n- b\n", "job.yaml: not a mapping", id="a list"),
     pytest.param(GOOD + "name: again\n", "line 7, column 1: not YAML: found duplicate key name", id="a key twice"),
     pytest.param(
@@ -177,6 +221,26 @@ CASES = [
     pytest.param(good(modules="${nope}"), "Interpolation key 'nope' not found", id="modules that do not resolve"),
     pytest.param(good(modules="{vision: {dp: 99999999999999999999}, language: {}}"), "is not below 1000000000", id="huge"),
     pytest.param(good(modules='{vision: {ranks: "0-' + "9" * 5000 + '"}, language: {}}'), "is not a range of", id="huge range"),
+    pytest.param(
+        good(modules="{vision: {dp: 999999999}, language: {}}"),
+        "job.yaml: modules.vision.dp=999999999 makes 999999999 ranks; a world has at most 1048576",
+        id="a world of all computers",
+    ),
+    pytest.param(
+        good(modules='{vision: {ranks: "0-9999999", dp: auto}, language: {}}'),
+        "modules.vision.ranks=0-9999999 makes 10000000 ranks; a world has at most 1048576",
+        id="too many ranks by hand",
+    ),
+    pytest.param(
+        good(modules="{vision: {dp: 600000}, language: {dp: 600000}}"),
+        "modules: they end at rank 1199999; a world has at most 1048576 ranks",
+        id="too large together",
+    ),
+    pytest.param(
+        good(modules="{vision: {dp: 100000}, language: {dp: 100000}}", layout="colocated"),
+        "modules: 200000 ranks, those that modules share counted for each; a plan takes 131072",
+        id="more ranks than a plan takes",
+    ),
     pytest.param(good(runtime="{timeout_s: 1e300}"), "is not a number up to 1e+07", id="no end of time"),
     pytest.param(good(runtime="{timeout_s: " + "9" * 400 + "}"), "is not a number up to 1e+07", id="a 400-digit time"),
     pytest.param(good(entry="{script: ~no-such-user/x.py}"), "entry.script=~no-such-user/x.py: ", id="nobody's home"),
@@ -198,6 +262,16 @@ CASES = [
     pytest.param(good(name="${nope}"), "job.yaml: name: Interpolation key 'nope' not found", id="an interpolation that fails"),
     pytest.param(good(name="${oc.env:NO_SUCH}"), "name: KeyError raised while resolving interpolation", id="an unset variable"),
     pytest.param(good(name="${"), "name: ", id="half an interpolation"),
+    pytest.param(
+        good(env="{A0: x, " + grown("ANEXT: '" + "${env.ALAST}" * 10 + "'") + "}"),
+        "job.yaml: with its interpolations resolved it has more than 10000000 characters",
+        id="interpolations that fill the memory",
+    ),
+    pytest.param(
+        good(args="[[1], " + grown("[" + '"${args[LAST]}", ' * 10 + "]") + "]"),
+        "job.yaml: with its interpolations resolved it has more than 10000000 characters",
+        id="interpolated lists that fill the memory",
+    ),
     pytest.param(good(name="${name}"), "name: Recursive interpolation detected", id="a circle"),
 ]
 
@@ -230,7 +304,12 @@ def test_a_config_that_cannot_be_read_is_told(job, capsys):
         (["name=[a"], "command line: name=[a: not YAML: did not find expected ',' or ']'"),
         (["args=[a]", "args.foo=x"], "command line"),
         (["modules=[1]"], "does not fit job.yaml"),
-        (["[=1"], "command line"),
+        (["[=1"], "command line: [=1: a key is not a path, such as modules.language.tp or args[0]"),
+        (["args=" + "[" * 20000], "lists and mappings nest more than 40 deep"),
+        (["name=!!bool x"], "command line: name=!!bool x: a value does not fit its tag (!!...); leave the tag out"),
+        (["colour=a\nb"], r"command line, colour=a\nb: colour: unknown key"),
+        ([r"a\=b=1"], "is not an override"),
+        (["x." * 2000 + "x=1"], "...: its lists, mappings or interpolations nest too deeply"),
         (["runtime.backend=ncl"], "command line, runtime.backend=ncl: runtime.backend='ncl' is not auto"),
     ],
 )
@@ -242,7 +321,7 @@ def test_a_bad_override_is_blamed_on_the_command_line(job, capsys, overrides, me
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["modules.language.dp=100000"], "ranks take about"),
+        (["modules.language.dp=50000"], "ranks take about"),
         (["pools={a: {nodes: 3, procs_per_node: 2}}"], "the plan has 3 nodes"),
         (["runtime.backend=nccl"], "this machine has no NVIDIA GPU"),
     ],
@@ -252,6 +331,26 @@ def test_what_this_machine_cannot_start_is_refused_before_anything_starts(job, c
     job.write_text(GOOD)
     _check(capsys, main(["run", "job.yaml", *overrides]), message)
     assert not (job.parent / "runs").exists()
+
+
+def test_an_entry_on_the_command_line_may_interpolate_what_the_file_says(job, capsys):
+    (job.parent / "job.py").write_text("")
+    job.write_text(good(entry="{module: json}"))
+    assert main(["plan", "job.yaml", "entry.script=${name}.py"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[" * 100_000, id="lists of lists"),
+        pytest.param("[]", id="a list"),
+        pytest.param('{"entry": {"script": "a", "module": null, "command": null, "args": []}, "groups": []}', id="half a plan"),
+    ],
+)
+def test_a_plan_of_another_form_is_one_message_and_exit_code_2(job, capsys, text):
+    (job.parent / "plan.json").write_text(text)
+    _check(capsys, main(["run", "plan.json"]), "plan.json: not a plan of this mimo-launch (")
 
 
 def test_more_ranks_than_gpus_are_refused(job, capsys, monkeypatch):
