@@ -1,37 +1,45 @@
-"""torchelastic's agent, taught which rank failed first, where output goes, and what the other nodes' agents do."""
+"""torchelastic's agent, taught which rank failed first, who makes no progress, and what the other nodes' agents do."""
 
 import contextlib
 import logging
 import os
+import shutil
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from signal import Signals
-from typing import Any, TextIO
+from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import SignalException
 
 import launcher.worker
-from launcher import warden
+from launcher import forkserver, warden
 from launcher.control import Control
-from launcher.errors import LaunchError
-from launcher.failures import REQUEUED, ExitOrder, Failure
-from launcher.follow import Follower
+from launcher.exits import ExitOrder
+from launcher.failures.problem import REQUEUED, Problem
+from launcher.failures.records import FAULTS, RankRecord, first_of, read_record
+from launcher.failures.report import headline
+from launcher.failures.retry import Attempt, why_not_again
+from launcher.hangs.standstill import Standstill
+from launcher.hangs.watch import Watch
 from launcher.here import Here
 from launcher.members import JobEnding
 from launcher.placement import Node
 from launcher.plan import LaunchPlan
+from launcher.preflight.arrivals import Arrivals, Say
 from launcher.ranklogs import RankLogs
 from launcher.rendezvous import LOOPBACK, PlanRendezvous
 from launcher.rundir import RunDir
-from launcher.torchelastic import exit_codes_of, processes_of, silence_torchelastic
-from mimo_role import REQUEUE_EXIT_CODE, environ
+from launcher.torchelastic import exit_codes_of, processes_of
+from mimo_role import REQUEUE_EXIT_CODE
+from mimo_role.notices import NOTICE
+from mimo_role.witness import stacks_file
 
 logger = logging.getLogger(__name__)
 
@@ -39,107 +47,33 @@ MONITOR_INTERVAL_S = 0.05
 _OTHERS_FIRST_S = 1.0
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How the agent's run ended."""
-
-    attempt: int
-    """Which start of the ranks this was: 0, or the number of restarts before it."""
-    failure: Failure | None = None
-    """The rank of this node that failed first, if the job ends because of it."""
-    signal: Signals | None = None
-    """The signal that mimo-launch was ended by."""
-    elsewhere: JobEnding | None = None
-    """Why the job ended, if it was not this node that ended it."""
-    requeue: bool = False
-    """Whether the ranks ended in order to be started again."""
-
-
-def run(plan: LaunchPlan, here: Here, run_dir: RunDir, control: Control | None, out: TextIO, err: TextIO) -> Ending:
-    """Start the ranks of this machine's node, and wait until all of the job have ended.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; the ranks have been told to stop, and have.
-    """
-    silence_torchelastic()
-    # SIGINT stays Python's: torchelastic would pass it on, and a rank inside a collective does not hear it.
-    environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
-    follower = Follower()
-    logs = RankLogs(plan, run_dir, follower, out, err)
-    agent = RoleAgent(plan, here, run_dir, logs, control)
-    signal.signal(Signals.SIGUSR1, lambda number, _: agent.warn(Signals(number)))
-    try:
-        return _ending_of(agent, agent.run())
-    except SignalException as ending:
-        _ignore_signals()
-        return _ending_by(Signals(ending.sigval), agent)
-    except LaunchError:
-        assert control is not None
-        return Ending(agent.attempt, elsewhere=control.ending)
-    finally:
-        _ignore_signals()
-        follower.stop()
-
-
-def _ignore_signals() -> None:
-    """torchelastic's handlers would raise in the middle of the clean-up, which is bounded."""
-    for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT, Signals.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _ending_of(agent: "RoleAgent", result: RunResult) -> Ending:
-    control = agent.control
-    if not result.is_failed():
-        return Ending(agent.attempt, elsewhere=control.ending if control is not None else None)
-    if agent.wants_requeue():
-        return _ending_in_order_to_start_again(agent)
-    failure = agent.first_failure(result)
-    if control is None:
-        return Ending(agent.attempt, failure=failure)
-    if failure is not None:
-        agent.tell_of(failure)
-    return Ending(agent.attempt, failure=agent.told, elsewhere=None if agent.told else control.ending)
-
-
-def _ending_by(number: Signals, agent: "RoleAgent") -> Ending:
-    control = agent.control
-    if control is not None and (agent.is_done or agent.wants_requeue()):
-        # The others may still be saving, and end as they see fit.
-        agent.tell_done()
-        control.wait_for_ending(agent.patience_s)
-        if control.is_over or control.ending is not None:
-            requeue = control.ending is not None and control.ending.code == REQUEUE_EXIT_CODE
-            return Ending(agent.attempt, requeue=requeue, elsewhere=None if requeue else control.ending)
-    if agent.wants_requeue():
-        return _ending_in_order_to_start_again(agent)
-    if control is not None:
-        control.end(f"ended by {number.name} on {control.member}", 128 + number)
-    return Ending(agent.attempt, signal=number)
-
-
-def _ending_in_order_to_start_again(agent: "RoleAgent") -> Ending:
-    if agent.control is None:
-        return Ending(agent.attempt, requeue=True)
-    told = agent.control.end(REQUEUED, REQUEUE_EXIT_CODE)
-    # Another node may have told of a failure before.
-    requeue = told.code == REQUEUE_EXIT_CODE
-    return Ending(agent.attempt, requeue=requeue, elsewhere=None if requeue else told)
-
-
 class RoleAgent(LocalElasticAgent):
     """The agent of one of the plan's nodes."""
 
-    def __init__(self, plan: LaunchPlan, here: Here, run_dir: RunDir, logs: RankLogs, control: Control | None) -> None:
+    def __init__(
+        self, plan: LaunchPlan, here: Here, run_dir: RunDir, folder: Path, logs: RankLogs, control: Control | None, say: Say
+    ) -> None:
+        """`folder` is the one that this node's ranks share with their agent; `say` hears what a waiting user wants to know."""
         self._plan = plan
         self._node: Node = plan.nodes[here.node_rank]
-        self._agent_id = run_dir.agent_id
-        self._notice_file = run_dir.notice_file
+        self._is_node_0 = here.node_rank == 0
+        self._run_dir = run_dir
+        self._folder = folder
+        self._say = say
         self.control = control
         self._processes: dict[int, BaseProcess] = {}
         self._pids: dict[int, int] = {}
         self._exits: ExitOrder | None = None
         self._stamps: dict[int, int] = {}
-        self.told: Failure | None = None
+        self.watch = Watch(folder, self._node.ranks, plan.stall_timeout_s)
+        self._standstill = Standstill(plan, here.node_rank, folder, run_dir, control)
+        self._arrivals: Arrivals | None = None
+        self._attempts: list[Attempt] = []
+        self.problem: Problem | None = None
+        """Why the job ends, if no rank has failed."""
+        self.not_again: str | None = None
+        """Why the ranks are not started again, though the budget would allow it."""
+        self.told: RankRecord | None = None
         """The rank of this node that the job ends because of."""
         self._done: int | None = None
         """The start whose ranks are done here."""
@@ -158,6 +92,11 @@ class RoleAgent(LocalElasticAgent):
         )
 
     @property
+    def host(self) -> str:
+        """This machine's name."""
+        return socket.gethostname()
+
+    @property
     def attempt(self) -> int:
         """How often the ranks have been started again."""
         return max(0, self._plan_rendezvous.attempt)
@@ -167,7 +106,7 @@ class RoleAgent(LocalElasticAgent):
         logger.info("%s: passed on to %d ranks", number.name, len(self._pids))
         self.patience_s = max(self._plan.grace_s, self._plan.warning_s)
         with contextlib.suppress(OSError):
-            self._notice_file.touch()
+            (self._folder / NOTICE).touch()
         ended = self._exits.so_far() if self._exits is not None else []
         for rank, pid in self._pids.items():
             if rank not in ended:
@@ -199,16 +138,16 @@ class RoleAgent(LocalElasticAgent):
         """Every local rank's exit code, negative for a signal; `None` while it runs."""
         return exit_codes_of(self._pcontext)
 
-    def tell_of(self, failure: Failure) -> None:
+    def tell_of(self, failure: RankRecord) -> None:
         """End the job on all nodes because of a rank of this one, unless it ends already."""
         assert self.control is not None
-        number = self._stamp(failure.rank)
-        if number - 1 > sum(other < number for other in list(self._stamps.values())):
+        if failure.order - 1 > sum(other < failure.order for other in list(self._stamps.values())):
             # Ranks of other nodes ended before it, and it may have failed because of them.
             self.control.wait_for_ending(_OTHERS_FIRST_S)
         if self.control.ending is None:
-            message = f"{failure.headline(self._plan.topology)} on {self.control.member}"
-            if self.control.end(message, failure.exit_code).message == message:
+            message = f"{headline(self._plan.topology, failure)} on {self.control.member}"
+            code = failure.code if failure.code > 0 else 1
+            if self.control.end(message, code, rank=failure.rank).message == message:
                 self.told = failure
 
     def _stamp(self, rank: int) -> int:
@@ -217,26 +156,50 @@ class RoleAgent(LocalElasticAgent):
             self._stamps[rank] = self.control.stamp(self.attempt)
         return self._stamps.get(rank, 0)
 
-    def first_failure(self, result: RunResult) -> Failure | None:
-        """The rank that failed before any other, after `run()`.
+    def records(self) -> list[RankRecord]:
+        """How each rank of this node has ended, of those that have."""
+        first = self._node.first_rank
+        codes: dict[int, int | None] = {first + local_rank: code for local_rank, code in self._exit_codes().items()}
+        codes |= {rank: process.exitcode for rank, process in self._processes.items()}
+        return [self._record(rank, code) for rank, code in codes.items() if code is not None]
+
+    def _record(self, rank: int, code: int) -> RankRecord:
+        assert self._exits is not None
+        so_far = self._exits.so_far()
+        local_order = so_far.index(rank) + 1 if rank in so_far else len(so_far) + 1
+        file = self._run_dir.error_file(self.attempt, rank)
+        if (stacks := stacks_file(self._folder, rank)).exists() and -code in FAULTS:
+            with contextlib.suppress(OSError):
+                shutil.copy(stacks, file.with_name(f"rank{rank}.stacks.txt"))
+        return read_record(
+            rank,
+            code,
+            order=local_order if self.control is None else self._stamp(rank),
+            host=self.host,
+            ended_at=self._exits.time_of(rank),
+            step=self.watch.last_step(rank),
+            logs=(self._run_dir.log_file(self.attempt, rank, "stderr"), self._run_dir.log_file(self.attempt, rank, "stdout")),
+            error_files=(file, self._folder / file.name),
+            stacks=stacks,
+        )
+
+    def first_failure(self) -> RankRecord | None:
+        """The rank of this node that failed before any other.
 
         torchelastic reports one that it found first, which may be one that failed because the first had.
         """
-        if not result.is_failed():
-            return None
-        codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
-        codes |= {rank: process.exitcode or 0 for rank, process in self._processes.items()}
-        in_order = [*(self._exits.ended() if self._exits is not None else []), *result.failures]
-        failed = [rank for rank in in_order if codes.get(rank)]
-        # One that asked to be started again has not failed, unless nobody else has.
-        failed.sort(key=lambda rank: codes[rank] == REQUEUE_EXIT_CODE)
-        return Failure(failed[0], codes[failed[0]]) if failed else None
+        if self._exits is not None:
+            self._exits.ended()
+        return first_of(self.records())
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         # The budget is the whole job's: an agent that starts again because another did counts it too.
         self._remaining_restarts = self._plan.max_restarts - self.attempt
+        self.stop_arrivals()
         if self.attempt:
-            warden.end_all(self._agent_id, spare=os.getpid())
+            self._end_what_is_left()
+        self.watch.start_again()
+        self._standstill.start_again()
         # Ranks that are programs of their own inherit it: until they listen, a warning would be deadly.
         heard = signal.signal(Signals.SIGUSR1, signal.SIG_IGN)
         try:
@@ -248,8 +211,24 @@ class RoleAgent(LocalElasticAgent):
         self._pids = {ranks[local_rank]: pid for local_rank, pid in pids.items()}
         self._stamps, self._asked_at, self._killed = {}, None, False
         self._exits = ExitOrder(self._pids, self._stamp)
+        if self._is_node_0 and self._plan.entry.command is None:
+            hosts = [member.host for member in self.control.members] if self.control is not None else [self.host]
+            store: Any = worker_group.store
+            end = self.control.end if self.control is not None else None
+            self._arrivals = Arrivals(store, self._plan, hosts, compares=self._plan.preflight, say=self._say, end=end)
         logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
         return pids
+
+    def stop_arrivals(self) -> None:
+        """Wait for ranks no longer."""
+        if self._arrivals is not None:
+            self._arrivals.stop()
+            self._arrivals = None
+
+    def _end_what_is_left(self) -> None:
+        """End what the ranks before have started and left, and ranks that have lost their fork server."""
+        if left := warden.end_all(self._run_dir.agent_id, self._plan.grace_s, spare=os.getpid()):
+            logger.warning("would not die: %s", ", ".join(map(warden.describe, left)))
 
     def _assign_worker_ranks(
         self,
@@ -269,13 +248,14 @@ class RoleAgent(LocalElasticAgent):
         """torchelastic's own ends after 300 s, and does not hear of what happens on other nodes; see `_with_the_others`."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if self.control is not None and self.control.ending is not None:
+        codes = self._exit_codes()
+        self.problem = self._find_problem(codes)
+        if self.problem is not None or (self.control is not None and self.control.ending is not None):
             self._remaining_restarts = 0
             return RunResult(state=WorkerState.FAILED)
         if self._done == self.attempt:
             return self._with_the_others(worker_group)
         # A rank ends by itself, and torchelastic would wait for its return value.
-        codes = self._exit_codes()
         all_ended = bool(codes) and None not in codes.values()
         if self._some_may_be_saving(codes):
             return RunResult(state=WorkerState.HEALTHY)
@@ -288,14 +268,40 @@ class RoleAgent(LocalElasticAgent):
             self.tell_done()
             self._done = self.attempt
             return self._with_the_others(worker_group)
-        if result.is_failed() and self._remaining_restarts > 0 and (failure := self.first_failure(result)) is not None:
-            logger.warning(
-                "%s; starting all ranks again (%d of %d)",
-                failure.headline(self._plan.topology),
-                self.attempt + 1,
-                self._worker_group.spec.max_restarts,
-            )
+        if result.is_failed() and self._remaining_restarts > 0:
+            self._decide_about_another_start()
         return result
+
+    def _find_problem(self, codes: Mapping[int, int | None]) -> Problem | None:
+        """What is wrong though no rank has failed."""
+        if self._arrivals is not None and self._arrivals.problem is not None:
+            return self._arrivals.problem
+        alive = [rank for rank, pid in self._pids.items() if codes.get(rank - self._node.first_rank) is None]
+        stands_still = self.watch.stands_still(alive)
+        return self._standstill.problem(
+            self.attempt, {rank: self._pids[rank] for rank in alive}, self.watch, stands_still=stands_still
+        )
+
+    def _decide_about_another_start(self) -> None:
+        failure = self.first_failure()
+        if failure is None:
+            return
+        if forkserver.has_died():
+            logger.warning("the fork server of the ranks has died; starting it and all ranks again")
+            return
+        self._attempts.append(Attempt.of(self.watch.pulses().values(), failure))
+        self.not_again = why_not_again(self._attempts)
+        if self.not_again is not None:
+            self._remaining_restarts = 0
+            if self.control is not None:
+                self.tell_of(failure)
+            return
+        logger.warning(
+            "%s; starting all ranks again (%d of %d)",
+            headline(self._plan.topology, failure),
+            self.attempt + 1,
+            self._worker_group.spec.max_restarts,
+        )
 
     def _some_may_be_saving(self, codes: Mapping[int, int | None]) -> bool:
         """Whether some ranks have ended in order to be started again, and the others go on as long as they may."""
@@ -317,14 +323,11 @@ class RoleAgent(LocalElasticAgent):
 
     def _tell_early(self, codes: Mapping[int, int | None]) -> None:
         """Tell of a failure before torchelastic ends the ranks beside it, which takes time: far ones fail because it has."""
-        if self.control is None or self._remaining_restarts > 0 or not any(codes.values()):
+        if self.control is None or self._remaining_restarts > 0 or not any(codes.values()) or forkserver.has_died():
             return
-        assert self._exits is not None
-        first = self._node.first_rank
-        in_order = [*self._exits.so_far(), *(first + local_rank for local_rank in codes)]
-        rank, code = next((rank, code) for rank in in_order if (code := codes[rank - first]))
-        if code != REQUEUE_EXIT_CODE:
-            self.tell_of(Failure(rank, code))
+        failure = first_of([record for record in self.records() if record.code != REQUEUE_EXIT_CODE])
+        if failure is not None:
+            self.tell_of(failure)
 
     def _with_the_others(self, worker_group: WorkerGroup) -> RunResult:
         """A node's ranks are done once those of all nodes are: until then a failure elsewhere starts them again."""

@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     run = _add_command(commands, "run", _run, "start this machine's ranks and wait for them")
     run.add_argument("--node-rank", metavar="I", help="the number of this node in the plan, or POOL:K within a pool; from 0")
     run.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: node 0's host, and a free port there")
+    run.add_argument("--no-preflight", action="store_true", help="do not compare the ranks' versions and files before")
+    run.add_argument(
+        "--log-fold",
+        choices=["on", "off"],
+        default="on",
+        help="off: print a line that several ranks write at the same moment once for each",
+    )
     submit = _add_command(commands, "submit", _submit, "hand the job to a scheduler")
     submit.add_argument("--to", metavar="SCHEDULER", required=True, help="slurm, kubernetes, or another one of torchx's")
     submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
@@ -156,8 +163,9 @@ def _run(arguments: argparse.Namespace) -> int:
     place = here.find(plan, arguments.node_rank, arguments.rdzv_endpoint)
     if place.node_rank == 0:
         _warn(plan)
-    plan = replace(plan, verbose=arguments.verbose)
-    outcome = local.run(plan, place, config_text, out=sys.stdout, err=sys.stderr, say=_say)
+    plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
+    fold_s = local.FOLD_S if arguments.log_fold == "on" else 0.0
+    outcome = local.run(plan, place, config_text, out=sys.stdout, err=sys.stderr, say=_say, fold_s=fold_s)
     if outcome.failure is not None:
         _say(outcome.failure)
     return outcome.exit_code

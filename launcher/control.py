@@ -71,6 +71,10 @@ class Control:
         self._changed = threading.Condition()
         self._ending: JobEnding | None = None
         self._attempt = 0
+        self.progress = "moves"
+        """What this node's ranks do: `moves`, `still` for too long, or `done`."""
+        self.look_at: int | None = None
+        """The start of the ranks which no node's make progress any more: all look at their own."""
         self._ports: dict[int, int] = {}
         self._looks = 0
         """How often the watcher has had an answer."""
@@ -121,9 +125,9 @@ class Control:
         else:
             self._await_go()
 
-    def end(self, message: str, code: int) -> JobEnding:
-        """Tell all nodes that the job ends here; return the ending that was told first."""
-        ending = JobEnding(node=self._node, message=message, code=code)
+    def end(self, message: str, code: int, *, rank: int | None = None) -> JobEnding:
+        """Tell all nodes that the job ends here, perhaps because of a rank; return the ending that was told first."""
+        ending = JobEnding(node=self._node, message=message, code=code, rank=rank)
         mine = json.dumps(asdict(ending))
         found = self._ask(lambda: self._store.compare_set("ending", "", mine))
         if found is not None:
@@ -162,6 +166,19 @@ class Control:
     def stamp(self, attempt: int) -> int:
         """A rank of a start has ended here: the number of those that have by now, on all nodes."""
         return self._ask(lambda: self._store.add(f"ended/{attempt}", 1)) or 0
+
+    def post(self, name: str, value: Any) -> None:
+        """Let node 0 have what this node knows of something."""
+        self._ask(lambda: self._store.set(f"{name}/{self._node}", json.dumps(value)))
+
+    def gather(self, name: str, timeout_s: float) -> list[Any]:
+        """Node 0: what the nodes have posted of something, in their order; of those that do so in time."""
+        keys = [f"{name}/{node}" for node in range(len(self._names))]
+        deadline = time.monotonic() + timeout_s
+        missing = list(keys)
+        while (missing := [key for key in missing if not self._store.check([key])]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return [json.loads(self._store.get(key)) for key in keys if key not in missing]
 
     def wait_for_ending(self, timeout_s: float) -> None:
         """Give other nodes time to say why the job ends, or that it is over."""
@@ -308,7 +325,7 @@ class Control:
                     continue
                 if time.monotonic() - beaten > BEAT_S:
                     beat, beaten = beat + 1, time.monotonic()
-                    self._store.set(f"beat/{self._node}", str(beat))
+                    self._store.set(f"beat/{self._node}", f"{beat} {self.progress}")
                     self._feel(pulses)
                 self._looks += 1
             except DistError:
@@ -332,6 +349,9 @@ class Control:
         beats = self._store.multi_get([f"beat/{node}" for node in range(len(self._names))])
         if (silent := pulses.silent(dict(enumerate(beats)), LOST_AFTER_S)) is not None:
             self.end(f"{self.members[silent]} has not been heard of for {LOST_AFTER_S:g} s", 1)
+        doing = {beat.decode().partition(" ")[2] for beat in beats}
+        if "still" in doing and doing <= {"still", "done"} and self.look_at != self._attempt:
+            self._tell("look", self._attempt)
 
     def _hear(self, kind: str, value: Any) -> None:
         with self._changed:
@@ -344,6 +364,8 @@ class Control:
                 self._attempt = max(self._attempt, value)
             elif kind == "ending":
                 self._ending = self._ending or JobEnding(**value)
+            elif kind == "look":
+                self.look_at = value
             elif kind == "over":
                 self._over = True
             self._changed.notify_all()

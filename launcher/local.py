@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from launcher import forkserver, machine, warden
+from launcher import forkserver, machine, nodedir, warden
 from launcher.errors import LaunchError
-from launcher.failures import REQUEUED
+from launcher.failures.problem import REQUEUED, STALLED
 from launcher.here import Here
 from launcher.plan import LaunchPlan
 from launcher.rundir import RunDir
@@ -24,8 +24,8 @@ from launcher.schema import Backend, StartMethod
 from mimo_role import REQUEUE_EXIT_CODE, environ, network
 
 if TYPE_CHECKING:
-    from launcher.agent import Ending
     from launcher.control import Control
+    from launcher.running import Ending
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,9 @@ MEMORY_PER_RANK = {StartMethod.FORKSERVER: 40 << 20, StartMethod.SPAWN: 250 << 2
 """Bytes that one rank takes before it has a model, measured with torch 2.13 (see docs/measurements.md)."""
 
 INTERRUPTED = 130
+USER_ERROR = 2
+FOLD_S = 0.2
+"""For how long a line waits for other ranks to write it too."""
 
 Say = Callable[[str], None]
 
@@ -44,13 +47,21 @@ class Outcome:
     exit_code: int
     failure: str | None = None
     """What failed, for people; `None` after success."""
+    kind: str = "done"
+    """In a word: `done`, `failed`, `stalled`, `refused`, `requeued`, or `ended` from outside."""
+    attempts: int = 1
+    """How often the ranks have been started."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What failed, for programs."""
 
 
-def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: TextIO, say: Say) -> Outcome:
+def run(
+    plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: TextIO, say: Say, fold_s: float = FOLD_S
+) -> Outcome:
     """Start the ranks of this machine's node and wait until those of all nodes have ended.
 
     Ranks' output goes to `out` and `err`, each line behind its rank's role, and in full to the run folder. `say` is called
-    with what a user who waits wants to know.
+    with what a user who waits wants to know. A line that several ranks write within `fold_s` seconds is passed on once.
 
     Raises:
         LaunchError: this machine cannot start the plan as it stands, or the nodes do not come together. No rank has been
@@ -60,21 +71,45 @@ def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: Tex
     agent_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
     # Node 0's agent names the run. The others take the folder when they have heard how.
     run_dir = _take_run_dir(plan, here, config_text, agent_id, agent_id) if here.node_rank == 0 else None
+    began = time.time()
+    try:
+        outcome = _run(plan, here, config_text, agent_id, run_dir, _Streams(out, err, say, fold_s))
+        if run_dir is not None:
+            run_dir.write_report(_report(outcome, began))
+        return outcome
+    finally:
+        if run_dir is not None:
+            run_dir.close()
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """Where what is told goes."""
+
+    out: TextIO
+    err: TextIO
+    say: Say
+    fold_s: float
+
+
+def _run(plan: LaunchPlan, here: Here, config_text: str, agent_id: str, run_dir: RunDir | None, streams: _Streams) -> Outcome:
     try:
         # Deadly by default, to this process and to all that it starts.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         # Until torchelastic takes it over: the other nodes are told.
         signal.signal(signal.SIGTERM, _terminate)
         forkserver.start_tracker()
-        _set_environment(plan, here, agent_id)
-        with _warded(agent_id):
+        folder = nodedir.make(agent_id)
+        _set_environment(plan, here, agent_id, folder)
+        with _warded(agent_id, plan.grace_s, folder):
             _import_torch(plan)
-            control = _meet(plan, here, agent_id, say) if here.endpoint is not None else None
+            control = _meet(plan, here, agent_id, streams.say) if here.endpoint is not None else None
             try:
-                if run_dir is None:
-                    assert control is not None
-                    run_dir = _take_run_dir(plan, here, config_text, agent_id, control.run_id)
-                return _run_agent(plan, here, run_dir, control, out, err)
+                if run_dir is not None:
+                    return _run_agent(plan, here, run_dir, folder, control, streams)
+                assert control is not None
+                with contextlib.closing(_take_run_dir(plan, here, config_text, agent_id, control.run_id)) as own:
+                    return _run_agent(plan, here, own, folder, control, streams)
             except BaseException as error:
                 if control is not None:
                     _tell(control, error)
@@ -83,12 +118,26 @@ def run(plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: Tex
                 if control is not None:
                     control.leave(plan.grace_s)
     except _Terminated:
-        return Outcome(128 + signal.SIGTERM, "ended by SIGTERM")
+        return Outcome(128 + signal.SIGTERM, "ended by SIGTERM", "ended")
     except KeyboardInterrupt:
-        return Outcome(INTERRUPTED, "interrupted")
-    finally:
-        if run_dir is not None:
-            run_dir.close()
+        return Outcome(INTERRUPTED, "interrupted", "ended")
+
+
+def _report(outcome: Outcome, began: float) -> dict[str, Any]:
+    headline = outcome.failure.partition("\n")[0] if outcome.failure is not None else None
+    return {
+        "outcome": outcome.kind,
+        "exit_code": outcome.exit_code,
+        "headline": headline,
+        "attempts": outcome.attempts,
+        "began": _iso(began),
+        "ended": _iso(time.time()),
+        **outcome.details,
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
 
 
 def check(plan: LaunchPlan, here: Here) -> None:
@@ -116,7 +165,7 @@ def _take_run_dir(plan: LaunchPlan, here: Here, config_text: str, agent_id: str,
     return run_dir
 
 
-def _set_environment(plan: LaunchPlan, here: Here, agent_id: str) -> None:
+def _set_environment(plan: LaunchPlan, here: Here, agent_id: str, folder: Path) -> None:
     """What every process of the run inherits, from before its interpreter starts."""
     interface = "lo" if here.endpoint is None else network.interface_towards(here.endpoint.host)
     # gloo would take the interface of this host's own name, which may lead nowhere.
@@ -124,13 +173,13 @@ def _set_environment(plan: LaunchPlan, here: Here, agent_id: str) -> None:
     if plan.topology.world_size > 1:
         defaults["OMP_NUM_THREADS"] = "1"
     environ.export({name: value for name, value in defaults.items() if environ.get(name) is None})
-    environ.export({**plan.env, warden.AGENT_ID: agent_id})
+    environ.export({**plan.env, warden.AGENT_ID: agent_id, environ.NODE_DIR: str(folder)})
 
 
 @contextlib.contextmanager
-def _warded(agent_id: str) -> Iterator[None]:
+def _warded(agent_id: str, grace_s: float, folder: Path) -> Iterator[None]:
     """See to it that no process of the run outlives this block, or this process."""
-    command = [sys.executable, "-I", "-S", warden.__file__, agent_id]
+    command = [sys.executable, "-I", "-S", warden.__file__, agent_id, str(grace_s), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
         try:
             yield
@@ -146,7 +195,7 @@ def _import_torch(plan: LaunchPlan) -> None:
         forkserver.start()
     gc.disable()  # as in preload.py
     started = time.perf_counter()
-    import launcher.agent  # noqa: F401
+    import launcher.running  # noqa: F401
 
     gc.enable()
     logger.info("imported torch in %.2f s", time.perf_counter() - started)
@@ -187,27 +236,43 @@ def _tell(control: "Control", error: BaseException) -> None:
         control.end(f"{control.member}: {error or type(error).__name__}", 2 if isinstance(error, LaunchError) else 1)
 
 
-def _run_agent(plan: LaunchPlan, here: Here, run_dir: RunDir, control: "Control | None", out: TextIO, err: TextIO) -> Outcome:
-    from launcher import agent
+def _run_agent(
+    plan: LaunchPlan, here: Here, run_dir: RunDir, folder: Path, control: "Control | None", streams: _Streams
+) -> Outcome:
+    from launcher import running
 
     if control is not None and here.node_rank == 0:
         run_dir.write_nodes(plan.nodes, [member.host for member in control.members])
-    ending = agent.run(plan, here, run_dir, control, out, err)
+    setting = running.Setting(
+        plan=plan,
+        here=here,
+        run_dir=run_dir,
+        folder=folder,
+        control=control,
+        out=streams.out,
+        err=streams.err,
+        say=streams.say,
+        fold_s=streams.fold_s,
+    )
+    ending = running.run(setting)
     # SLURM's srun returns the highest code of all its tasks and kills the rest: node 0 alone tells how the job ended.
     told_by_node_0 = here.slurm_job is not None and here.node_rank != 0 and control is not None and not control.is_lost
-    return _outcome(plan, run_dir, ending, silent=told_by_node_0)
+    outcome = replace(_outcome(ending, run_dir), attempts=ending.attempt + 1)
+    is_from_outside = ending.signal is not None
+    return replace(outcome, exit_code=0, failure=None) if told_by_node_0 and not is_from_outside else outcome
 
 
-def _outcome(plan: LaunchPlan, run_dir: RunDir, ending: "Ending", *, silent: bool) -> Outcome:
+def _outcome(ending: "Ending", run_dir: RunDir) -> Outcome:
     if ending.requeue:
-        return Outcome(0 if silent else REQUEUE_EXIT_CODE, None if silent else f"{REQUEUED} (exit code {REQUEUE_EXIT_CODE})")
+        return Outcome(REQUEUE_EXIT_CODE, f"{REQUEUED} (exit code {REQUEUE_EXIT_CODE})", "requeued")
     if ending.signal is not None:
-        return Outcome(128 + ending.signal, f"ended by {ending.signal.name}")
+        return Outcome(128 + ending.signal, f"ended by {ending.signal.name}", "ended")
+    if ending.problem is not None:
+        kind = "stalled" if ending.problem.code == STALLED else "refused" if ending.problem.code == USER_ERROR else "failed"
+        return Outcome(ending.problem.code, ending.problem.message, kind, details=ending.problem.details)
+    if ending.report is not None:
+        text = f"{ending.report.text()}\n  all of it: {run_dir.report_file}"
+        return Outcome(ending.report.exit_code, text, "failed", details=ending.report.as_dict())
     if ending.elsewhere is not None:
-        return Outcome(0 if silent else ending.elsewhere.code, None if silent else f"ended: {ending.elsewhere.message}")
-    if ending.failure is None:
-        return Outcome(0)
-    rank = ending.failure.rank
-    logs = [run_dir.log_file(ending.attempt, rank, stream) for stream in ("stdout", "stderr")]
-    described = ending.failure.describe(plan.topology, run_dir.error_file(ending.attempt, rank), logs)
-    return Outcome(0 if silent else ending.failure.exit_code, described)
+        return Outcome(ending.elsewhere.code, f"ended: {ending.elsewhere.message}", "failed")
+    return Outcome(0)

@@ -35,3 +35,20 @@ def available_memory() -> int | None:
 def rank_slots() -> int:
     """The ranks that one machine takes by default, as torchrun's `--nproc-per-node auto`: its GPUs, else its cores."""
     return gpus() or cores()
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it started, those of a cgroup's limit included."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for a process: R runs, S waits, D waits for a device, T is stopped, Z has ended; else empty."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""

@@ -28,3 +28,5 @@ class JobEnding:
     message: str
     code: int
     """The exit code of the job."""
+    rank: int | None = None
+    """The rank that failed first, if it ends because of one."""

@@ -6,18 +6,17 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
 from launcher.follow import Followed, Follower
 from launcher.plan import LaunchPlan
+from launcher.roles import prefix_of
 from launcher.rundir import RunDir
-from mimo_role import environ
 
 
 class RankLogs(LogsSpecs):
     """Sends every rank's output to the run folder, and has it followed from there."""
 
-    def __init__(self, plan: LaunchPlan, run_dir: RunDir, follower: Follower, out: TextIO, err: TextIO) -> None:
+    def __init__(self, plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO, *, fold_s: float) -> None:
         super().__init__(str(run_dir.path / "logs"))
-        self._plan = plan
         self._run_dir = run_dir
-        self._follower = follower
+        self._follower = Follower(lambda ranks: prefix_of(plan.topology, ranks), fold_s)
         self._sinks = {"stdout": out, "stderr": err}
 
     @property
@@ -30,13 +29,16 @@ class RankLogs(LogsSpecs):
         followed = []
         for local_rank, env in envs.items():
             rank, attempt = int(env["RANK"]), int(env["TORCHELASTIC_RESTART_COUNT"])
-            prefix = f"[{self._plan.topology.label_of(rank)} r{rank}]"
+            error_file = self._run_dir.error_file(attempt, rank)
             for stream, sink in self._sinks.items():
                 path = self._run_dir.log_file(attempt, rank, stream)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files[stream][local_rank] = str(path)
-                followed.append(Followed(path, prefix, sink))
-            env[environ.NOTICE_FILE] = str(self._run_dir.notice_file)
-            env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(self._run_dir.error_file(attempt, rank))
+                followed.append(Followed(path, rank, sink, error_file if stream == "stderr" else None))
+            env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(error_file)
         self._follower.follow(followed)
         return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])
+
+    def stop(self) -> None:
+        """Pass on what has been written by now, and no more."""
+        self._follower.stop()

@@ -3,6 +3,7 @@
 config.yaml     the config with all interpolations resolved
 plan.json       the launch plan
 nodes.json      which host is which of the plan's nodes, where there are several
+report.json     how the run ended, and of a failure which rank was first and why
 slurm_job       the id of the SLURM job that the run is part of
 logs/attempt0/  rank3.stdout.log, rank3.stderr.log, rank3.error.json: one set per rank, a folder per restart
 previous/       the same of earlier runs, by their ids
@@ -15,10 +16,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import gettempdir
+from typing import Any
 
 from launcher.errors import LaunchError
 from launcher.placement import Node
@@ -27,7 +28,7 @@ from mimo_role import environ
 logger = logging.getLogger(__name__)
 
 # The id goes last: it tells that the others are ours.
-_OURS = ("config.yaml", "plan.json", "nodes.json", "slurm_job", "logs", "run_id")
+_OURS = ("config.yaml", "plan.json", "nodes.json", "slurm_job", "report.json", "logs", "run_id")
 _PATIENCE_S = 60.0
 """How long a node other than node 0 looks for what node 0 has written, where another run seems to have the folder."""
 _MOMENT_S = 0.3
@@ -89,13 +90,21 @@ class RunDir:
         return self.path / "logs" / f"attempt{attempt}" / f"rank{rank}.error.json"
 
     @property
-    def notice_file(self) -> Path:
-        """Exists once the ranks of this node have been warned: one that starts listening later finds it."""
-        return Path(gettempdir(), f"mimo-{self.agent_id}.notice")
+    def report_file(self) -> Path:
+        """How the run ended."""
+        return self.path / "report.json"
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Keep how the run ended; where that cannot be written, it has been told at least."""
+        unfinished = self.report_file.with_suffix(".tmp")
+        try:
+            unfinished.write_text(json.dumps(report, indent=1), encoding="utf-8")
+            unfinished.replace(self.report_file)
+        except OSError as error:
+            logger.warning("%s: %s; the report is not kept", self.report_file, error.strerror)
 
     def close(self) -> None:
         """Let others have the folder."""
-        self.notice_file.unlink(missing_ok=True)
         if self._lock is not None:
             os.close(self._lock)
 

@@ -14,54 +14,101 @@ import time
 
 AGENT_ID = "MIMO_AGENT_ID"
 _PATIENCE_S = 10.0
+_LOOK_S = 0.01
+_TERM_BIT = 1 << (signal.SIGTERM - 1)
 
 
 def processes_of(agent_id: str) -> list[int]:
     """The live processes, other than this one, that were executed with the agent's id in their environment."""
-    entry = f"{AGENT_ID}={agent_id}".encode()
-    found = []
-    for name in os.listdir("/proc"):  # noqa: PTH208 (pathlib would double this process's start-up)
-        if name.isdigit() and int(name) != os.getpid() and entry in _environ(name).split(b"\0"):
-            found.append(int(name))
-    return found
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of(agent_id, int(name))]  # noqa: PTH208 (pathlib would double this process's start-up)
 
 
-def end_all(agent_id: str, spare: int | None = None) -> list[int]:
-    """SIGKILL the run's processes until none is left; return those that would not die.
+def end_all(agent_id: str, grace_s: float, spare: int | None = None) -> list[int]:
+    """SIGTERM the run's processes, and SIGKILL those that outlive the grace time; return those that would not die.
 
-    The children of process `spare` are left alone.
+    One that ignores SIGTERM has no use for the grace time and is killed at once. Children of process `spare` are left alone.
     """
-    deadline = time.monotonic() + _PATIENCE_S
+    asked: set[int] = set()
+    began = time.monotonic()
     while left := [pid for pid in processes_of(agent_id) if spare is None or _parent_of(pid) != spare]:
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > grace_s + _PATIENCE_S:
             break
         for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.01)
+            if waited > grace_s or _status(pid, "SigIgn") & _TERM_BIT:
+                _send(agent_id, pid, signal.SIGKILL)
+            elif pid not in asked:
+                asked.add(pid)
+                _send(agent_id, pid, signal.SIGTERM)
+                # One that is stopped hears it when it goes on.
+                _send(agent_id, pid, signal.SIGCONT)
+        time.sleep(_LOOK_S)
     return left
 
 
-def _parent_of(pid: int) -> int | None:
+def describe(pid: int) -> str:
+    """A process in words."""
+    return f"process {pid} ({_read(pid, 'comm').decode(errors='replace').strip() or '?'})"
+
+
+def _send(agent_id: str, pid: int, number: int) -> None:
+    """Signal a process, and never another one that has got its number since."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return int(file.read().rpartition(b")")[2].split()[1])
+        process = os.pidfd_open(pid)
     except OSError:
-        return None
-
-
-def _environ(pid: str) -> bytes:
+        return
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
+        if _is_of(agent_id, pid):
+            signal.pidfd_send_signal(process, number)
+    except OSError:
+        return
+    finally:
+        os.close(process)
+
+
+def _is_of(agent_id: str, pid: int) -> bool:
+    return pid != os.getpid() and f"{AGENT_ID}={agent_id}".encode() in _read(pid, "environ").split(b"\0")
+
+
+def _parent_of(pid: int) -> int | None:
+    stat = _read(pid, "stat")
+    return int(stat.rpartition(b")")[2].split()[1]) if stat else None
+
+
+def _status(pid: int, name: str) -> int:
+    """One of a process's sets of signals, as bits."""
+    for line in _read(pid, "status").splitlines():
+        if line.startswith(name.encode()):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:  # noqa: PTH123
             return file.read()
     except OSError:  # it has ended, or belongs to another user
         return b""
 
 
-if __name__ == "__main__":
+def _remove(folder: str) -> None:
+    try:
+        for name in os.listdir(folder):  # noqa: PTH208
+            os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118
+        os.rmdir(folder)  # noqa: PTH106
+    except OSError:
+        return
+
+
+def main(agent_id: str, grace_s: str, folder: str) -> None:
+    """Wait for the end of mimo-launch; then end what it has left, and remove the folder of its node."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    end_all(sys.argv[1])
+    if left := end_all(agent_id, float(grace_s)):
+        sys.stderr.write(f"mimo-launch: would not die: {', '.join(map(describe, left))}\n")
+    _remove(folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -7,7 +7,6 @@ import runpy
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,17 +15,15 @@ from typing import NoReturn
 
 from launcher.ending import run_exit_functions
 from launcher.errors import LaunchError
+from launcher.failures import crash
 from launcher.plan import Entry, LaunchPlan
+from launcher.preflight import facts
 from launcher.schema import Join
-from mimo_role import environ
+from mimo_role import environ, witness
 from mimo_role.errors import MimoError
 
 INTERRUPTED = 130
-
-JOIN_HINT = (
-    "the launcher has joined torch.distributed before the script started; let the script do it with runtime.join: script, "
-    "or take the call out"
-)
+USER_ERROR = 2
 
 
 def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
@@ -37,6 +34,8 @@ def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
     plan = prepare(Path(plan_file), run_id, node)
     _undo_fork_server()
     try:
+        _be_watched()
+        _arrive(plan)
         if plan.join is Join.LAUNCHER:
             _join(plan)
         _run_as_main(plan.entry)
@@ -45,13 +44,36 @@ def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)  # torch.multiprocessing takes the exception itself for success
     except BaseException as error:
-        _report(error, plan)
+        _report(error)
         sys.exit(1)
     finally:
         # multiprocessing leaves out what a script registers with atexit.
         run_exit_functions()
     _leave()
     sys.exit()
+
+
+def _be_watched() -> None:
+    """Let the agent see a crash in C, and what this rank is at."""
+    folder, rank = environ.node_dir(), environ.rank()
+    if folder is not None and rank is not None:
+        witness.be_watched(folder, rank)
+
+
+def _arrive(plan: LaunchPlan) -> None:
+    """Tell node 0's agent that this rank is there, and wait until it finds that all fit together.
+
+    Raises:
+        SystemExit: they do not, which the agent tells.
+    """
+    rank, address, port = environ.rank(), environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
+    assert rank is not None
+    assert address is not None
+    assert port is not None
+    digest = environ.RankEnviron.from_environ().topology.digest
+    own = facts.gather(rank=rank, local_rank=environ.local_rank(), topology_digest=digest, entry=plan.entry)
+    if not facts.arrive(own, address, int(port), plan.timeout_s, wait=plan.preflight):
+        sys.exit(USER_ERROR)
 
 
 def exec_command(plan_file: str, run_id: str, node: str) -> NoReturn:
@@ -171,30 +193,24 @@ def _set_first_path(folder: str) -> None:
 def _exit_with_message(ending: SystemExit) -> NoReturn:
     """`sys.exit("text")`: print the text while output still goes to the rank's file, and write it down as its error."""
     sys.stderr.write(f"{ending.code}\n")
-    _record(ending)
+    sys.stderr.flush()
+    _write_down(ending, None, to_stderr=False)
     sys.exit(1)
 
 
-def _record(error: BaseException) -> None:
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+def _report(error: BaseException) -> None:
+    """Print the traceback from the script's first frame on."""
+    with suppress(OSError):  # a full disk
+        sys.stdout.flush()
+    by_joining = isinstance(error, MimoError) and _is_from_joining(error.__traceback__)
+    _write_down(error, None if by_joining else _script_frames(error.__traceback__), to_stderr=True)
 
-    with suppress(Exception):  # an exception whose text cannot be made is told by its traceback alone
-        get_error_handler().record_exception(error)
 
-
-def _report(error: BaseException, plan: LaunchPlan) -> None:
-    """Print the traceback from the script's first frame on, and what to do where that is known."""
-    sys.stdout.flush()
-    frames = _script_frames(error.__traceback__)
-    if isinstance(error, MimoError) and _is_from_joining(error.__traceback__):
-        frames = None
-    shown = "".join(traceback.format_exception(type(error), error, frames))
-    if plan.join is Join.LAUNCHER and _joined_twice(error):
-        shown += f"\nmimo-launch: {JOIN_HINT}\n"
-        error.args = (f"{error} ({JOIN_HINT})",)
-    sys.stderr.write(shown)
-    sys.stderr.flush()
-    _record(error)
+def _write_down(error: BaseException, frames: TracebackType | None, *, to_stderr: bool) -> None:
+    file, folder = environ.get("TORCHELASTIC_ERROR_FILE"), environ.node_dir()
+    assert file is not None, "ranklogs.py sets it"
+    beside = folder / Path(file).name if folder is not None else None
+    crash.write_down(error, frames, Path(file), to_stderr=to_stderr, beside=beside)
 
 
 def _is_from_joining(frames: TracebackType | None) -> bool:
@@ -203,11 +219,6 @@ def _is_from_joining(frames: TracebackType | None) -> bool:
             return True
         frames = frames.tb_next
     return False
-
-
-def _joined_twice(error: BaseException) -> bool:
-    """Whether the script joined by torch after the launcher had, told by torch's message, which a test holds it to."""
-    return isinstance(error, ValueError) and any("default process group twice" in str(text) for text in error.args)
 
 
 def _script_frames(frames: TracebackType | None) -> TracebackType | None:

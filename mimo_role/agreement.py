@@ -3,6 +3,7 @@
 import math
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ class EndAgreement:
     So no step waits for another rank; on a GPU reading the number waits for what the step has queued there.
     """
 
-    def __init__(self, device: torch.device, grace_s: float | None, warning_s: float | None, notice_file: str | None) -> None:
+    def __init__(self, device: torch.device, grace_s: float | None, warning_s: float | None, notice_file: Path | None) -> None:
         self._device = device
         self._how = (grace_s, warning_s, notice_file)
         self._going: tuple[dist.Work, torch.Tensor, float] | None = None

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,13 +18,16 @@ from mimo_role.errors import AxisError, BridgeError, ContextError
 from mimo_role.families import GroupOptions, expert_grid_of
 from mimo_role.grid import RankGrid
 from mimo_role.groups import Groups, share, uses_nccl
+from mimo_role.heartbeat import Heartbeat, beat_file
 from mimo_role.hyper_comm_grid import HyperCommGrid
 from mimo_role.joining import check_same_topology, device_of, join
+from mimo_role.notices import NOTICE
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.rounds import schedule
 from mimo_role.samples import Endpoint, TokenSplit
 from mimo_role.topology import Topology
 from mimo_role.ways import WayGroups
+from mimo_role.witness import be_watched
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class RoleContext:
         *,
         owns_world: bool,
         agreement: EndAgreement,
+        heartbeat: Heartbeat,
     ) -> None:
         self.topology = topology
         self.rank = rank
@@ -53,6 +58,8 @@ class RoleContext:
         self.role: RankRole = topology.role_of(rank)
         self._owns_world = owns_world
         self._agreement = agreement
+        self.heartbeat = heartbeat
+        """By which mimo-launch sees that this rank makes progress; scripts call `step()`."""
         self._exported: list[str] = []
         self._bridges: dict[tuple[str, int | None], Bridge] = {}
         self._meshes: dict[str, DeviceMesh] = {}
@@ -168,6 +175,15 @@ class RoleContext:
                 raise BridgeError(f"{bridge} has {end.split} at {end.module} stage {end.stage}; it cannot become {asked}")
         return bridge
 
+    def step(self, number: int | None = None) -> None:
+        """Say that this rank has come to a training step: the next one, or the one with this number, which grows.
+
+        It takes a microsecond and talks to nobody. mimo-launch sees by it that the job makes progress, for
+        `runtime.stall_timeout_s`, whether a restart has helped, and at which step a rank failed. `Schedule1F1B.step` says it
+        too, where the script does not.
+        """
+        self.heartbeat.step(number)
+
     def seconds_left(self) -> float | None:
         """How long the job will go on, if a scheduler or user has announced its end to any rank; else `None`.
 
@@ -175,6 +191,7 @@ class RoleContext:
         after a rank has heard. From the first call on, SIGTERM and SIGUSR1 no longer end the process. A script that has saved
         ends with `mimo_role.REQUEUE_EXIT_CODE` to be started again. 0.0 also stands for a time that nobody knows.
         """
+        self.heartbeat.beat()
         return self._agreement.seconds_left()
 
     def _endpoints(
@@ -267,8 +284,19 @@ def init(
         if dist.get_world_size() != topology.world_size:
             raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
         times = (found.grace_s, found.warning_s) if found else (None, None)
-        agreement = EndAgreement(device, *times, environ.get(environ.NOTICE_FILE))
-        context = RoleContext(topology, dist.get_rank(), device, timeout, options, owns_world=owns_world, agreement=agreement)
+        watcher = environ.node_dir()
+        agreement = EndAgreement(device, *times, watcher / NOTICE if watcher is not None else None)
+        heartbeat = _watched_by(watcher, dist.get_rank())
+        context = RoleContext(
+            topology,
+            dist.get_rank(),
+            device,
+            timeout,
+            options,
+            owns_world=owns_world,
+            agreement=agreement,
+            heartbeat=heartbeat,
+        )
         # A rank that went on and ended would break the connections of those that still make their groups.
         dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
         _current = context
@@ -295,6 +323,13 @@ def init(
     ranks = {"RANK": str(_current.rank), "WORLD_SIZE": str(_current.world_size)}
     _current._exported = environ.export(ranks | contract.to_environ())
     return _current
+
+
+def _watched_by(folder: Path | None, rank: int) -> Heartbeat:
+    if folder is None:
+        return Heartbeat(None)
+    be_watched(folder, rank)
+    return Heartbeat(beat_file(folder, rank))
 
 
 def current() -> RoleContext:

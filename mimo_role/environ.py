@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mimo_role.errors import EnvironError, RankNotInGridError, TopologyError
 from mimo_role.families import GroupOptions
@@ -29,7 +30,7 @@ RESTART_COUNT = "MIMO_RESTART_COUNT"
 NODE = "MIMO_NODE"
 GRACE_S = "MIMO_GRACE_S"
 WARNING_S = "MIMO_WARNING_S"
-NOTICE_FILE = "MIMO_NOTICE_FILE"
+NODE_DIR = "MIMO_NODE_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +242,12 @@ def threads() -> int | None:
 def get(name: str) -> str | None:
     """One variable of this process's environment."""
     return os.environ.get(name)
+
+
+def node_dir() -> Path | None:
+    """The folder that this node's ranks share with their launcher; `None` outside mimo-launch."""
+    value = os.environ.get(NODE_DIR)
+    return Path(value) if value else None
 
 
 def missing_for_join() -> list[str]:

@@ -18,6 +18,9 @@ from mimo_role.errors import MimoError
 REQUEUE_EXIT_CODE = 75
 """A rank that ends with it asks to be started again: EX_TEMPFAIL of sysexits.h(3)."""
 
+NOTICE = "notice"
+"""A file of this name in the folder that a node's ranks share with their launcher says that they have been warned."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -41,7 +44,7 @@ _heard: Notice | None = None
 _listening = False
 
 
-def listen(grace_s: float | None = None, warning_s: float | None = None, notice_file: str | None = None) -> None:
+def listen(grace_s: float | None = None, warning_s: float | None = None, notice_file: Path | None = None) -> None:
     """Take SIGTERM and SIGUSR1 as notices from now on. Called again, it changes nothing.
 
     Args:
@@ -71,7 +74,7 @@ def listen(grace_s: float | None = None, warning_s: float | None = None, notice_
     _listening = True
     with suppress(OSError):
         if notice_file is not None:
-            since = time.time() - Path(notice_file).stat().st_mtime
+            since = time.time() - notice_file.stat().st_mtime
             _heard = Notice(signal.SIGUSR1, time.monotonic() - since, warning_s)
 
 

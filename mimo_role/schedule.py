@@ -84,6 +84,7 @@ class Schedule1F1B(Generic[Batch]):
             ScheduleError: no micro-batches.
             BridgeError: what a stage returned is not what `spec_of` says, or another rank is gone.
         """
+        self._ctx.heartbeat.scheduled_step()
         return self._play(batches, backward=True)
 
     @torch.no_grad()
@@ -113,6 +114,7 @@ class Schedule1F1B(Generic[Batch]):
             for number, action in enumerate(actions):
                 play.receive_for(actions[number : number + self._actions_ahead() + 1])
                 play.act(action)
+                self._ctx.heartbeat.beat()
             return play.end()
         except BaseException:
             self._failed = True

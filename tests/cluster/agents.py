@@ -81,7 +81,7 @@ class Agents:
         place = ["--node-rank", str(node), "--rdzv-endpoint", endpoint or self.endpoint]
         return self.popen(
             host or self.hosts.names[int(node)],
-            [sys.executable, *program, "run", "job.yaml", *place, *words],
+            [sys.executable, *program, "run", "job.yaml", "--log-fold", "off", *place, *words],
             hosts_file=hosts_file,
         )
 

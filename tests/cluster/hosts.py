@@ -3,12 +3,15 @@
 Needs root and iproute2. What one host sends to another crosses real network interfaces.
 """
 
+import itertools
 import os
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+_NUMBERS = itertools.count()
 
 
 class Hosts:
@@ -17,7 +20,7 @@ class Hosts:
     def __init__(self, names: Sequence[str], folder: Path, network: str = "10.78.0") -> None:
         self.names = list(names)
         self.address = {name: f"{network}.{11 + index}" for index, name in enumerate(self.names)}
-        self._tag = f"mimo{os.getpid()}"
+        self._tag = f"mimo{os.getpid()}-{next(_NUMBERS)}"
         self._folder = folder
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.address.items())]
         self.hosts_file = folder / "hosts"

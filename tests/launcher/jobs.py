@@ -33,7 +33,8 @@ class Job:
         (self.folder / "script.py").write_text(script, encoding="utf-8")
 
     def command(self, *words: str) -> list[str]:
-        return [*self.program, "run", self.name, *words]
+        # Tests look at each rank's lines.
+        return [*self.program, "run", self.name, "--log-fold", "off", *words]
 
     def start(self, script: str, *words: str) -> subprocess.Popen:
         """Start a run and return while it is going on; the caller ends it."""

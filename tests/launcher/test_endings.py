@@ -125,8 +125,8 @@ def test_processes_of_other_runs_are_left_alone():
         for run_id in ("test-run-1", "test-run-11")
     ]
     try:
-        assert warden.end_all("test-run-1") == []
-        assert sleepers[0].wait(timeout=10) == -signal.SIGKILL
+        assert warden.end_all("test-run-1", grace_s=10) == []
+        assert sleepers[0].wait(timeout=10) == -signal.SIGTERM
         assert warden.processes_of("test-run-11") == [sleepers[1].pid]
     finally:
         for sleeper in sleepers:

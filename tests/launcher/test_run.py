@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from launcher.worker import JOIN_HINT
 from tests.launcher.jobs import lines_of
 
 pytestmark = pytest.mark.ranks
@@ -181,7 +180,7 @@ total = torch.tensor(context.rank); dist.all_reduce(total); print(int(total))
 def test_a_script_that_joins_twice_is_told_of_the_setting(job):
     done = job.run("import torch.distributed as dist; dist.init_process_group('gloo')")
     assert done.returncode == 1
-    assert JOIN_HINT in done.stderr.splitlines()[-2] or JOIN_HINT in done.stderr
+    assert "  hint: the launcher has joined torch.distributed before the script started; " in done.stderr
     assert "runtime.join: script" in done.stderr
 
 
@@ -213,27 +212,31 @@ while True:
 @pytest.mark.parametrize(
     ("ending", "code", "told"),
     [
-        ("raise", 1, ["exit code 1", "  ValueError: rank one fails", "  in two lines"]),
-        ("exit code", 7, ["exit code 7"]),
-        ("exit code without a word", 7, ["exit code 7"]),
-        ("exit with text", 1, ["exit code 1", "  SystemExit: a reason"]),
-        ("signal", 1, ["killed by SIGKILL"]),
-        ("interrupt", 130, ["exit code 130"]),
+        ("raise", 1, "ValueError: rank one fails"),
+        ("exit code", 7, "exit code 7"),
+        ("exit code without a word", 7, "exit code 7"),
+        ("exit with text", 1, "exit code 1 (a reason)"),
+        ("signal", 1, "killed by SIGKILL"),
+        ("interrupt", 130, "exit code 130"),
     ],
 )
 def test_the_first_failing_rank_gives_the_exit_code_and_is_named(job, ending, code, told):
     done = job.run(FAIL_ON_RANK_ONE.format(ending=ENDINGS[ending]))
     assert done.returncode == code
-    report = done.stderr[done.stderr.index("mimo-launch: ") :].splitlines()
-    assert report[: len(told)] == [f"mimo-launch: rank 1 (language.tp0) failed first: {told[0]}", *told[1:]]
+    assert f"mimo-launch: rank 1 (language.tp0) failed first: {told}" in done.stderr.splitlines()
 
 
 def test_a_scripts_traceback_begins_in_the_script(job):
     done = job.run("def inner():\n    raise ValueError('boom')\n\ninner()\n")
-    shown = lines_of(done.stderr, RANKS[0]) or lines_of(done.stderr, RANKS[1]) or lines_of(done.stderr, RANKS[2])
+    logs = (job.folder / "runs" / "small" / "logs" / "attempt0").glob("rank*.stderr.log")
+    shown = next(text for log in logs if (text := log.read_text())).splitlines()
     assert shown[0] == "Traceback (most recent call last):"
     assert shown[1].endswith('script.py", line 4, in <module>')
     assert shown[-1] == "ValueError: boom"
+    told = ["  script.py:4 in <module>", "      inner()", "  script.py:2 in inner", "      raise ValueError('boom')"]
+    report = done.stderr.splitlines()
+    assert report[0].endswith(" failed first: ValueError: boom")
+    assert report[2:6] == told
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,7 @@ def test_a_scripts_traceback_begins_in_the_script(job):
 def test_exceptions_of_every_kind_are_in_the_ranks_log(job, raised, told):
     done = job.run(raised)
     assert done.returncode == 1
-    assert " failed first: exit code 1\n" in done.stderr
+    assert " failed first: " in done.stderr
     logs = (job.folder / "runs" / "small" / "logs" / "attempt0").glob("rank*.stderr.log")
     assert any(told in log.read_text() for log in logs)
     assert "torch/multiprocessing" not in done.stderr

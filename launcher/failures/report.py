@@ -1,0 +1,182 @@
+"""The report of a job that has failed: which rank first, in which role, why, and what happened to the others."""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.failures.hints import Scene, hint_for
+from launcher.failures.records import RankRecord, ending_of
+from launcher.roles import in_words
+from mimo_role import Topology
+
+_SHOWN_LINES = 6
+_SHOWN_FRAMES = 8
+_SHOWN_GROUPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureReport:
+    """What is known of a failure, on all nodes that could be asked."""
+
+    topology: Topology
+    first: RankRecord
+    others: Sequence[RankRecord]
+    """The other ranks, in the order in which they ended."""
+    attempt: int = 0
+    hint: str | None = None
+    not_again: str | None = None
+    """Why the ranks were not started again, where restarts are left."""
+
+    @classmethod
+    def of(
+        cls,
+        topology: Topology,
+        records: Sequence[RankRecord],
+        first: RankRecord,
+        *,
+        attempt: int,
+        oom_kills: int,
+        joined_by_launcher: bool,
+        not_again: str | None = None,
+    ) -> "FailureReport":
+        """Put together what the agents have seen."""
+        in_order = sorted(records, key=lambda record: record.order)
+        others = [record for record in in_order if record.rank != first.rank]
+        scene = Scene(
+            record=first,
+            topology=topology,
+            others=others,
+            oom_kills=oom_kills,
+            joined_by_launcher=joined_by_launcher,
+        )
+        return cls(topology=topology, first=first, others=others, attempt=attempt, hint=hint_for(scene), not_again=not_again)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the job: the rank's own where it has one, else 1."""
+        return self.first.code if self.first.code > 0 else 1
+
+    @property
+    def headline(self) -> str:
+        """Which rank, in which role, and how it ended."""
+        return headline(self.topology, self.first)
+
+    def text(self) -> str:
+        """The report for people."""
+        lines = [self.headline, f"  on {self.first.host}{_at_step(self.first)}"]
+        lines += [f"  {line}" for line in _last_words(self.first)]
+        lines += [f"  {line}" for line in self._of_others()]
+        if self.not_again is not None:
+            lines.append(f"  not started again: {self.not_again}")
+        if self.hint is not None:
+            lines.append(f"  hint: {self.hint}")
+        lines += [f"  its output: {log}" for log in self.first.logs[:1]]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for programs."""
+        first = self.first
+        return {
+            "headline": self.headline,
+            "first": _for_programs(self.topology, first),
+            "hint": self.hint,
+            "not_started_again": self.not_again,
+            "others": [
+                {"ending": records[0].ending, "who": in_words(self.topology, ranks), "ranks": ranks}
+                for records in _groups(self.others)
+                for ranks in [sorted(record.rank for record in records)]
+            ],
+            "ranks": [_for_programs(self.topology, record) for record in (first, *self.others)],
+        }
+
+    def _of_others(self) -> Iterable[str]:
+        alike = [record for record in self.others if _key(record) == _key(self.first)]
+        if alike:
+            yield f"the same on {_counted(self.topology, [record.rank for record in alike])}"
+        after = [record for record in self.others if record.code and record not in alike and not _was_ended(record)]
+        groups = _groups(after)
+        for records in groups[:_SHOWN_GROUPS]:
+            ranks = [record.rank for record in records]
+            yield f"then {_counted(self.topology, ranks)}: {records[0].ending[:200]}"
+        if len(groups) > _SHOWN_GROUPS:
+            yield f"and {sum(map(len, groups[_SHOWN_GROUPS:]))} more ranks in other ways"
+
+
+def headline(topology: Topology, record: RankRecord) -> str:
+    """Which rank failed first, in which role, and how it ended."""
+    return f"rank {record.rank} ({topology.label_of(record.rank)}) failed first: {record.ending}"
+
+
+def _counted(topology: Topology, ranks: list[int]) -> str:
+    others = f"{len(ranks)} other ranks: " if len(ranks) > 1 else ""
+    return others + in_words(topology, ranks)
+
+
+def _at_step(record: RankRecord) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(record.ended_at))
+    return f", at {at}" + (f", in step {record.step}" if record.step is not None else "")
+
+
+def _last_words(record: RankRecord) -> list[str]:
+    """The user's frames and the exception; else the last lines of the output."""
+    crash = record.crash
+    if crash is None or (not crash.frames and crash.kind == "SystemExit"):
+        return [f"| {line}" for line in record.tail[-_SHOWN_LINES:]]
+    own = [frame for frame in crash.frames if frame.is_users]
+    shown = (own or list(crash.frames))[-_SHOWN_FRAMES:]
+    lines = []
+    for frame in shown:
+        lines.append(f"{_short(frame.file)}:{frame.line} in {frame.function}")
+        lines += [f"    {frame.source}"] if frame.source else []
+    if own and not crash.frames[-1].is_users:
+        last = crash.frames[-1]
+        lines.append(f"... {last.file.rpartition('site-packages/')[2]}:{last.line} in {last.function}")
+    told = crash.text.strip().splitlines()
+    # The first line of the message stands in the headline. Of a traceback inside it, the last line tells most.
+    return lines + [f"    {line[:300]}" for line in _ends_of(told[1:])]
+
+
+def _ends_of(lines: list[str]) -> list[str]:
+    if len(lines) <= _SHOWN_LINES:
+        return lines
+    half = _SHOWN_LINES // 2
+    return [*lines[:half], "...", *lines[-half:]]
+
+
+def _short(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+def _key(record: RankRecord) -> tuple[object, ...]:
+    """Equal for ranks that ended in the same way: numbers, such as addresses and ranks, may differ."""
+    if record.crash is None:
+        return (record.code,)
+    places = tuple((frame.file, frame.line) for frame in record.crash.frames)
+    # One that was ended while it failed has failed like the others.
+    code = 1 if _was_killed(record) else record.code
+    return (code, record.crash.kind, re.sub(r"0x[0-9a-f]+|\d+", "#", record.crash.text), places)
+
+
+def _was_ended(record: RankRecord) -> bool:
+    return _was_killed(record) and record.crash is None
+
+
+def _was_killed(record: RankRecord) -> bool:
+    return ending_of(record.code) in ("killed by SIGTERM", "killed by SIGKILL")
+
+
+def _groups(records: Sequence[RankRecord]) -> list[list[RankRecord]]:
+    found: dict[tuple[object, ...], list[RankRecord]] = {}
+    for record in records:
+        found.setdefault(_key(record), []).append(record)
+    return list(found.values())
+
+
+def _for_programs(topology: Topology, record: RankRecord) -> dict[str, Any]:
+    place = {"label": topology.label_of(record.rank), "coords": topology.coords_of(record.rank)}
+    role = {"role": topology.role_of(record.rank).as_dict()}
+    return record.as_dict() | place | role | {"ending": record.ending}

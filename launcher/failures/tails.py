@@ -1,0 +1,81 @@
+"""The last lines of a rank's output, and what they tell of its end where it has written down nothing else."""
+
+import re
+from pathlib import Path
+
+from launcher.failures.crash import Crash, Frame, is_users
+
+_TAIL_BYTES = 16_384
+_TAIL_LINES = 20
+_CUT_LINE_CHARACTERS = 300
+_FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
+_DUMPED_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
+_CRASHED = re.compile(r"^(?:Current thread .*|Stack )\(most recent call first\):$", re.MULTILINE)
+_TRACEBACK = "Traceback (most recent call last):"
+_PRINTED_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)\n(?:    (?! )(.*))?', re.MULTILINE)
+_RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
+
+
+def tail_of(path: Path) -> list[str]:
+    """The last lines of a file; none if it is not there. What is not UTF-8 is shown as such."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().decode(errors="backslashreplace").splitlines()
+    except OSError:
+        return []
+    if size <= _TAIL_BYTES:
+        return lines[-_TAIL_LINES:]
+    return lines[1:][-_TAIL_LINES:] or [f"... {line[-_CUT_LINE_CHARACTERS:]}" for line in lines]
+
+
+def fatal_in(path: Path) -> Crash | None:
+    """The crash in C of which faulthandler has written the stack into a file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return None
+    fatal = _FATAL.search(text)
+    return _dumped(text[fatal.start() :], fatal[1]) if fatal is not None else None
+
+
+def crash_in(path: Path) -> Crash | None:
+    """What faulthandler has written of a crash in C, or the traceback with which a Python program has ended."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            text = file.read().decode(errors="backslashreplace")
+    except OSError:
+        return None
+    fatal = _FATAL.search(text)
+    return _dumped(text[fatal.start() :], fatal[1]) if fatal is not None else _printed(text)
+
+
+def dumped_frames(text: str) -> list[Frame]:
+    """The frames of a stack that faulthandler has written, innermost first."""
+    return [Frame(file, int(line), function, "", is_users(file)) for file, line, function in _DUMPED_FRAME.findall(text)]
+
+
+def _dumped(text: str, what: str) -> Crash:
+    # Of several threads, the one that crashed.
+    stack = _CRASHED.split(text)[-1].partition("\n\n")[0]
+    return Crash(kind=what, text="", traceback=text, frames=tuple(reversed(dumped_frames(stack))))
+
+
+def _printed(text: str) -> Crash | None:
+    _, found, last = text.rpartition(_TRACEBACK)
+    lines = last.strip("\n").split("\n")
+    at = next((number for number, line in enumerate(lines) if line and not line.startswith(" ")), None)
+    raised = _RAISED.match("\n".join(lines[at:])) if at is not None else None
+    # Only where the program ends with it: a traceback in the middle was survived.
+    if not found or raised is None or at is None or len(lines) - at > _TAIL_LINES:
+        return None
+    frames = [
+        Frame(file, int(line), function, source, is_users(file))
+        for file, line, function, source in _PRINTED_FRAME.findall("\n".join(lines[:at]) + "\n")
+    ]
+    return Crash(
+        kind=raised[1], text=raised[2] or "", traceback=f"{_TRACEBACK}{last}", frames=tuple(frames), kinds=(raised[1],)
+    )

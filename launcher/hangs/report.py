@@ -1,0 +1,133 @@
+"""Who holds up a job that makes no progress: which ranks wait in which collective, and who has not entered it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from launcher.hangs.sightings import Sighting
+from launcher.roles import in_words, ranges
+from mimo_role import Topology
+
+_SHOWN_WAITS = 6
+_SHOWN_RANKS = 3
+_SHOWN_FRAMES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """A collective that some ranks of a group have entered, and others have not."""
+
+    group: str
+    """What the group is for, such as `language.tp`."""
+    members: tuple[int, ...]
+    operation: str
+    number: int
+    """Which of the group's collectives it is, from 1."""
+    inside: tuple[int, ...]
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HangReport:
+    """What the ranks were found at."""
+
+    topology: Topology
+    still_s: float
+    sightings: Sequence[Sighting]
+    waits: Sequence[Wait]
+    culprits: Sequence[int]
+    """The ranks that others wait for and that wait for nobody themselves, or that are stopped."""
+
+    @classmethod
+    def of(cls, topology: Topology, still_s: float, sightings: Sequence[Sighting]) -> "HangReport":
+        """Find out who waits for whom."""
+        waits = _waits(topology, sightings)
+        waiting = {rank for wait in waits for rank in wait.inside}
+        missing = {rank for wait in waits for rank in wait.missing}
+        stopped = {sighting.rank for sighting in sightings if sighting.is_stopped}
+        culprits = sorted(stopped or missing - waiting)
+        return cls(topology=topology, still_s=still_s, sightings=sightings, waits=waits, culprits=culprits)
+
+    @property
+    def headline(self) -> str:
+        """The one line that tells most."""
+        steps = [sighting.step for sighting in self.sightings if sighting.step is not None]
+        at = f" in step {max(steps)}" if steps else ""
+        who = f": {in_words(self.topology, self.culprits)} held up the others" if self.culprits else ""
+        return f"no progress{at} for {self.still_s:g} s{who}"
+
+    def text(self, stacks: Path) -> str:
+        """The report for people. `stacks` is the folder with those of all ranks."""
+        lines = [self.headline, *(f"  {line}" for line in map(self._line_of, self.waits[:_SHOWN_WAITS]))]
+        if len(self.waits) > _SHOWN_WAITS:
+            lines.append(f"  and {len(self.waits) - _SHOWN_WAITS} more collectives")
+        if self.waits and not self.culprits:
+            lines.append("  they wait for each other: some ranks call collectives in another order")
+        shown = [sighting for sighting in self.sightings if sighting.rank in self.culprits] or list(self.sightings)
+        for sighting in shown[:_SHOWN_RANKS]:
+            lines += [f"  {line}" for line in self._place_of(sighting)]
+        lines.append(f"  stacks of all ranks: {stacks}/rank*.stacks.txt")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for programs."""
+        return {
+            "headline": self.headline,
+            "culprits": [{"rank": rank, "label": self.topology.label_of(rank)} for rank in self.culprits],
+            "waits": [asdict(wait) for wait in self.waits],
+            "ranks": [sighting.as_dict() | {"label": self.topology.label_of(sighting.rank)} for sighting in self.sightings],
+        }
+
+    def _line_of(self, wait: Wait) -> str:
+        what = f"{wait.operation} number {wait.number} of {wait.group} (ranks {ranges(wait.members)})"
+        if not wait.missing:
+            return f"{what}: all have entered it"
+        return f"{what}: {in_words(self.topology, wait.inside)} inside; not entered by {in_words(self.topology, wait.missing)}"
+
+    def _place_of(self, sighting: Sighting) -> Iterable[str]:
+        name = f"rank {sighting.rank} ({self.topology.label_of(sighting.rank)}), process {sighting.pid} on {sighting.host},"
+        if sighting.is_stopped:
+            yield f"{name} is stopped; kill -CONT {sighting.pid} would let it go on"
+            return
+        if not sighting.frames:
+            yield f"{name} does not answer (state {sighting.state or 'ended'})"
+            return
+        yield f"{name} is at"
+        own = [frame for frame in sighting.frames if frame.is_users] or list(sighting.frames)
+        yield from (f"    {frame}" for frame in own[-_SHOWN_FRAMES:])
+        called = list(takewhile(lambda frame: not frame.is_users, reversed(sighting.frames)))
+        if len(called) < len(sighting.frames):
+            # What the script has called, such as a data loader, and where that has come to.
+            yield from (f"    ... {frame}" for frame in dict.fromkeys((*called[-1:], *called[:1])))
+
+
+def _waits(topology: Topology, sightings: Sequence[Sighting]) -> list[Wait]:
+    traces = {sighting.rank: {trace.name: trace for trace in sighting.traces or ()} for sighting in sightings}
+    world = tuple(range(topology.world_size))
+    found: dict[tuple[str, int], Wait] = {}
+    for of_rank in traces.values():
+        for trace in of_rank.values():
+            is_world = trace.description == "default_pg"
+            known = tuple(rank for rank, others in traces.items() if trace.name in others)
+            members = world if is_world else tuple(sorted(trace.ranks or known))
+            for number, operation in sorted(trace.waiting.items())[:1]:
+                entered = {
+                    rank: others[trace.name].entered >= number for rank, others in traces.items() if trace.name in others
+                }
+                inside = tuple(rank for rank in members if number in _waiting(traces, rank, trace.name))
+                found[trace.name, number] = Wait(
+                    group="the world" if is_world else trace.description or trace.name,
+                    members=members,
+                    operation=operation,
+                    number=number,
+                    inside=inside,
+                    missing=tuple(rank for rank in members if not entered.get(rank, False)),
+                )
+    return sorted(found.values(), key=lambda wait: (not wait.missing, wait.members))
+
+
+def _waiting(traces: dict[int, dict[str, Any]], rank: int, name: str) -> Iterable[int]:
+    trace = traces.get(rank, {}).get(name)
+    return trace.waiting if trace is not None else ()

@@ -1,0 +1,126 @@
+"""What the ranks of a node are at, asked of those that no longer make progress."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.failures.crash import Frame
+from launcher.failures.tails import dumped_frames
+from launcher.machine import state_of
+from mimo_role.flight_recorder import GroupTrace
+from mimo_role.witness import STACKS_SIGNAL, question_pipe, read_traces, stacks_file, traces_file
+
+_PATIENCE_S = 3.0
+_MOMENT_S = 0.1
+"""How long a rank may take to write its stacks, from their first character on."""
+_STOPPED = ("T", "t")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """One rank as it was found."""
+
+    rank: int
+    pid: int
+    host: str
+    state: str
+    """The kernel's letter: R runs, S waits, D waits for a device, T is stopped; empty if it has ended."""
+    step: int | None
+    frames: tuple[Frame, ...] = ()
+    """Where its main thread is, outermost first; none if it does not answer."""
+    traces: tuple[GroupTrace, ...] | None = None
+    """What it has done in which process groups; `None` if it does not answer."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal or a debugger has stopped it."""
+        return self.state in _STOPPED
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Sighting":
+        """The inverse of `as_dict`, after JSON too."""
+        traces = value["traces"]
+        return cls(
+            **dict(value)
+            | {
+                "frames": tuple(Frame(**frame) for frame in value["frames"]),
+                "traces": None if traces is None else tuple(GroupTrace.from_dict(trace) for trace in traces),
+            }
+        )
+
+
+def look(folder: Path, pids: Mapping[int, int], steps: Mapping[int, int | None], keep: Path) -> list[Sighting]:
+    """Ask the ranks of this node, for a few seconds at most.
+
+    Args:
+        folder: the node's.
+        pids: the ranks' processes.
+        steps: the step that each has come to.
+        keep: where all stacks go, a file per rank.
+    """
+    for rank, pid in pids.items():
+        with suppress(OSError):
+            _ask(folder, rank, pid)
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline and not all(
+        _has_answered(folder, rank) or state_of(pid) in _STOPPED for rank, pid in pids.items()
+    ):
+        time.sleep(0.02)
+    time.sleep(_MOMENT_S)
+    return [_sighting(folder, rank, pid, steps.get(rank), keep) for rank, pid in pids.items()]
+
+
+def _ask(folder: Path, rank: int, pid: int) -> None:
+    traces_file(folder, rank).unlink(missing_ok=True)
+    # For a process that does not listen the signal would be deadly.
+    if _catches(pid, STACKS_SIGNAL):
+        os.kill(pid, STACKS_SIGNAL)
+    # Fails where nobody reads: then nobody would answer.
+    os.close(os.open(question_pipe(folder, rank), os.O_WRONLY | os.O_NONBLOCK))
+
+
+def _has_answered(folder: Path, rank: int) -> bool:
+    return traces_file(folder, rank).exists() and _stacks(folder, rank) != ""
+
+
+def _sighting(folder: Path, rank: int, pid: int, step: int | None, keep: Path) -> Sighting:
+    stacks = _stacks(folder, rank)
+    traces = read_traces(folder, rank)
+    if stacks:
+        with suppress(OSError):
+            (keep / f"rank{rank}.stacks.txt").write_text(stacks, encoding="utf-8")
+    # Threads come newest first, so the main one last.
+    main = re.split(r"^(?:Current thread|Thread) 0x.*$", stacks, flags=re.MULTILINE)[-1]
+    return Sighting(
+        rank=rank,
+        pid=pid,
+        host=socket.gethostname(),
+        state=state_of(pid),
+        step=step,
+        frames=tuple(reversed(dumped_frames(main))),
+        traces=tuple(traces) if traces is not None else None,
+    )
+
+
+def _stacks(folder: Path, rank: int) -> str:
+    try:
+        return stacks_file(folder, rank).read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return ""
+
+
+def _catches(pid: int, number: int) -> bool:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False

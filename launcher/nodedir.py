@@ -1,0 +1,30 @@
+"""The folder in memory that a node's ranks share with their agent, for as long as it runs.
+
+notice          the ranks have been warned that the job is about to end
+rank3.beat      how far a rank has come
+rank3.stacks    its stacks, when the agent has asked for them; rank3.ask, rank3.traces.json: likewise its collectives
+rank3.error.json  the exception that has ended it, where the run folder could not be written
+"""
+
+import os
+from pathlib import Path
+from tempfile import gettempdir
+
+from launcher.errors import LaunchError
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 (a folder of our own is made there)
+
+
+def make(agent_id: str) -> Path:
+    """Make the folder. The warden removes it.
+
+    Raises:
+        LaunchError: there is no place for it.
+    """
+    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(gettempdir())
+    folder = parent / f"mimo-{agent_id}"
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise LaunchError(f"{folder}: {error.strerror}; the ranks of this machine tell of themselves there") from None
+    return folder

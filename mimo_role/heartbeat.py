@@ -1,0 +1,84 @@
+"""How far each rank of a node has come: a few numbers in shared memory, which its launcher looks at now and then."""
+
+import mmap
+import os
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_LAYOUT = struct.Struct("=qqqd")
+"""Beats, first and last step (-1: none), and the time of the last beat by the host's monotonic clock."""
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a rank has said of its progress."""
+
+    beats: int
+    """A number that grows as long as it makes progress."""
+    first_step: int | None
+    """The step that it came to first."""
+    last_step: int | None
+    at: float
+    """When it last said so, by `time.monotonic()` of its host."""
+
+
+class Heartbeat:
+    """The writing side, in a rank. A beat takes about a microsecond."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`path` is the rank's file; `None` where nobody looks."""
+        self._path = path
+        self._memory: mmap.mmap | None = None
+        self._beats = 0
+        self._first, self._last = _NONE, _NONE
+        self._script_counts = False
+
+    def step(self, number: int | None = None) -> None:
+        """The script has come to a step: the next, or the one with this number."""
+        self._script_counts = True
+        self._come_to(self._last + 1 if number is None else number)
+
+    def scheduled_step(self) -> None:
+        """The schedule has come to its next step, which counts unless the script counts for itself."""
+        if self._script_counts:
+            self.beat()
+        else:
+            self._come_to(self._last + 1)
+
+    def beat(self) -> None:
+        """There is progress within a step."""
+        self._beats += 1
+        if self._path is not None:
+            self._memory = self._memory if self._memory is not None else _open(self._path)
+            _LAYOUT.pack_into(self._memory, 0, self._beats, self._first, self._last, time.monotonic())
+
+    def _come_to(self, number: int) -> None:
+        self._first = number if self._first == _NONE else self._first
+        self._last = number
+        self.beat()
+
+
+def beat_file(folder: Path, rank: int) -> Path:
+    """A rank's file in the folder that a node's ranks share with their launcher."""
+    return folder / f"rank{rank}.beat"
+
+
+def read_pulse(path: Path) -> Pulse | None:
+    """What a rank has said; `None` before it has."""
+    try:
+        beats, first, last, at = _LAYOUT.unpack(path.read_bytes())
+    except (OSError, struct.error):
+        return None
+    return Pulse(beats, None if first == _NONE else first, None if last == _NONE else last, at) if beats else None
+
+
+def _open(path: Path) -> mmap.mmap:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(file, _LAYOUT.size)
+        return mmap.mmap(file, _LAYOUT.size)
+    finally:
+        os.close(file)
