@@ -34,6 +34,8 @@ _LOOK_S = 0.1
 _LOOKS_PER_S = 2000
 """How often a second node 0 is asked, by all nodes together."""
 _SHOWN = 8
+_CLOCKS_S = 3.0
+"""By how much clocks may differ before that is worth a word."""
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -252,6 +254,7 @@ class Control:
                 if node not in found and self._store.check([f"node/{node}"]):
                     found[node] = Member(**json.loads(self._store.get(f"node/{node}")))
                     self._compare(found[node])
+                    self._compare_clocks(found[node], say)
             if self._ending is not None:
                 raise LaunchError(self._ending.message)
             missing = [name for node, name in enumerate(self._names) if node not in found]
@@ -280,6 +283,13 @@ class Control:
             )
             self.end(message, 2)
             raise LaunchError(message)
+
+    def _compare_clocks(self, member: Member, say: Say) -> None:
+        # It has presented itself a moment ago.
+        ahead = member.clock_s - time.time()
+        if abs(ahead) > _CLOCKS_S:
+            way = "ahead of" if ahead > 0 else "behind"
+            say(f"warning (clocks): {member} is {abs(ahead):.0f} s {way} {self.member}; times in logs and reports will not fit")
 
     def _await_go(self) -> None:
         # Node 0 has the same limit and names who is missing; it gets time to.

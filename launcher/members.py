@@ -1,6 +1,7 @@
 """How the agents of several nodes present themselves, and tell why a job ends."""
 
 import os
+import time
 from dataclasses import dataclass, field
 
 
@@ -14,6 +15,8 @@ class Member:
     digest: str
     """Of the plan that it holds."""
     pid: int = field(default_factory=os.getpid)
+    clock_s: float = field(default_factory=time.time)
+    """When it presented itself, by its own clock, in seconds since 1970."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.host})"

@@ -25,7 +25,9 @@ class Progress:
         self._since = self._until = time.perf_counter()
         kept = self._records_before(first_step) if first_step > 1 else []
         run_folder.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        beside = self._path.with_suffix(".tmp")
+        beside.write_text("".join(f"{line}\n" for line in kept))
+        beside.replace(self._path)
 
     def step(self, step: int, loss: float, samples: int) -> None:
         """Record a training step."""
@@ -46,5 +48,6 @@ class Progress:
             file.write(json.dumps(record) + "\n")
 
     def _records_before(self, step: int) -> list[str]:
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        # What stands behind the last line's end is of a run that was killed while it wrote.
+        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
         return [line for line in lines if json.loads(line)["step"] < step]

@@ -42,6 +42,7 @@ def train(ctx: RoleContext, options: Options, environ: RankEnviron) -> None:
     steps = Steps(ctx, modules, optimizer)
     progress = Progress(run_folder, first_step=done + 1, steps=options.steps) if speaks(ctx) else None
     for step in range(done + 1, options.steps + 1):
+        ctx.step(step)
         if ctx.seconds_left() is not None:
             if step - 1 > saved:
                 checkpoints.save(step - 1, modules, optimizer)

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 
-from tests.launcher.jobs import lines_of
+from tests.launcher.jobs import ROOT, lines_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 if os.geteuid() != 0:
@@ -92,9 +93,9 @@ def test_restarts_are_counted_over_all_nodes(agents):
     )
     found = agents.run(fails, "runtime.max_restarts=1")
     assert [done.code for done in found] == [7, 7, 7]
-    assert "rank 3 (language.dp0) failed first: exit code 7" in found[2].said
-    for done in found[:2]:
-        assert done.said.endswith("ended: rank 3 (language.dp0) failed first: exit code 7 on node2 (gamma)")
+    for done in found:
+        assert "rank 3 (language.dp0) failed first: exit code 7" in done.said
+    assert found[1].said.endswith("ended: rank 3 (language.dp0) failed first: exit code 7 on node2 (gamma)")
     assert not (agents.folder / "run" / "logs" / "attempt2").exists()
 
 
@@ -108,3 +109,16 @@ def test_a_node_that_cannot_take_its_run_folder_ends_all(agents):
         assert done.code != 0
         assert "node1 (beta)" in done.said
         assert "run_dir: " in done.said
+
+
+def test_a_clock_that_differs_is_told(agents):
+    odd = agents.folder / "odd"
+    odd.mkdir()
+    (odd / "sitecustomize.py").write_text(
+        "import socket, time\nright = time.time\nif socket.gethostname() == 'beta': time.time = lambda: right() - 100\n"
+    )
+    agents.environ["PYTHONPATH"] = f"{odd}:{ROOT}"
+    found = agents.run("")
+    assert [done.code for done in found] == [0, 0, 0]
+    assert re.search(r"warning \(clocks\): node1 \(beta\) is (99|100) s behind node0 \(alpha\)", found[0].err)
+    assert found[0].err.count("warning (clocks)") == 1
