@@ -66,9 +66,10 @@ class RoleAgent(LocalElasticAgent):
         self._exits: ExitOrder | None = None
         self._stamps: dict[int, int] = {}
         self.watch = Watch(folder, self._node.ranks, plan.stall_timeout_s)
-        self._standstill = Standstill(plan, here.node_rank, folder, run_dir, control)
+        self._standstill = Standstill(plan, here.node_rank, folder, run_dir, control, say)
         self._arrivals: Arrivals | None = None
-        self._attempts: list[Attempt] = []
+        self.attempts: list[Attempt] = []
+        """The starts of the ranks that one of this node has ended."""
         self.problem: Problem | None = None
         """Why the job ends, if no rank has failed."""
         self.not_again: str | None = None
@@ -168,9 +169,10 @@ class RoleAgent(LocalElasticAgent):
         so_far = self._exits.so_far()
         local_order = so_far.index(rank) + 1 if rank in so_far else len(so_far) + 1
         file = self._run_dir.error_file(self.attempt, rank)
-        if (stacks := stacks_file(self._folder, rank)).exists() and -code in FAULTS:
+        stacks, kept = stacks_file(self._folder, rank), file.with_name(f"rank{rank}.stacks.txt")
+        if stacks.exists() and -code in FAULTS:
             with contextlib.suppress(OSError):
-                shutil.copy(stacks, file.with_name(f"rank{rank}.stacks.txt"))
+                shutil.copy(stacks, kept)
         return read_record(
             rank,
             code,
@@ -178,7 +180,7 @@ class RoleAgent(LocalElasticAgent):
             host=self.host,
             ended_at=self._exits.time_of(rank),
             step=self.watch.last_step(rank),
-            logs=(self._run_dir.log_file(self.attempt, rank, "stderr"), self._run_dir.log_file(self.attempt, rank, "stdout")),
+            logs=(*(self._run_dir.log_file(self.attempt, rank, stream) for stream in ("stderr", "stdout")), kept),
             error_files=(file, self._folder / file.name),
             stacks=stacks,
         )
@@ -199,7 +201,6 @@ class RoleAgent(LocalElasticAgent):
         if self.attempt:
             self._end_what_is_left()
         self.watch.start_again()
-        self._standstill.start_again()
         # Ranks that are programs of their own inherit it: until they listen, a warning would be deadly.
         heard = signal.signal(Signals.SIGUSR1, signal.SIG_IGN)
         try:
@@ -274,13 +275,12 @@ class RoleAgent(LocalElasticAgent):
 
     def _find_problem(self, codes: Mapping[int, int | None]) -> Problem | None:
         """What is wrong though no rank has failed."""
-        if self._arrivals is not None and self._arrivals.problem is not None:
-            return self._arrivals.problem
+        if self._arrivals is not None and (problem := self._arrivals.problem) is not None:
+            if self.control is not None:
+                self.control.end(problem.headline, problem.code)
+            return problem
         alive = [rank for rank, pid in self._pids.items() if codes.get(rank - self._node.first_rank) is None]
-        stands_still = self.watch.stands_still(alive)
-        return self._standstill.problem(
-            self.attempt, {rank: self._pids[rank] for rank in alive}, self.watch, stands_still=stands_still
-        )
+        return self._standstill.problem(self.attempt, {rank: self._pids[rank] for rank in alive}, self.watch)
 
     def _decide_about_another_start(self) -> None:
         failure = self.first_failure()
@@ -289,8 +289,7 @@ class RoleAgent(LocalElasticAgent):
         if forkserver.has_died():
             logger.warning("the fork server of the ranks has died; starting it and all ranks again")
             return
-        self._attempts.append(Attempt.of(self.watch.pulses().values(), failure))
-        self.not_again = why_not_again(self._attempts)
+        self.not_again = why_not_again(self._attempts_with(Attempt.of(self.watch.pulses().values(), failure)))
         if self.not_again is not None:
             self._remaining_restarts = 0
             if self.control is not None:
@@ -302,6 +301,15 @@ class RoleAgent(LocalElasticAgent):
             self.attempt + 1,
             self._worker_group.spec.max_restarts,
         )
+
+    def _attempts_with(self, this: Attempt) -> list[Attempt]:
+        """The starts that a rank has ended, on whatever node, up to this one."""
+        self.attempts.append(this)
+        if self.control is None:
+            return self.attempts
+        self.control.put(f"attempt/{self.attempt}", this.as_dict())
+        found = [self.control.find(f"attempt/{number}") for number in range(self.attempt + 1)]
+        return [Attempt.from_dict(value) for value in found if value is not None]
 
     def _some_may_be_saving(self, codes: Mapping[int, int | None]) -> bool:
         """Whether some ranks have ended in order to be started again, and the others go on as long as they may."""

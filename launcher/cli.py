@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
+_NO_OPTIONS = ("command", "config", "overrides", "job")
+"""What a command's arguments hold beside its options."""
 
 
 def entry() -> NoReturn:
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, more = parser.parse_known_args(own)
     takes_config = hasattr(arguments, "overrides")
     if unknown := [word for word in more if word.startswith("-") or not takes_config]:
-        parser.error(f"unknown option {unknown[0]}" + ("; arguments of the script follow --" if takes_config else ""))
+        parser.error(_unknown(unknown[0], arguments, takes_config))
     if takes_config:
         arguments.overrides += more
         arguments.script_args = script_args
@@ -58,6 +60,18 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     return code
+
+
+def _unknown(word: str, arguments: argparse.Namespace, takes_config: bool) -> str:
+    """What to say of an option that the command does not have."""
+    import difflib
+
+    options = ["--help", "--version", *(f"--{name.replace('_', '-')}" for name in vars(arguments) if name not in _NO_OPTIONS)]
+    close = difflib.get_close_matches(word.partition("=")[0], options, n=1)
+    hints = [f"did you mean {close[0]}?"] if close else []
+    if takes_config:
+        hints.append("(arguments of the script follow --)" if close else "arguments of the script follow --")
+    return f"unknown option {word}" + (f"; {' '.join(hints)}" if hints else "")
 
 
 def _split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
@@ -172,8 +186,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig]":
-    from launcher.config import load, source_of
+    from launcher.config import load
     from launcher.plan import make_plan
+    from launcher.reading import source_of
     from launcher.schedulers.options import check_options
 
     config, config_text = load(arguments.config, arguments.overrides)

@@ -1,36 +1,23 @@
 """From a YAML file and overrides to a `JobConfig`, or to one error that names file and key.
 
-OmegaConf reads, merges and interpolates. The values are checked here and not by its structured configs: those name enum
-members by their Python names, turn `1.50` and `true` among the arguments into other text, and let a list through where
-an environment variable should be.
+The values are checked here and not by OmegaConf's structured configs: those name enum members by their Python names, turn
+`1.50` and `true` among the arguments into other text, and let a list through where an environment variable should be.
 """
 
 import difflib
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from launcher.errors import ConfigError
-from launcher.schema import EntryConfig, JobConfig, Join, ModuleConfig, RuntimeConfig
-from launcher.source import (
-    DEEPEST,
-    LARGEST_UNFOLDED,
-    Outline,
-    Unfolding,
-    printable,
-    shortened,
-    source_text,
-    text_of,
-    with_source,
-)
+from launcher.reading import failures_told, joined, read, refusal, source_of
+from launcher.schema import JobConfig, Join, ModuleConfig, RuntimeConfig
+from launcher.source import source_text, text_of, with_source
 from mimo_role import TopologyError
 
 _Config = TypeVar("_Config")
@@ -38,9 +25,6 @@ _Config = TypeVar("_Config")
 _SET_BY_US = re.compile(
     r"(MIMO|TORCHELASTIC|ROLE|GROUP)_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT"
 )
-
-_MISFITS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What OmegaConf and PyYAML raise of Python's own where an override does not fit, or a value its tag."""
 
 LARGEST_INT = 10**9
 LONGEST_BITS = 10_000
@@ -58,40 +42,15 @@ def load(path: Path, overrides: list[str]) -> tuple[JobConfig, str]:
         ConfigError: no such file, not YAML, an interpolation that fails, an unknown key, a value of the wrong type or
             out of range.
     """
-    tree, text = _read_yaml(path)
-    changes = _read_overrides(overrides)
     try:
-        _check_modules_exist(tree, overrides)
-        _replace_entry(tree, changes)
-        merged = OmegaConf.merge(tree, changes)
-        if "run_dir" not in merged and "name" in merged:
-            # Last and as text, so that its interpolation is resolved, and blamed, after the others.
-            merged = OmegaConf.merge(merged, {"run_dir": _default("run_dir")})
-        plain = _resolved(merged)
-        _leave_pools(plain)
-        config = _build(JobConfig, with_source(plain, source_text(text, overrides)), "")
-        _check(config)
-        return config, _resolved_text(plain, config, path)
-    except OmegaConfBaseException as error:
-        key = str(error.full_key or "")
-        raise refusal(source_of(path, key, overrides), _join(key, _first_line(error))) from None
-    except _MISFITS as error:
-        if not overrides:
-            raise refusal(path, _first_line(error)) from None
-        raise refusal(f"command line, {_shown_words(overrides)}", f"does not fit {path}: {_first_line(error)}") from None
+        with failures_told(path, overrides):
+            plain, text = read(path, overrides)
+            _leave_pools(plain)
+            config = _build(JobConfig, with_source(plain, source_text(text, overrides)), "")
+            _check(config)
+            return config, _resolved_text(plain, config, path)
     except _ValueProblemError as problem:
-        raise refusal(source_of(path, problem.key, overrides), _join(problem.key, problem.text)) from None
-
-
-def _resolved(merged: Container) -> Any:
-    if Unfolding(OmegaConf.to_container(merged, resolve=False)).size() > LARGEST_UNFOLDED:
-        raise _ValueProblemError("", f"with its interpolations resolved it has more than {LARGEST_UNFOLDED} characters")
-    return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-
-
-def refusal(where: Path | str, problem: str) -> ConfigError:
-    """The one message, on one line, that a config at fault ends in."""
-    return ConfigError(printable(f"{where}: {problem}"))
+        raise refusal(source_of(path, problem.key, overrides), joined(problem.key, problem.text)) from None
 
 
 def _leave_pools(plain: Any) -> None:
@@ -116,121 +75,6 @@ class _ValueProblemError(Exception):
         super().__init__(key, text)
         self.key = key
         self.text = text
-
-
-def source_of(path: Path, key: str, overrides: Sequence[str]) -> str:
-    """The file, or the override that last set the key or a part of it."""
-    for override in reversed(overrides):
-        target = override.split("=", 1)[0]
-        if key and (key == target or key.startswith((f"{target}.", f"{target}["))):
-            return f"command line, {shortened(printable(override))}"
-    return str(path)
-
-
-def _join(key: str, text: str) -> str:
-    if not key:
-        return text
-    return f"{key}{text}" if text.startswith("=") else f"{key}: {text}"
-
-
-def _default(name: str) -> Any:
-    return next(field.default for field in fields(JobConfig) if field.name == name)
-
-
-def _read_yaml(path: Path) -> tuple[DictConfig, str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise ConfigError(f"{path}: empty; a config has at least name, layout, modules and entry")
-    try:
-        outline = Outline.of(text)
-        if not outline.is_mapping:
-            raise ConfigError(f"{path}: not a mapping; a config has at least name, layout, modules and entry")
-        _check_depth(path, outline)
-        tree = OmegaConf.create(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise refusal(f"{path}{where}", f"not YAML: {error.problem}") from None
-    except OmegaConfBaseException as error:
-        raise refusal(path, _join(str(error.full_key or ""), _first_line(error))) from None
-    except (yaml.YAMLError, *_MISFITS) as error:
-        raise refusal(path, f"not YAML: {_misread(error)}") from None
-    assert isinstance(tree, DictConfig)
-    return tree, text
-
-
-def _check_depth(where: Path | str, outline: Outline) -> None:
-    if outline.depth > DEEPEST:
-        raise refusal(where, f"lists and mappings nest more than {DEEPEST} deep; a config needs fewer than ten levels")
-
-
-def _read_overrides(overrides: list[str]) -> DictConfig:
-    for override in overrides:
-        # Without an escaped "=" in the key the first one is where OmegaConf, too, parts key and value.
-        if not re.match(r"([^=\s\\]|\\[^=\s])+=", override):
-            raise refusal(
-                "command line",
-                f"{shortened(override)!r} is not an override; write key.path=value (arguments of the script follow --)",
-            )
-    try:
-        for override in overrides:
-            _check_depth(f"command line, {shortened(override)}", Outline.of(override.split("=", 1)[1]))
-        return OmegaConf.from_dotlist(overrides)
-    except OmegaConfBaseException as error:
-        raise refusal("command line", f"{_shown_words(overrides)}: {_first_line(error)}") from None
-    except (yaml.YAMLError, *_MISFITS) as error:
-        problem = "a key is not a path, such as modules.language.tp or args[0]"
-        if not isinstance(error, LookupError) or any("!" in override for override in overrides):
-            problem = _misread(error)
-        raise refusal("command line", f"{_shown_words(overrides)}: {problem}") from None
-
-
-def _shown_words(overrides: list[str]) -> str:
-    return shortened(" ".join(overrides))
-
-
-def _check_modules_exist(tree: DictConfig, overrides: list[str]) -> None:
-    """A misspelt module in an override would otherwise become a module of its own."""
-    modules = tree.get("modules") if "modules" in tree else None
-    known = [str(name) for name in modules] if isinstance(modules, DictConfig) else []
-    for override in overrides:
-        parts = override.split("=", 1)[0].split(".")
-        if parts[0] == "modules" and len(parts) > 2 and known and parts[1] not in known:
-            close = difflib.get_close_matches(parts[1], known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            raise refusal(f"command line, {shortened(override)}", f"modules.{shortened(parts[1])}: no such module; {hint}")
-
-
-def _replace_entry(tree: DictConfig, changes: DictConfig) -> None:
-    """An entry of one kind on the command line takes the place of the file's, of whatever kind."""
-    # As written: what it interpolates may stand in the file.
-    given = OmegaConf.to_container(changes, resolve=False).get("entry")  # type: ignore[union-attr]
-    if isinstance(given, dict) and any(given.get(field.name) is not None for field in fields(EntryConfig)):
-        tree.pop("entry", None)
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
-        return f"not YAML: {error.problem}"
-    if isinstance(error, RecursionError):
-        return "its lists, mappings or interpolations nest too deeply"
-    text = error.msg if isinstance(error, OmegaConfBaseException) and error.msg else str(error)
-    return (text.splitlines() or [type(error).__name__])[0]
-
-
-def _misread(error: Exception) -> str:
-    """What is wrong with a text that no YAML value can be made from."""
-    # PyYAML looks a tagged scalar's text up, or matches it, and takes for granted that it is there.
-    if isinstance(error, LookupError | AttributeError):
-        return "a value does not fit its tag (!!...); leave the tag out, or quote the value"
-    return _first_line(error)
 
 
 def _build(cls: type[_Config], value: Any, key: str) -> _Config:
@@ -348,8 +192,6 @@ def _wrong(key: str, value: Any, allowed: str, hint: str = "") -> _ValueProblemE
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, DictConfig | ListConfig):
-        value = OmegaConf.to_container(value)
     try:
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     except ValueError:  # a number too long to be written

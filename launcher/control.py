@@ -20,7 +20,7 @@ from torch.distributed import DistError
 
 from launcher.errors import LaunchError
 from launcher.here import Endpoint
-from launcher.members import JobEnding, Member
+from launcher.members import JobEnding, Member, listed
 from launcher.pulses import BEAT_S, Pulses
 from launcher.reach import SAY_AFTER_S, connect, serve
 
@@ -33,9 +33,6 @@ _ANSWER_S = 10.0
 _LOOK_S = 0.1
 _LOOKS_PER_S = 2000
 """How often a second node 0 is asked, by all nodes together."""
-_SHOWN = 8
-_CLOCKS_S = 3.0
-"""By how much clocks may differ before that is worth a word."""
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -75,8 +72,9 @@ class Control:
         self._attempt = 0
         self.progress = "moves"
         """What this node's ranks do: `moves`, `still` for too long, or `done`."""
-        self.look_at: int | None = None
-        """The start of the ranks which no node's make progress any more: all look at their own."""
+        self.looks = 0
+        """How often all nodes have been called on to look at their ranks, since none makes progress."""
+        self._called_to_look = False
         self._ports: dict[int, int] = {}
         self._looks = 0
         """How often the watcher has had an answer."""
@@ -171,7 +169,16 @@ class Control:
 
     def post(self, name: str, value: Any) -> None:
         """Let node 0 have what this node knows of something."""
-        self._ask(lambda: self._store.set(f"{name}/{self._node}", json.dumps(value)))
+        self.put(f"{name}/{self._node}", value)
+
+    def put(self, key: str, value: Any) -> None:
+        """Let all nodes have something."""
+        self._ask(lambda: self._store.set(key, json.dumps(value)))
+
+    def find(self, key: str) -> Any | None:
+        """What a node has put there; `None` if none has."""
+        found = self._ask(lambda: self._store.get(key) if self._store.check([key]) else None)
+        return json.loads(found) if found is not None else None
 
     def gather(self, name: str, timeout_s: float) -> list[Any]:
         """Node 0: what the nodes have posted of something, in their order; of those that do so in time."""
@@ -253,21 +260,20 @@ class Control:
             for node in range(len(self._names)):
                 if node not in found and self._store.check([f"node/{node}"]):
                     found[node] = Member(**json.loads(self._store.get(f"node/{node}")))
-                    self._compare(found[node])
-                    self._compare_clocks(found[node], say)
+                    self._compare(found[node], say)
             if self._ending is not None:
                 raise LaunchError(self._ending.message)
             missing = [name for node, name in enumerate(self._names) if node not in found]
             waited = time.monotonic() - began
             if missing and time.monotonic() > self._deadline:
                 message = (
-                    f"{_listed(missing)} did not come within {self._timeout_s:g} s "
+                    f"{listed(missing)} did not come within {self._timeout_s:g} s "
                     f"({len(found)} of {len(self._names)} nodes are here)"
                 )
                 self.end(message, 2)
                 raise LaunchError(message)
             if missing and waited > max(SAY_AFTER_S, 2 * said):
-                say(f"waiting for {len(missing)} of {len(self._names)} nodes: {_listed(missing)}")
+                say(f"waiting for {len(missing)} of {len(self._names)} nodes: {listed(missing)}")
                 said = waited
             if missing:
                 time.sleep(max(0.05, len(self._names) / _LOOKS_PER_S / 10))
@@ -275,21 +281,13 @@ class Control:
         self._tell("go", {"run_id": run_id, "members": members})
         self._await_go()
 
-    def _compare(self, member: Member) -> None:
-        if member.digest != self.member.digest:
-            message = (
-                f"{member} holds another plan ({member.digest[:12]}) than {self.member} ({self.member.digest[:12]}); "
-                "start all nodes from the same config, overrides and arguments"
-            )
-            self.end(message, 2)
-            raise LaunchError(message)
-
-    def _compare_clocks(self, member: Member, say: Say) -> None:
+    def _compare(self, member: Member, say: Say) -> None:
+        if (difference := member.difference_from(self.member)) is not None:
+            self.end(difference, 2)
+            raise LaunchError(difference)
         # It has presented itself a moment ago.
-        ahead = member.clock_s - time.time()
-        if abs(ahead) > _CLOCKS_S:
-            way = "ahead of" if ahead > 0 else "behind"
-            say(f"warning (clocks): {member} is {abs(ahead):.0f} s {way} {self.member}; times in logs and reports will not fit")
+        if (difference := member.clock_difference(self.member, time.time())) is not None:
+            say(f"warning (clocks): {difference}")
 
     def _await_go(self) -> None:
         # Node 0 has the same limit and names who is missing; it gets time to.
@@ -360,8 +358,11 @@ class Control:
         if (silent := pulses.silent(dict(enumerate(beats)), LOST_AFTER_S)) is not None:
             self.end(f"{self.members[silent]} has not been heard of for {LOST_AFTER_S:g} s", 1)
         doing = {beat.decode().partition(" ")[2] for beat in beats}
-        if "still" in doing and doing <= {"still", "done"} and self.look_at != self._attempt:
-            self._tell("look", self._attempt)
+        if "moves" in doing:
+            self._called_to_look = False
+        elif "still" in doing and doing <= {"still", "done"} and not self._called_to_look:
+            self._called_to_look = True
+            self._tell("look", self.looks + 1)
 
     def _hear(self, kind: str, value: Any) -> None:
         with self._changed:
@@ -375,7 +376,7 @@ class Control:
             elif kind == "ending":
                 self._ending = self._ending or JobEnding(**value)
             elif kind == "look":
-                self.look_at = value
+                self.looks = value
             elif kind == "over":
                 self._over = True
             self._changed.notify_all()
@@ -386,8 +387,3 @@ class Control:
             if not self._over:
                 self._ending = self._ending or JobEnding(node=None, message=message, code=1)
             self._changed.notify_all()
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

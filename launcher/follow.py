@@ -45,7 +45,7 @@ class Followed:
         begin = self.position
         chunk = self.file.read(limit)
         if chunk and self.error_file is not None and self.left_out is None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # a script may write anything there
                 crash = read_crash(self.error_file.read_text(encoding="utf-8"))
                 self.left_out = crash.written if crash is not None else None
         if not chunk or self.left_out is None:

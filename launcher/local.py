@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,6 +51,8 @@ class Outcome:
     """In a word: `done`, `failed`, `stalled`, `refused`, `requeued`, or `ended` from outside."""
     attempts: int = 1
     """How often the ranks have been started."""
+    restarts: Sequence[str] = ()
+    """Why they were started again."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """What failed, for programs."""
 
@@ -130,6 +132,7 @@ def _report(outcome: Outcome, began: float) -> dict[str, Any]:
         "exit_code": outcome.exit_code,
         "headline": headline,
         "attempts": outcome.attempts,
+        "restarts": list(outcome.restarts),
         "began": _iso(began),
         "ended": _iso(time.time()),
         **outcome.details,
@@ -186,7 +189,8 @@ def _warded(agent_id: str, grace_s: float, folder: Path) -> Iterator[None]:
         finally:
             assert guard.stdin is not None
             guard.stdin.close()
-            guard.wait()
+            if guard.wait() != 0:  # somebody has killed it
+                warden.clean_up(agent_id, grace_s, str(folder))
 
 
 def _import_torch(plan: LaunchPlan) -> None:
@@ -257,7 +261,7 @@ def _run_agent(
     ending = running.run(setting)
     # SLURM's srun returns the highest code of all its tasks and kills the rest: node 0 alone tells how the job ended.
     told_by_node_0 = here.slurm_job is not None and here.node_rank != 0 and control is not None and not control.is_lost
-    outcome = replace(_outcome(ending, run_dir), attempts=ending.attempt + 1)
+    outcome = replace(_outcome(ending, run_dir), attempts=ending.attempt + 1, restarts=ending.restarts)
     is_from_outside = ending.signal is not None
     return replace(outcome, exit_code=0, failure=None) if told_by_node_0 and not is_from_outside else outcome
 

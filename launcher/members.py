@@ -2,7 +2,11 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+_CLOCKS_S = 3.0
+_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,29 @@ class Member:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.host})"
+
+    def difference_from(self, first: "Member") -> str | None:
+        """What about its plan is another than node 0's."""
+        if self.digest == first.digest:
+            return None
+        return (
+            f"{self} holds another plan ({self.digest[:12]}) than {first} ({first.digest[:12]}); "
+            "start all nodes from the same config, overrides and arguments"
+        )
+
+    def clock_difference(self, first: "Member", now_s: float) -> str | None:
+        """By how much its clock differs from node 0's, which says `now_s`, if that is worth a word."""
+        ahead = self.clock_s - now_s
+        if abs(ahead) < _CLOCKS_S:
+            return None
+        way = "ahead of" if ahead > 0 else "behind"
+        return f"{self} is {abs(ahead):.0f} s {way} {first}; times in logs and reports will not fit"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some of many names."""
+    shown = ", ".join(names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import machine
-from launcher.config import refusal, source_of
 from launcher.errors import ConfigError, PlacementError
 from launcher.placement import LOCAL_POOL, Node, place
+from launcher.reading import refusal, source_of
 from launcher.review import PlanWarning, review
 from launcher.schema import Backend, JobConfig, Join, PoolConfig, RuntimeConfig, StartMethod
 from mimo_role import GroupOptions, MimoError, ModuleLayout, Topology, TopologyError, UnknownWorldSizeError, environ
@@ -50,6 +50,8 @@ class LaunchPlan:
     warning_s: float
     stall_timeout_s: float
     """How long ranks may make no progress; 0: as long as they like."""
+    stall_timeout_is_default: bool
+    """Whether the config leaves it open: then ranks that are busy are let go on, if none waits for another."""
     start_method: StartMethod
     join: Join
     max_restarts: int
@@ -173,6 +175,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         grace_s=config.runtime.grace_s,
         warning_s=config.runtime.warning_s,
         stall_timeout_s=_stall_timeout_s(config.runtime),
+        stall_timeout_is_default=config.runtime.stall_timeout_s is None,
         start_method=config.runtime.start_method,
         join=config.runtime.join or (Join.SCRIPT if config.entry.command else Join.LAUNCHER),
         max_restarts=config.runtime.max_restarts,

@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 from typing import Any, TextIO
@@ -17,7 +17,7 @@ from launcher.control import Control
 from launcher.errors import LaunchError
 from launcher.failures.problem import REQUEUED, Problem
 from launcher.failures.records import RankRecord, first_of
-from launcher.failures.report import FailureReport
+from launcher.failures.report import FailureReport, headline
 from launcher.here import Here
 from launcher.members import JobEnding
 from launcher.plan import LaunchPlan
@@ -50,6 +50,8 @@ class Ending:
     """Why the job ended, if it was not this node that ended it."""
     requeue: bool = False
     """Whether the ranks ended in order to be started again."""
+    restarts: Sequence[str] = ()
+    """Why the ranks were started again, each time that a rank of this node was the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,8 @@ def run(setting: Setting) -> Ending:
     oom_kills = machine.oom_kills()
     signal.signal(Signals.SIGUSR1, lambda number, _: agent.warn(Signals(number)))
     try:
-        return _ending_of(agent, agent.run(), setting, oom_kills)
+        ending = _ending_of(agent, agent.run(), setting, oom_kills)
+        return replace(ending, restarts=_restarts(agent, setting.plan))
     except SignalException as ending:
         _ignore_signals()
         return _ending_by(Signals(ending.sigval), agent)
@@ -95,6 +98,12 @@ def run(setting: Setting) -> Ending:
         _ignore_signals()
         agent.stop_arrivals()
         logs.stop()
+
+
+def _restarts(agent: RoleAgent, plan: LaunchPlan) -> list[str]:
+    if agent.not_again is not None:
+        return [headline(plan.topology, attempt.failure) for attempt in agent.attempts[:-1]]
+    return [headline(plan.topology, attempt.failure) for attempt in agent.attempts]
 
 
 def _ignore_signals() -> None:

@@ -99,7 +99,10 @@ class RuntimeConfig:
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL, when a run is interrupted or preempted."""
     stall_timeout_s: float | None = None
-    """How long no rank may make progress before the job is ended. Default: 0.9 of `timeout_s`; 0: for ever."""
+    """How long no rank may make progress before the job is ended; 0: for ever.
+
+    Default: 0.9 of `timeout_s`, if then some ranks wait for others.
+    """
     warning_s: float = 120.0
     """How long before a scheduler's time limit the ranks are warned."""
 

@@ -100,14 +100,19 @@ def _remove(folder: str) -> None:
         return
 
 
+def clean_up(agent_id: str, grace_s: float, folder: str) -> None:
+    """End what a mimo-launch has left, and remove the folder of its node."""
+    if left := end_all(agent_id, grace_s):
+        sys.stderr.write(f"mimo-launch: would not die: {', '.join(map(describe, left))}\n")
+    _remove(folder)
+
+
 def main(agent_id: str, grace_s: str, folder: str) -> None:
-    """Wait for the end of mimo-launch; then end what it has left, and remove the folder of its node."""
+    """Wait for the end of mimo-launch, and clean up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    if left := end_all(agent_id, float(grace_s)):
-        sys.stderr.write(f"mimo-launch: would not die: {', '.join(map(describe, left))}\n")
-    _remove(folder)
+    clean_up(agent_id, float(grace_s), folder)
 
 
 if __name__ == "__main__":

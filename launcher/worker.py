@@ -7,6 +7,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from mimo_role.errors import MimoError
 
 INTERRUPTED = 130
 USER_ERROR = 2
+_UNTIL_ENDED_S = 60.0
 
 
 def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
@@ -73,6 +75,8 @@ def _arrive(plan: LaunchPlan) -> None:
     digest = environ.RankEnviron.from_environ().topology.digest
     own = facts.gather(rank=rank, local_rank=environ.local_rank(), topology_digest=digest, entry=plan.entry)
     if not facts.arrive(own, address, int(port), plan.timeout_s, wait=plan.preflight):
+        # The agent tells, and ends all ranks.
+        threading.Event().wait(_UNTIL_ENDED_S)
         sys.exit(USER_ERROR)
 
 

@@ -51,8 +51,11 @@ class Heartbeat:
     def beat(self) -> None:
         """There is progress within a step."""
         self._beats += 1
-        if self._path is not None:
-            self._memory = self._memory if self._memory is not None else _open(self._path)
+        if self._path is not None and self._memory is None:
+            self._memory = _open(self._path)
+            # Where it cannot be told, nobody looks.
+            self._path = self._path if self._memory is not None else None
+        if self._memory is not None:
             _LAYOUT.pack_into(self._memory, 0, self._beats, self._first, self._last, time.monotonic())
 
     def _come_to(self, number: int) -> None:
@@ -75,10 +78,17 @@ def read_pulse(path: Path) -> Pulse | None:
     return Pulse(beats, None if first == _NONE else first, None if last == _NONE else last, at) if beats else None
 
 
-def _open(path: Path) -> mmap.mmap:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _open(path: Path) -> mmap.mmap | None:
+    """The file's memory; `None` if its folder has gone, or has no space left."""
     try:
-        os.ftruncate(file, _LAYOUT.size)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        # Not a hole: writing to one in a full folder would be deadly.
+        os.posix_fallocate(file, 0, _LAYOUT.size)
         return mmap.mmap(file, _LAYOUT.size)
+    except OSError:
+        return None
     finally:
         os.close(file)

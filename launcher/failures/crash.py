@@ -22,6 +22,7 @@ import mimo_role
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), *launcher.__path__, *mimo_role.__path__)
 _TEXT_LIMIT = 4_000
 _TRACEBACK_LIMIT = 32_000
+_FRAMES_LIMIT = 100
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Crash:
     traceback: str
     """As Python prints it, from the script's first frame on, shortened in the middle."""
     frames: tuple[Frame, ...] = ()
-    """From the script's first on, outermost first."""
+    """From the script's first on, outermost first; of a deep recursion, both ends."""
     kinds: tuple[str, ...] = ()
     """The class and those that it is derived from."""
     written: tuple[int, int] | None = None
@@ -81,7 +82,7 @@ def write_down(error: BaseException, frames: TracebackType | None, file: Path, *
         kind=_name_of(type(error)),
         text=_shortened(_text_of(error), _TEXT_LIMIT),
         traceback=_shortened(shown, _TRACEBACK_LIMIT),
-        frames=tuple(map(_frame, traceback.extract_tb(frames))),
+        frames=tuple(map(_frame, _ends_of(traceback.extract_tb(frames)))),
         kinds=tuple(_name_of(kind) for kind in type(error).__mro__[:-1]),
         # Whoever follows the output leaves it out there: the agent tells it. So this must be known before it is printed.
         written=_place_in_stderr(len(printed)) if printed else None,
@@ -104,7 +105,7 @@ def read_crash(text: str) -> Crash | None:
         if "crash" not in value:
             return _from_torchelastic(value["message"])
         return Crash.from_dict(value["crash"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -137,6 +138,11 @@ def _is_written(path: Path, text: str) -> bool:
     return True
 
 
+def _ends_of(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    half = _FRAMES_LIMIT // 2
+    return frames if len(frames) <= _FRAMES_LIMIT else frames[:half] + frames[-half:]
+
+
 def _frame(frame: traceback.FrameSummary) -> Frame:
     return Frame(frame.filename, frame.lineno or 0, frame.name, (frame.line or "").strip(), is_users(frame.filename))
 
@@ -145,8 +151,11 @@ def _now() -> str:
     return str(int(time.time()))
 
 
-def _place_in_stderr(size: int) -> tuple[int, int]:
-    begin = os.fstat(2).st_size
+def _place_in_stderr(size: int) -> tuple[int, int] | None:
+    try:
+        begin = os.fstat(2).st_size
+    except OSError:  # the script has closed it
+        return None
     return begin, begin + size
 
 

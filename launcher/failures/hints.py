@@ -85,12 +85,12 @@ def _data_loader(scene: Scene) -> str | None:
         return None
     if scene.oom_kills:
         return (
-            f"the kernel's out-of-memory killer has ended {scene.oom_kills} of the processes on {scene.record.host} since the run "
-            "began: fewer data-loader workers, or more memory"
+            f"the kernel's out-of-memory killer has ended processes on {scene.record.host} since the run began "
+            f"({scene.oom_kills}): fewer data-loader workers, or more memory"
         )
     return (
         "a data-loader worker has crashed or was killed: num_workers=0 shows a crash in the rank itself; a bus error says that "
-        f"/dev/shm on {scene.record.host} is full"
+        f"the memory behind /dev/shm is full on {scene.record.host}"
     )
 
 
@@ -103,11 +103,22 @@ def _killed(scene: Scene) -> str | None:
 def _nccl(scene: Scene) -> str | None:
     if not re.search(r"\bNCCL\b|nccl[A-Z]\w+Error|ProcessGroupNCCL", scene.text):
         return None
+    if "doesn't have NCCL built in" in scene.text or "no GPUs found" in scene.text:
+        return f"torch on {scene.record.host} finds no GPU or was built for none: leave runtime.backend on auto, or take gloo"
     peer = re.search(r"(?:peer|remote) rank[ :=]*(\d+)|rank (\d+) (?:is|has|did)", scene.text)
     rank = int(peer[1] or peer[2]) if peer is not None else None
     named = rank is not None and rank < scene.topology.world_size
     who = f"its peer is rank {rank} ({scene.topology.label_of(rank)}); " if rank is not None and named else ""
     return f"{who}NCCL says more with env.NCCL_DEBUG=INFO: look for the first WARN in each rank's log"
+
+
+def _timeout(scene: Scene) -> str | None:
+    if not re.search(r"timed out waiting|collective operation timeout", scene.text, re.IGNORECASE):
+        return None
+    return (
+        "it waited for other ranks for as long as runtime.timeout_s allows; where the script calls ctx.step(), "
+        "runtime.stall_timeout_s ends a job sooner and says who holds up whom"
+    )
 
 
 def _lost_peer(scene: Scene) -> str | None:
@@ -147,7 +158,9 @@ def _file(scene: Scene) -> str | None:
 
 
 def _disk(scene: Scene) -> str | None:
-    if not re.search(r"No space left on device|Disk quota exceeded|Read-only file system", scene.text):
+    # The last two are torch.save's.
+    said = r"No space left on device|Disk quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs"
+    if not re.search(said, scene.text):
         return None
     return f"free some space on {scene.record.host}, or choose another place with run_dir=..."
 
@@ -178,6 +191,7 @@ _KNOWN: Iterable[Callable[[Scene], str | None]] = (
     _port,
     _disk,
     _file,
+    _timeout,
     _nccl,
     _lost_peer,
     _crashed_in_c,

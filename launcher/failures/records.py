@@ -19,6 +19,7 @@ _ENDED = (signal.SIGTERM, signal.SIGKILL)
 _LINE_LIMIT = 300
 _LOST_A_PEER = (
     "connection closed by peer",
+    "connection closed by remote peer",
     "connection reset by peer",
     "broken pipe",
     "socket closed",
@@ -27,6 +28,8 @@ _LOST_A_PEER = (
     "ncclremoteerror",
     "communicator was aborted",
     "failed to recv, got 0 bytes",
+    "timed out waiting",
+    "collective operation timeout",
 )
 """What torch, gloo and NCCL say where another rank has gone."""
 
@@ -55,7 +58,9 @@ class RankRecord:
     @property
     def has_lost_a_peer(self) -> bool:
         """Whether it failed because of another rank, as far as its last words tell."""
-        said = self.crash.text if self.crash is not None else "\n".join(self.tail)
+        # Of one that torch's watchdog aborts, faulthandler has told the stack, and its output tells why.
+        is_told = self.crash is not None and (self.crash.text or self.code > 0)
+        said = self.crash.text if self.crash is not None and is_told else "\n".join(self.tail)
         return any(words in said.lower() for words in _LOST_A_PEER)
 
     @property
@@ -113,13 +118,13 @@ def read_record(
     host: str,
     ended_at: float,
     step: int | None,
-    logs: tuple[Path, Path],
+    logs: tuple[Path, ...],
     error_files: tuple[Path, ...],
     stacks: Path,
 ) -> RankRecord:
     """Gather what a rank has left behind. `stacks` is faulthandler's file.
 
-    `logs` are its stderr and stdout; the first of `error_files` that can be read counts.
+    `logs` are its stderr, its stdout, and perhaps more; the first of `error_files` that can be read counts.
     """
     crash = next((found for found in map(_crash_from, error_files) if found is not None), None)
     # One that was killed from outside has not said why in its output.

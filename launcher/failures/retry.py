@@ -1,7 +1,8 @@
 """Whether the ranks are started again after a failure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.failures.records import RankRecord
 from mimo_role.heartbeat import Pulse
@@ -9,6 +10,10 @@ from mimo_role.heartbeat import Pulse
 _HOPELESS = {
     "ImportError": "an import that fails once fails again",
     "SyntaxError": "code that Python cannot read stays so",
+    # Of an exception that was found in a command's output, the classes that it is derived from are not known.
+    "ModuleNotFoundError": "an import that fails once fails again",
+    "IndentationError": "code that Python cannot read stays so",
+    "TabError": "code that Python cannot read stays so",
     "mimo_role.errors.ContextError": "the job's set-up stays as it is",
     "mimo_role.errors.EnvironError": "the job's set-up stays as it is",
     "mimo_role.errors.TopologyError": "the job's set-up stays as it is",
@@ -34,6 +39,15 @@ class Attempt:
         first = [pulse.first_step for pulse in found if pulse.first_step is not None]
         last = [pulse.last_step for pulse in found if pulse.last_step is not None]
         return cls(first_step=min(first, default=None), last_step=max(last, default=None), failure=failure)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"first_step": self.first_step, "last_step": self.last_step, "failure": self.failure.as_dict()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Attempt":
+        """The inverse of `as_dict`, after JSON too."""
+        return cls(**dict(value) | {"failure": RankRecord.from_dict(value["failure"])})
 
 
 def why_not_again(attempts: list[Attempt]) -> str | None:

@@ -1,6 +1,7 @@
 """The last lines of a rank's output, and what they tell of its end where it has written down nothing else."""
 
 import re
+from linecache import getline
 from pathlib import Path
 
 from launcher.failures.crash import Crash, Frame, is_users
@@ -13,6 +14,10 @@ _DUMPED_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 _CRASHED = re.compile(r"^(?:Current thread .*|Stack )\(most recent call first\):$", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"
 _PRINTED_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)\n(?:    (?! )(.*))?', re.MULTILINE)
+_UNREADABLE = re.compile(
+    r'^  File "(.+)", line (\d+)\n    (.*)\n(?:    .*\n)*((?:Syntax|Indentation|Tab)Error): (.*)\n*\Z', re.MULTILINE
+)
+"""A script that Python cannot read has no traceback."""
 _RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
 
@@ -55,7 +60,10 @@ def crash_in(path: Path) -> Crash | None:
 
 def dumped_frames(text: str) -> list[Frame]:
     """The frames of a stack that faulthandler has written, innermost first."""
-    return [Frame(file, int(line), function, "", is_users(file)) for file, line, function in _DUMPED_FRAME.findall(text)]
+    return [
+        Frame(file, int(line), function, getline(file, int(line)).strip(), is_users(file))
+        for file, line, function in _DUMPED_FRAME.findall(text)
+    ]
 
 
 def _dumped(text: str, what: str) -> Crash:
@@ -65,6 +73,11 @@ def _dumped(text: str, what: str) -> Crash:
 
 
 def _printed(text: str) -> Crash | None:
+    unreadable = _UNREADABLE.search(text)
+    if unreadable is not None and _TRACEBACK not in text:
+        file, line, source, kind, said = unreadable.groups()
+        frame = Frame(file, int(line), "<module>", source.strip(), is_users(file))
+        return Crash(kind=kind, text=said, traceback=unreadable[0], frames=(frame,), kinds=(kind,))
     _, found, last = text.rpartition(_TRACEBACK)
     lines = last.strip("\n").split("\n")
     at = next((number for number, line in enumerate(lines) if line and not line.startswith(" ")), None)

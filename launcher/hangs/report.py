@@ -11,7 +11,7 @@ from launcher.roles import in_words, ranges
 from mimo_role import Topology
 
 _SHOWN_WAITS = 6
-_SHOWN_RANKS = 3
+_SHOWN_PLACES = 4
 _SHOWN_FRAMES = 6
 
 
@@ -44,7 +44,8 @@ class HangReport:
     def of(cls, topology: Topology, still_s: float, sightings: Sequence[Sighting]) -> "HangReport":
         """Find out who waits for whom."""
         waits = _waits(topology, sightings)
-        waiting = {rank for wait in waits for rank in wait.inside}
+        # A rank waits for nobody in a collective that all have entered.
+        waiting = {rank for wait in waits if wait.missing for rank in wait.inside}
         missing = {rank for wait in waits for rank in wait.missing}
         stopped = {sighting.rank for sighting in sightings if sighting.is_stopped}
         culprits = sorted(stopped or missing - waiting)
@@ -63,11 +64,11 @@ class HangReport:
         lines = [self.headline, *(f"  {line}" for line in map(self._line_of, self.waits[:_SHOWN_WAITS]))]
         if len(self.waits) > _SHOWN_WAITS:
             lines.append(f"  and {len(self.waits) - _SHOWN_WAITS} more collectives")
-        if self.waits and not self.culprits:
+        if any(wait.missing for wait in self.waits) and not self.culprits:
             lines.append("  they wait for each other: some ranks call collectives in another order")
         shown = [sighting for sighting in self.sightings if sighting.rank in self.culprits] or list(self.sightings)
-        for sighting in shown[:_SHOWN_RANKS]:
-            lines += [f"  {line}" for line in self._place_of(sighting)]
+        for alike in _alike(shown)[:_SHOWN_PLACES]:
+            lines += [f"  {line}" for line in self._place_of(alike)]
         lines.append(f"  stacks of all ranks: {stacks}/rank*.stacks.txt")
         return "\n".join(lines)
 
@@ -86,21 +87,35 @@ class HangReport:
             return f"{what}: all have entered it"
         return f"{what}: {in_words(self.topology, wait.inside)} inside; not entered by {in_words(self.topology, wait.missing)}"
 
-    def _place_of(self, sighting: Sighting) -> Iterable[str]:
-        name = f"rank {sighting.rank} ({self.topology.label_of(sighting.rank)}), process {sighting.pid} on {sighting.host},"
+    def _place_of(self, alike: list[Sighting]) -> Iterable[str]:
+        """What ranks at the same place are at."""
+        sighting, name = alike[0], in_words(self.topology, [sighting.rank for sighting in alike])
         if sighting.is_stopped:
-            yield f"{name} is stopped; kill -CONT {sighting.pid} would let it go on"
+            yield f"{name}, process {sighting.pid} on {sighting.host}, is stopped; kill -CONT {sighting.pid} would let it go on"
             return
         if not sighting.frames:
-            yield f"{name} does not answer (state {sighting.state or 'ended'})"
+            yield f"{name}, process {sighting.pid} on {sighting.host}, does not answer (state {sighting.state or 'ended'})"
             return
-        yield f"{name} is at"
+        where = f", process {sighting.pid} on {sighting.host}, is" if len(alike) == 1 else " are"
+        yield f"{name}{where} at"
         own = [frame for frame in sighting.frames if frame.is_users] or list(sighting.frames)
-        yield from (f"    {frame}" for frame in own[-_SHOWN_FRAMES:])
+        for frame in own[-_SHOWN_FRAMES:]:
+            yield f"    {frame}"
+            if frame.source:
+                yield f"        {frame.source}"
         called = list(takewhile(lambda frame: not frame.is_users, reversed(sighting.frames)))
         if len(called) < len(sighting.frames):
             # What the script has called, such as a data loader, and where that has come to.
             yield from (f"    ... {frame}" for frame in dict.fromkeys((*called[-1:], *called[:1])))
+
+
+def _alike(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
+    """Ranks at the same place together, but for those that have none to tell."""
+    found: dict[object, list[Sighting]] = {}
+    for sighting in sightings:
+        tells = sighting.frames and not sighting.is_stopped
+        found.setdefault(sighting.frames if tells else sighting.rank, []).append(sighting)
+    return list(found.values())
 
 
 def _waits(topology: Topology, sightings: Sequence[Sighting]) -> list[Wait]:
@@ -111,7 +126,8 @@ def _waits(topology: Topology, sightings: Sequence[Sighting]) -> list[Wait]:
         for trace in of_rank.values():
             is_world = trace.description == "default_pg"
             known = tuple(rank for rank, others in traces.items() if trace.name in others)
-            members = world if is_world else tuple(sorted(trace.ranks or known))
+            told = (others[trace.name].ranks for others in traces.values() if trace.name in others)
+            members = world if is_world else tuple(sorted(next(filter(None, told), known)))
             for number, operation in sorted(trace.waiting.items())[:1]:
                 entered = {
                     rank: others[trace.name].entered >= number for rank, others in traces.items() if trace.name in others
@@ -125,7 +141,8 @@ def _waits(topology: Topology, sightings: Sequence[Sighting]) -> list[Wait]:
                     inside=inside,
                     missing=tuple(rank for rank in members if not entered.get(rank, False)),
                 )
-    return sorted(found.values(), key=lambda wait: (not wait.missing, wait.members))
+    # The smallest group tells most.
+    return sorted(found.values(), key=lambda wait: (not wait.missing, len(wait.members), wait.members))
 
 
 def _waiting(traces: dict[int, dict[str, Any]], rank: int, name: str) -> Iterable[int]:

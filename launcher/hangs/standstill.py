@@ -1,7 +1,8 @@
 """What the agents do when no node's ranks make progress: ask all what they are at, and tell who holds up the others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from launcher.control import Control
 from launcher.failures.problem import STALLED, Problem
@@ -13,51 +14,62 @@ from launcher.rundir import RunDir
 
 _GATHER_S = 10.0
 
+Say: TypeAlias = Callable[[str], None]
+
 
 class Standstill:
     """One agent's part. Node 0's tells what was found."""
 
-    def __init__(self, plan: LaunchPlan, node_rank: int, folder: Path, run_dir: RunDir, control: Control | None) -> None:
+    def __init__(
+        self, plan: LaunchPlan, node_rank: int, folder: Path, run_dir: RunDir, control: Control | None, say: Say
+    ) -> None:
         self._plan = plan
         self._node_rank = node_rank
         self._folder = folder
         self._run_dir = run_dir
         self._control = control
-        self._looked = False
+        self._say = say
+        self._looks = 0
 
-    def start_again(self) -> None:
-        """The ranks are started again, and may stand still again."""
-        self._looked = False
-
-    def problem(self, attempt: int, pids: Mapping[int, int], watch: Watch, *, stands_still: bool) -> Problem | None:
+    def problem(self, attempt: int, pids: Mapping[int, int], watch: Watch) -> Problem | None:
         """What was found, once no node makes progress.
 
         Args:
             attempt: which start of the ranks this is.
             pids: the ranks of this node that are alive.
             watch: over them.
-            stands_still: whether they make no progress.
         """
+        stands_still = watch.stands_still(pids)
         if self._control is None:
-            return self._told(attempt, self._look(attempt, pids, watch)) if stands_still else None
+            return self._judged(attempt, self._look(attempt, pids, watch)) if stands_still else None
         self._control.progress = "done" if not pids else "still" if stands_still else "moves"
-        if self._looked or self._control.look_at != attempt:
+        if self._looks == self._control.looks:
             return None
-        self._looked = True
-        found = self._look(attempt, pids, watch)
-        self._control.post(f"sightings/{attempt}", [sighting.as_dict() for sighting in found])
+        self._looks = self._control.looks
+        name = f"sightings/{self._looks}"
+        self._control.post(name, [sighting.as_dict() for sighting in self._look(attempt, pids, watch)])
         if self._node_rank != 0:
             return None
-        everything = self._control.gather(f"sightings/{attempt}", _GATHER_S)
-        problem = self._told(attempt, [Sighting.from_dict(value) for node in everything for value in node])
-        self._control.end(problem.headline, problem.code)
+        everything = self._control.gather(name, _GATHER_S)
+        problem = self._judged(attempt, [Sighting.from_dict(value) for node in everything for value in node])
+        if problem is not None:
+            self._control.end(problem.headline, problem.code)
         return problem
 
     def _look(self, attempt: int, pids: Mapping[int, int], watch: Watch) -> list[Sighting]:
         keep = self._run_dir.error_file(attempt, 0).parent
         steps = {rank: watch.last_step(rank) for rank in pids}
-        return look(self._folder, pids, steps, keep)
+        found = look(self._folder, pids, steps, keep)
+        watch.begin_again()
+        return found
 
-    def _told(self, attempt: int, sightings: list[Sighting]) -> Problem:
+    def _judged(self, attempt: int, sightings: list[Sighting]) -> Problem | None:
+        """Ranks that are all at work and wait for no other may take their time, unless the config says how long."""
         report = HangReport.of(self._plan.topology, self._plan.stall_timeout_s, sightings)
-        return Problem(report.text(self._run_dir.error_file(attempt, 0).parent), STALLED, report.as_dict())
+        text = report.text(self._run_dir.error_file(attempt, 0).parent)
+        if self._plan.stall_timeout_is_default and not report.waits and not report.culprits:
+            self._say(
+                f"warning: {text}\n  no rank waits for another, so the job goes on; runtime.stall_timeout_s=... would end it"
+            )
+            return None
+        return Problem(text, STALLED, report.as_dict())

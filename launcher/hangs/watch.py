@@ -29,6 +29,10 @@ class Watch:
         self._seen: dict[int, int] = {}
         self._still_s = 0.0
 
+    def begin_again(self) -> None:
+        """Give the ranks the whole time once more."""
+        self._still_s = 0.0
+
     def start_again(self) -> None:
         """Forget what ranks have said that are there no more."""
         for rank in self._ranks:

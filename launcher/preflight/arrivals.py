@@ -68,22 +68,26 @@ class Arrivals:
     def _wait_for_all(self) -> bool:
         world_size = self._plan.topology.world_size
         began, said = time.monotonic(), 0.0
-        while (arrived := self._store.add(ARRIVED, 0)) < world_size:
+        while self._store.add(ARRIVED, 0) < world_size:
             waited = time.monotonic() - began
             if waited > self._plan.timeout_s:
-                told = f"{self._missing()} did not come to join within {self._plan.timeout_s:g} s, runtime.timeout_s"
+                told = (
+                    f"{self._named(self._missing())} did not come to join within {self._plan.timeout_s:g} s, runtime.timeout_s"
+                )
                 self._fail(Problem(told, STALLED))
                 return False
-            if waited > max(_SAY_AFTER_S, 2 * said):
-                self._say(f"waiting for {world_size - arrived} of {world_size} ranks: {self._missing()}")
+            if waited > max(_SAY_AFTER_S, 2 * said) and (missing := self._missing()):
+                self._say(f"waiting for {len(missing)} of {world_size} ranks: {self._named(missing)}")
                 said = waited
             if self._stopped.wait(_LOOK_S):
                 return False
         return True
 
-    def _missing(self) -> str:
+    def _missing(self) -> list[int]:
+        return [rank for rank in range(self._plan.topology.world_size) if not self._store.check([facts_key(rank)])]
+
+    def _named(self, missing: list[int]) -> str:
         topology = self._plan.topology
-        missing = [rank for rank in range(topology.world_size) if not self._store.check([facts_key(rank)])]
         named = [f"r{rank} {topology.label_of(rank)} on {self._place_of(rank)}" for rank in missing[:_SHOWN]]
         more = [f"and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
         return f"{', '.join(named + more)} ({_counted(topology, set(missing))})"

@@ -1,8 +1,6 @@
 """A job by the name that the user has for it: SLURM's id, a run folder, or a torchx handle."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -13,6 +11,7 @@ from launcher.errors import LaunchError
 from launcher.plan import LaunchPlan
 from launcher.schedulers import slurm_jobs
 from launcher.schedulers.logs import LogFilter, lines_of
+from launcher.schedulers.run_state import RunReport, describe, host_of, is_locked, read_report
 from launcher.schedulers.slurm_jobs import SlurmJob
 from launcher.schedulers.submission import Submission
 
@@ -50,18 +49,27 @@ class Job:
         return None
 
     def hosts(self) -> dict[str, str]:
-        """The host of each of the plan's nodes, once a run on several has begun."""
+        """The host of each of the plan's nodes, once a run has begun."""
+        files, plan = self.files(), _plan_or_problem(self)[0]
+        if files is None or plan is None:
+            return {}
+        if len(plan.nodes) == 1:
+            return {plan.nodes[0].name: host} if (host := host_of(files)) is not None else {}
         try:
-            text = (files / "nodes.json").read_text(encoding="utf-8") if (files := self.files()) is not None else "[]"
-            return {node["name"]: node["host"] for node in json.loads(text)}
+            return {node["name"]: node["host"] for node in json.loads((files / "nodes.json").read_text(encoding="utf-8"))}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+
+    def report(self) -> RunReport | None:
+        """How it ended, by what mimo-launch wrote down; a job that SLURM has started again has none until that start ends."""
+        files = self.files()
+        return read_report(files) if files is not None and (self.slurm is None or self.slurm.is_over) else None
 
     def is_over(self) -> bool:
         """Whether it has ended: by SLURM, else by the run folder's lock."""
         if self.slurm is not None:
             return slurm_jobs.is_over(self.slurm.job_id)
-        return self.run_dir is None or not _is_locked(self.run_dir / ".lock")
+        return self.run_dir is None or not is_locked(self.run_dir)
 
     def lines(self, wanted: LogFilter, *, follow: bool) -> Iterator[str]:
         """The ranks' output.
@@ -107,7 +115,7 @@ def as_table(job: Job) -> str:
         rows = [_component_row(part) for part in job.slurm.components]
         lines += ["", tabulate(rows, headers=["job", "state", "nodes", "exit code", "reason"], disable_numparse=True)]
     if job.run_dir is not None:
-        state = "" if job.slurm is not None else f": {'over' if job.is_over() else 'running'}"
+        state = f": {describe(job.run_dir)}" if job.slurm is None else ""
         lines += ["", f"run folder: {job.run_dir}{state}"]
     plan, problem = _plan_or_problem(job)
     lines += ["", problem] if problem else []
@@ -123,12 +131,13 @@ def as_table(job: Job) -> str:
 def as_json(job: Job) -> str:
     """The same for programs."""
     plan, _ = _plan_or_problem(job)
-    slurm = job.slurm
+    slurm, report = job.slurm, job.report()
     value: dict[str, Any] = {
         "job_id": slurm.job_id if slurm is not None else None,
         "state": slurm.state if slurm is not None else ("OVER" if job.is_over() else "RUNNING"),
         "components": [asdict(part) for part in slurm.components] if slurm is not None else [],
         "run_dir": str(job.run_dir) if job.run_dir is not None else None,
+        "report": asdict(report) if report is not None else None,
         "nodes": [
             {"name": node, "pool": pool, "host": host or None, "ranks": list(ranks), "modules": modules.split(", ")}
             for node, pool, host, ranks, modules in (_node_rows(plan, job.hosts()) if plan is not None else ())
@@ -157,7 +166,7 @@ def _by_folder(folder: Path) -> Job:
         raise LaunchError(f"{folder}: not a run folder of mimo-launch")
     begun = _job_in(folder)
     latest = record.job_id if record is not None else begun
-    job_id = begun if _is_locked(folder / ".lock") else latest
+    job_id = begun if is_locked(folder) else latest
     try:
         found = slurm_jobs.find(job_id) if job_id is not None else None
     except LaunchError:  # a machine without SLURM can still read the folder
@@ -202,16 +211,3 @@ def _node_rows(plan: LaunchPlan, hosts: dict[str, str]) -> Iterable[tuple[str, s
 def _times(restarts: int) -> str:
     return "" if not restarts else f", started again {restarts} time{'s' if restarts > 1 else ''}"
 
-
-def _is_locked(path: Path) -> bool:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
