@@ -40,6 +40,6 @@ def show(benchmark: str, rows: list[Row], as_json: bool) -> None:
         print(json.dumps({"benchmark": benchmark, "rows": [asdict(row) for row in rows]}))
         return
     width = max(len(row.case) for row in rows)
-    print(f"{'case':{width}}  {'ours':>9}  {'peer':>9}  {'ratio':>6}  runs")
+    print(f"{'case':{width}}  {'ours':>12}  {'peer':>12}  {'ratio':>8}  runs")
     for row in rows:
-        print(f"{row.case:{width}}  {row.ours:9.3f}  {row.peer:9.3f}  {row.ratio:6.3f}  {row.runs:4d}")
+        print(f"{row.case:{width}}  {row.ours:12.3f}  {row.peer:12.3f}  {row.ratio:8.3g}  {row.runs:4d}")

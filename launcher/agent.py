@@ -33,6 +33,7 @@ from launcher.members import JobEnding
 from launcher.placement import Node
 from launcher.plan import LaunchPlan
 from launcher.preflight.arrivals import Arrivals, Say
+from launcher.preflight.facts import clear
 from launcher.ranklogs import RankLogs
 from launcher.rendezvous import LOOPBACK, PlanRendezvous
 from launcher.rundir import RunDir
@@ -56,7 +57,7 @@ class RoleAgent(LocalElasticAgent):
         """`folder` is the one that this node's ranks share with their agent; `say` hears what a waiting user wants to know."""
         self._plan = plan
         self._node: Node = plan.nodes[here.node_rank]
-        self._is_node_0 = here.node_rank == 0
+        self._node_rank = here.node_rank
         self._run_dir = run_dir
         self._folder = folder
         self._say = say
@@ -201,6 +202,7 @@ class RoleAgent(LocalElasticAgent):
         if self.attempt:
             self._end_what_is_left()
         self.watch.start_again()
+        clear(self._folder, self._node.ranks)
         # Ranks that are programs of their own inherit it: until they listen, a warning would be deadly.
         heard = signal.signal(Signals.SIGUSR1, signal.SIG_IGN)
         try:
@@ -212,11 +214,8 @@ class RoleAgent(LocalElasticAgent):
         self._pids = {ranks[local_rank]: pid for local_rank, pid in pids.items()}
         self._stamps, self._asked_at, self._killed = {}, None, False
         self._exits = ExitOrder(self._pids, self._stamp)
-        if self._is_node_0 and self._plan.entry.command is None:
-            hosts = [member.host for member in self.control.members] if self.control is not None else [self.host]
-            store: Any = worker_group.store
-            end = self.control.end if self.control is not None else None
-            self._arrivals = Arrivals(store, self._plan, hosts, compares=self._plan.preflight, say=self._say, end=end)
+        hosts = [member.host for member in self.control.members] if self.control is not None else [self.host]
+        self._arrivals = Arrivals(self._plan, self._node_rank, self.attempt, self._folder, hosts, self.control, self._say)
         logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
         return pids
 
@@ -276,8 +275,6 @@ class RoleAgent(LocalElasticAgent):
     def _find_problem(self, codes: Mapping[int, int | None]) -> Problem | None:
         """What is wrong though no rank has failed."""
         if self._arrivals is not None and (problem := self._arrivals.problem) is not None:
-            if self.control is not None:
-                self.control.end(problem.headline, problem.code)
             return problem
         alive = [rank for rank, pid in self._pids.items() if codes.get(rank - self._node.first_rank) is None]
         return self._standstill.problem(self.attempt, {rank: self._pids[rank] for rank in alive}, self.watch)

@@ -75,6 +75,8 @@ class Control:
         self.looks = 0
         """How often all nodes have been called on to look at their ranks, since none makes progress."""
         self._called_to_look = False
+        self.verdicts: dict[int, str] = {}
+        """By the start of the ranks, whether they may go on."""
         self._ports: dict[int, int] = {}
         self._looks = 0
         """How often the watcher has had an answer."""
@@ -174,6 +176,14 @@ class Control:
     def put(self, key: str, value: Any) -> None:
         """Let all nodes have something."""
         self._ask(lambda: self._store.set(key, json.dumps(value)))
+
+    def count(self, key: str, more: int) -> int:
+        """Add to a number that all nodes share; return it, or 0 if node 0 does not answer."""
+        return self._ask(lambda: self._store.add(key, more)) or 0
+
+    def tell_verdict(self, attempt: int, verdict: str) -> None:
+        """Node 0: say whether the ranks of a start may go on."""
+        self._tell("verdict", [attempt, verdict])
 
     def find(self, key: str) -> Any | None:
         """What a node has put there; `None` if none has."""
@@ -375,6 +385,8 @@ class Control:
                 self._attempt = max(self._attempt, value)
             elif kind == "ending":
                 self._ending = self._ending or JobEnding(**value)
+            elif kind == "verdict":
+                self.verdicts[value[0]] = value[1]
             elif kind == "look":
                 self.looks = value
             elif kind == "over":

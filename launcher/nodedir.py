@@ -8,7 +8,7 @@ rank3.error.json  the exception that has ended it, where the run folder could no
 
 import os
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import gettempdir, mkdtemp
 
 from launcher.errors import LaunchError
 
@@ -22,9 +22,8 @@ def make(agent_id: str) -> Path:
         LaunchError: there is no place for it.
     """
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(gettempdir())
-    folder = parent / f"mimo-{agent_id}"
     try:
-        folder.mkdir(mode=0o700)
+        # Containers that share the memory may have agents of one id.
+        return Path(mkdtemp(prefix=f"mimo-{agent_id}-", dir=parent))
     except OSError as error:
-        raise LaunchError(f"{folder}: {error.strerror}; the ranks of this machine tell of themselves there") from None
-    return folder
+        raise LaunchError(f"{parent}: {error.strerror}; the ranks of this machine tell of themselves there") from None

@@ -51,8 +51,16 @@ def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
     finally:
         # multiprocessing leaves out what a script registers with atexit.
         run_exit_functions()
+        _flush()
     _leave()
     sys.exit()
+
+
+def _flush() -> None:
+    """While output still goes to the rank's files. The script may have closed a stream, and the disk may be full."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):
+            stream.flush()
 
 
 def _be_watched() -> None:
@@ -63,18 +71,17 @@ def _be_watched() -> None:
 
 
 def _arrive(plan: LaunchPlan) -> None:
-    """Tell node 0's agent that this rank is there, and wait until it finds that all fit together.
+    """Tell the agent that this rank is there, and wait until node 0's finds that all fit together.
 
     Raises:
         SystemExit: they do not, which the agent tells.
     """
-    rank, address, port = environ.rank(), environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
+    rank, folder = environ.rank(), environ.node_dir()
     assert rank is not None
-    assert address is not None
-    assert port is not None
-    digest = environ.RankEnviron.from_environ().topology.digest
-    own = facts.gather(rank=rank, local_rank=environ.local_rank(), topology_digest=digest, entry=plan.entry)
-    if not facts.arrive(own, address, int(port), plan.timeout_s, wait=plan.preflight):
+    if folder is None or not folder.is_dir():
+        return
+    own = facts.gather(rank=rank, local_rank=environ.local_rank(), topology_digest=plan.topology.digest, entry=plan.entry)
+    if not facts.arrive(own, folder, plan.timeout_s, wait=plan.preflight):
         # The agent tells, and ends all ranks.
         threading.Event().wait(_UNTIL_ENDED_S)
         sys.exit(USER_ERROR)
@@ -84,6 +91,7 @@ def exec_command(plan_file: str, run_id: str, node: str) -> NoReturn:
     """Prepare the rank and become the command."""
     plan = prepare(Path(plan_file), run_id, node)
     assert plan.entry.command is not None
+    _arrive(plan)
     command = [*plan.entry.command, *plan.entry.args]
     os.execvp(command[0], command)
 
@@ -134,7 +142,10 @@ def _undo_fork_server() -> None:
         signal.signal(number, signal.SIG_DFL)
     # The ranks' own start method is not what the script's data loaders should use.
     multiprocessing.set_start_method(None, force=True)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Its own: a script may close them, and torch flushes those that it has redirected.
+    for name, errors in (("stdout", "strict"), ("stderr", "backslashreplace")):
+        own = open(getattr(sys, name).fileno(), "w", buffering=1, errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, own)
     if (threads := environ.threads()) is not None:
         torch.set_num_threads(threads)
     # The script may have a package named like ours.

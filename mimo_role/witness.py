@@ -58,7 +58,7 @@ def read_traces(folder: Path, rank: int) -> Sequence[GroupTrace] | None:
     """What a rank has answered; `None` as long as it has not."""
     try:
         return [GroupTrace.from_dict(value) for value in json.loads(traces_file(folder, rank).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -89,6 +89,5 @@ def _printed(text: str) -> Crash | None:
         Frame(file, int(line), function, source, is_users(file))
         for file, line, function, source in _PRINTED_FRAME.findall("\n".join(lines[:at]) + "\n")
     ]
-    return Crash(
-        kind=raised[1], text=raised[2] or "", traceback=f"{_TRACEBACK}{last}", frames=tuple(frames), kinds=(raised[1],)
-    )
+    kind = raised[1].removeprefix("__main__.")  # Python 3.10 prints it
+    return Crash(kind=kind, text=raised[2] or "", traceback=f"{_TRACEBACK}{last}", frames=tuple(frames), kinds=(kind,))

@@ -1,7 +1,7 @@
 """What each rank says of itself before it joins: enough to see which of them differ.
 
-The store of a start has `facts/RANK` for each rank that is there, `arrived` (their number), and in the end `verdict`, which
-node 0's agent writes (`arrivals.py`) and every rank waits for.
+In the folder that a node's ranks share with their agent stand `rank3.facts` for each rank that is there, and in the end
+`verdict`, which the agent writes (`arrivals.py`) and every rank waits for. No rank needs a connection for it.
 """
 
 import hashlib
@@ -9,22 +9,29 @@ import json
 import os
 import platform
 import socket
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from launcher.plan import Entry
 from mimo_role import __version__
 
-ARRIVED, VERDICT, GO, STOP = "arrived", "verdict", "go", "stop"
+GO, STOP = "go", "stop"
+_LOOK_S = 0.005
 _LONGER_S = 30.0
 """The agent has the same limit as the ranks, and names who is missing; it gets time to."""
 
 
-def facts_key(rank: int) -> str:
+def facts_file(folder: Path, rank: int) -> Path:
     """Where a rank's facts stand."""
-    return f"facts/{rank}"
+    return folder / f"rank{rank}.facts"
+
+
+def verdict_file(folder: Path) -> Path:
+    """Whether the ranks may go on."""
+    return folder / "verdict"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +46,16 @@ class Facts:
     script: str
     """The digest of the script that it runs; empty for a module."""
     python: str
-    torch: str
-    cuda: str
-    """The CUDA release that torch was built for; empty for none."""
-    nccl: str
     mimo_launch: str
-    gpus: int
-    """How many GPUs it sees."""
     resolves: bool
     """Whether its host's own name has an address there."""
+    torch: str = ""
+    """Empty, as are the next, where the entry is a command."""
+    cuda: str = ""
+    """The CUDA release that torch was built for; empty for none."""
+    nccl: str = ""
+    gpus: int = 0
+    """How many GPUs it sees."""
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Facts":
@@ -60,9 +68,7 @@ class Facts:
 
 
 def gather(*, rank: int, local_rank: int, topology_digest: str, entry: Entry) -> Facts:
-    """This process's facts. It has loaded torch already."""
-    import torch
-
+    """This process's facts; those of torch where the entry is Python's."""
     host = socket.gethostname()
     return Facts(
         rank=rank,
@@ -71,27 +77,59 @@ def gather(*, rank: int, local_rank: int, topology_digest: str, entry: Entry) ->
         topology=topology_digest,
         script=_digest_of(entry.script),
         python=platform.python_version(),
-        torch=torch.__version__,
-        cuda=torch.version.cuda or "",
-        nccl=_nccl_version(torch),
         mimo_launch=__version__,
-        gpus=torch.cuda.device_count() if torch.version.cuda else 0,
         resolves=_resolves(host),
+        **(_of_torch() if entry.command is None else {}),
     )
 
 
-def arrive(facts: Facts, address: str, port: int, timeout_s: float, *, wait: bool) -> bool:
-    """Tell node 0's agent that this rank is there; with `wait`, whether all fit together, as soon as all are there.
+def arrive(facts: Facts, folder: Path, timeout_s: float, *, wait: bool) -> bool:
+    """Tell this node's agent that the rank is there; with `wait`, whether all fit together, as soon as all are there.
 
     Raises:
-        torch.distributed.DistError: the agent has gone, or says nothing for much longer than the timeout.
+        TimeoutError: the agent says nothing for much longer than the timeout.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    _write(facts_file(folder, facts.rank), facts.to_json())
+    deadline = time.monotonic() + timeout_s + _LONGER_S
+    while wait:
+        with suppress(FileNotFoundError):
+            return verdict_file(folder).read_text(encoding="utf-8") == GO
+        if time.monotonic() > deadline:
+            raise TimeoutError("mimo-launch did not say whether the ranks fit together")
+        time.sleep(_LOOK_S)
+    return True
 
-    store = TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=timeout_s + _LONGER_S))
-    store.set(facts_key(facts.rank), facts.to_json())
-    store.add(ARRIVED, 1)
-    return not wait or store.get(VERDICT) == GO.encode()
+
+def let_go(folder: Path, verdict: str) -> None:
+    """Tell the ranks of this node how it goes on."""
+    _write(verdict_file(folder), verdict)
+
+
+def read_facts(folder: Path, rank: int) -> Facts | None:
+    """A rank's facts; `None` as long as it is not there."""
+    try:
+        return Facts.from_json(facts_file(folder, rank).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def clear(folder: Path, ranks: range) -> None:
+    """Forget an earlier start of the ranks."""
+    for file in (verdict_file(folder), *(facts_file(folder, rank) for rank in ranks)):
+        file.unlink(missing_ok=True)
+
+
+def _write(file: Path, text: str) -> None:
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
+
+
+def _of_torch() -> dict[str, Any]:
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.version.cuda else 0
+    return {"torch": torch.__version__, "cuda": torch.version.cuda or "", "nccl": _nccl_version(torch), "gpus": gpus}
 
 
 def _digest_of(script: str | None) -> str:

@@ -48,10 +48,10 @@ class Job:
                 raise LaunchError(f"{path}: not a plan of this mimo-launch ({type(error).__name__}: {error})") from None
         return None
 
-    def hosts(self) -> dict[str, str]:
-        """The host of each of the plan's nodes, once a run has begun."""
-        files, plan = self.files(), _plan_or_problem(self)[0]
-        if files is None or plan is None:
+    def hosts(self, plan: LaunchPlan) -> dict[str, str]:
+        """The host of each of its plan's nodes, once a run has begun."""
+        files = self.files()
+        if files is None:
             return {}
         if len(plan.nodes) == 1:
             return {plan.nodes[0].name: host} if (host := host_of(files)) is not None else {}
@@ -122,7 +122,7 @@ def as_table(job: Job) -> str:
     if plan is not None:
         rows = [
             [f"{ranks.start}-{ranks.stop - 1}" if len(ranks) > 1 else str(ranks.start), node, pool, host, modules]
-            for node, pool, host, ranks, modules in _node_rows(plan, job.hosts())
+            for node, pool, host, ranks, modules in _node_rows(plan, job.hosts(plan))
         ]
         lines += ["", tabulate(rows, headers=["ranks", "node", "pool", "host", "modules"], disable_numparse=True)]
     return "\n".join(lines).strip("\n")
@@ -140,7 +140,7 @@ def as_json(job: Job) -> str:
         "report": asdict(report) if report is not None else None,
         "nodes": [
             {"name": node, "pool": pool, "host": host or None, "ranks": list(ranks), "modules": modules.split(", ")}
-            for node, pool, host, ranks, modules in (_node_rows(plan, job.hosts()) if plan is not None else ())
+            for node, pool, host, ranks, modules in (_node_rows(plan, job.hosts(plan)) if plan is not None else ())
         ],
     }
     return json.dumps(value)
@@ -210,4 +210,3 @@ def _node_rows(plan: LaunchPlan, hosts: dict[str, str]) -> Iterable[tuple[str, s
 
 def _times(restarts: int) -> str:
     return "" if not restarts else f", started again {restarts} time{'s' if restarts > 1 else ''}"
-

@@ -28,7 +28,7 @@ def read_report(folder: Path) -> RunReport | None:
         value: Any = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         outcome, headline = value["outcome"], value["headline"]
         return RunReport(str(outcome), int(value["exit_code"]), headline and str(headline), int(value["attempts"]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -105,9 +105,9 @@ def test_a_warning_that_came_before_the_script_listened_is_not_lost(job):
     process = job.start(LISTENS_LATE, "runtime.warning_s=50")
     assert sorted(process.stdout.readline() for _ in LABELS) == sorted(f"{label} up\n" for label in LABELS)
     process.send_signal(signal.SIGUSR1)
-    while not list(Path("/dev/shm").glob(f"mimo-*-{process.pid}/notice")):
+    while not list(Path("/dev/shm").glob(f"mimo-*-{process.pid}-*/notice")):
         os.sched_yield()
     (job.folder / "go").touch()
     output, _ = process.communicate(timeout=60)
     assert [lines_of(output, label) for label in LABELS] == [["[True, False]"]] * 3
-    assert not list(Path("/dev/shm").glob(f"mimo-*-{process.pid}"))
+    assert not list(Path("/dev/shm").glob(f"mimo-*-{process.pid}-*"))

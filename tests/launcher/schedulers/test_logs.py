@@ -1,5 +1,6 @@
 """The ranks' output in a run folder, as `mimo-launch logs` gives it."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -117,7 +118,8 @@ def test_a_run_of_this_machine_has_a_status_and_logs(tmp_path, monkeypatch):
     assert mimo(tmp_path, "logs", "runs/one", "--rank", "1").stdout == "[vision.dp1+language.dp1 r1] rank 1\n"
     assert mimo(tmp_path, "logs", "runs/one", "--follow").stdout.count("rank") == 2
     status = mimo(tmp_path, "status", "runs/one").stdout
-    assert status.startswith(f"run folder: {tmp_path}/runs/one: over\n")
+    told = f"exit code 0, started once, on {socket.gethostname()}"
+    assert status.startswith(f"run folder: {tmp_path}/runs/one: over, done\n  {told}\n")
     assert "vision, language" in status
     cancelled = mimo(tmp_path, "cancel", "runs/one")
     assert (cancelled.returncode, cancelled.stderr) == (

@@ -1,0 +1,177 @@
+"""What it costs that ranks are watched, and compared before they join: each with and without, alternating, on this machine.
+
+Cases; `ours` is with it, `peer` without:
+
+- `a beat (ns) of a step of 10 ms`: one `ctx.step()` into shared memory, and the step's nanoseconds: their ratio is its share;
+- `a step (ms), beat and watched`: 2 ranks train, each step a matmul forward and back and one small all-reduce; with
+  `ctx.step()` and `runtime.stall_timeout_s: 60`, and with neither. Rank 0's time over all steps, divided by their number. The
+  witness, a thread that waits on a pipe, is there in both;
+- `N ranks arrive (s)`: from the first of N threads that calls until all know that they may go on, by the agent's own code
+  over a real store; without the comparison they only say that they are there;
+- `N ranks, whole run (s)`: a script that joins, does one all-reduce and ends; with the comparison, and with `--no-preflight`.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from report import Row, alternate, parser, show
+
+BEATS = 200_000
+STEP_NS = 10_000_000
+STORE_TIMEOUT_S = 120.0
+
+TRAINING = """
+import sys, time
+import torch, torch.distributed as dist
+import mimo_role
+
+ctx = mimo_role.current()
+file, steps, beats = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "beat"
+weight = torch.randn(256, 256, requires_grad=True)
+batch = torch.randn(128, 256)
+gradient = torch.zeros(16)
+for step in range(-steps // 10, steps):
+    if step == 0:
+        dist.barrier()
+        began = time.perf_counter()
+    if beats:
+        ctx.step()
+    (batch @ weight).square().mean().backward()
+    dist.all_reduce(gradient)
+    with torch.no_grad():
+        weight -= 0.01 * weight.grad
+        weight.grad = None
+if dist.get_rank() == 0:
+    with open(file, "w") as result:
+        result.write(repr((time.perf_counter() - began) / steps))
+"""
+
+JOINING = """
+import torch, torch.distributed as dist
+
+dist.all_reduce(torch.ones(1))
+"""
+
+CONFIG = """
+name: watching
+layout: colocated
+modules: {{language: {{dp: {ranks}}}}}
+entry: {{script: script.py}}
+runtime: {{backend: gloo, stall_timeout_s: {stall_timeout_s}}}
+run_dir: {folder}/run
+"""
+
+
+def beat_ns() -> float:
+    """One `ctx.step()`, median over five rounds of many."""
+    from mimo_role.heartbeat import Heartbeat
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        heartbeat = Heartbeat(Path(folder, "rank0.beat"))
+        rounds = []
+        for _ in range(5):
+            began = time.perf_counter_ns()
+            for _ in range(BEATS):
+                heartbeat.step()
+            rounds.append((time.perf_counter_ns() - began) / BEATS)
+        return median(rounds)
+
+
+def write_job(folder: Path, script: str, ranks: int, stall_timeout_s: float = 60.0) -> Path:
+    (folder / "script.py").write_text(script)
+    config = folder / "job.yaml"
+    config.write_text(CONFIG.format(ranks=ranks, folder=folder, stall_timeout_s=stall_timeout_s))
+    return config
+
+
+def mimo_launch(*words: str) -> None:
+    command = [str(Path(sys.executable).with_name("mimo-launch")), *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def step_ms(steps: int, *, watched: bool) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        config = write_job(Path(name), TRAINING, ranks=2, stall_timeout_s=60.0 if watched else 0.0)
+        result = Path(name, "seconds")
+        mimo_launch("run", str(config), "--", str(result), str(steps), "beat" if watched else "silent")
+        return 1000 * float(result.read_text())
+
+
+def arriving_s(ranks: int, *, compares: bool) -> float:
+    """From the first arrival until all ranks may go on."""
+    from torch.distributed import TCPStore
+
+    from launcher.config import load
+    from launcher.plan import make_plan
+    from launcher.preflight.arrivals import Arrivals
+    from launcher.preflight.facts import arrive, gather
+
+    with tempfile.TemporaryDirectory() as name:
+        config_file = write_job(Path(name), JOINING, ranks)
+        plan = make_plan(load(config_file, [])[0], config_file, [])
+        facts = gather(rank=0, local_rank=0, topology_digest=plan.topology.digest, entry=plan.entry)
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        arrivals = Arrivals(store, plan, ["here"], compares=compares, say=say)
+        with ThreadPoolExecutor(ranks) as threads:
+            began = time.perf_counter()
+            calls = [
+                threads.submit(
+                    arrive,
+                    replace(facts, rank=rank, local_rank=rank),
+                    "127.0.0.1",
+                    store.port,
+                    STORE_TIMEOUT_S,
+                    wait=compares,
+                )
+                for rank in range(ranks)
+            ]
+            if not all(call.result() for call in calls):
+                raise RuntimeError(f"the ranks do not fit together: {arrivals.problem}")
+            took = time.perf_counter() - began
+        arrivals.stop()
+        return took
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def whole_run_s(ranks: int, *, compares: bool) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        config = write_job(Path(name), JOINING, ranks)
+        began = time.perf_counter()
+        mimo_launch("run", str(config), *([] if compares else ["--no-preflight"]))
+        return time.perf_counter() - began
+
+
+def with_and_without(case: str, measure: Callable[[bool], float], runs: int) -> Row:
+    return alternate(case, partial(measure, True), partial(measure, False), runs)
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--runs", type=int, default=5, help="alternating runs of each case (default: 5)")
+    options.add_argument("--ranks", type=int, default=64, help="the world that is compared (default: 64)")
+    options.add_argument("--steps", type=int, default=2000, help="steps of a training run (default: 2000)")
+    arguments = options.parse_args()
+    ranks, steps, runs = arguments.ranks, arguments.steps, arguments.runs
+    arriving_s(ranks, compares=False)  # the resolver's first answer about so many sockets can take seconds
+    rows = [
+        alternate("a beat (ns) of a step of 10 ms", beat_ns, lambda: STEP_NS, runs),
+        with_and_without("a step (ms), beat and watched", lambda does: step_ms(steps, watched=does), runs),
+        with_and_without(f"{ranks} ranks arrive (s)", lambda does: arriving_s(ranks, compares=does), runs),
+        with_and_without(f"{ranks} ranks, whole run (s)", lambda does: whole_run_s(ranks, compares=does), runs),
+    ]
+    show("watching", rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

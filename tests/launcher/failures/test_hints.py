@@ -1,0 +1,255 @@
+"""What is advised for failures that are known. Texts that come from elsewhere are as torch, NCCL, gloo or Python say them."""
+
+import signal
+
+import pytest
+
+from launcher.failures.hints import Scene, hint_for
+from tests.launcher.failures.ends import (
+    GLOO_LOST_A_PEER,
+    NCCL_LOST_A_PEER,
+    STORE_LOST_A_PEER,
+    TOPOLOGY,
+    crash,
+    record,
+)
+
+# As torch 2.13 says them; the CUDA one by pytorch/pytorch#16417, NCCL's by awslabs/awsome-distributed-ai#192.
+CUDA_MEMORY = (
+    "CUDA out of memory. Tried to allocate 22.00 MiB. GPU 0 has a total capacity of 23.65 GiB of which 11.06 MiB is free. "
+    "Including non-PyTorch memory, this process has 23.60 GiB memory in use. Of the allocated memory 22.90 GiB is allocated by "
+    "PyTorch, and 194.87 MiB is reserved by PyTorch but unallocated."
+)
+CPU_MEMORY = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4503599627370496 bytes. Error code 12 (Cannot allocate memory)"
+)
+NCCL_SYSTEM = """\
+NCCL error in: /opt/conda/conda-bld/pytorch_1696588393313/work/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1331, \
+unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.18.5
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+socketStartConnect: Connect to 127.0.0.1<45069> failed : Software caused connection abort"""
+STORE_PORT = (
+    "The server socket has failed to listen on any local network address. port: 35845, useIpv6: false, code: -98, name: "
+    "EADDRINUSE, message: address already in use"
+)
+LOADER_KILLED = "DataLoader worker (pid 5637) is killed by signal: Killed. "
+LOADER_EXITED = "DataLoader worker (pid(s) 5637) exited unexpectedly"
+LOADER_RAISED = "Caught IndexError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+NO_MODULE = ("ModuleNotFoundError", "No module named 'flash_attn'")
+NO_NAME = ("ImportError", "cannot import name 'nothing' from 'json' (/usr/lib/python3.11/json/__init__.py)")
+
+
+def failed(kind, text, *bases, rank=3, code=1):
+    return record(rank, code, crash=crash(kind, text, bases=(kind, *bases)))
+
+
+def said(text, rank=3, code=1):
+    """One that has left nothing but its output."""
+    return record(rank, code, tail=text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("ended", "hint"),
+    [
+        pytest.param(
+            failed("torch.OutOfMemoryError", CUDA_MEMORY, "RuntimeError"),
+            "the GPU has no memory left for modules.language: smaller micro-batches",
+            id="memory of a GPU",
+        ),
+        pytest.param(
+            said(f"torch.OutOfMemoryError: {CUDA_MEMORY}", rank=0),
+            "the GPU has no memory left for modules.vision: ",
+            id="memory of a GPU, in the output",
+        ),
+        pytest.param(
+            failed("RuntimeError", "CUDA error: out of memory"),
+            "the GPU has no memory left",
+            id="memory of a GPU, by the driver",
+        ),
+        pytest.param(
+            failed("MemoryError", ""),
+            "hosta has no memory left for modules.language, or a limit (ulimit -v, cgroup)",
+            id="memory of Python",
+        ),
+        pytest.param(
+            failed("numpy._core._exceptions._ArrayMemoryError", "Unable to allocate 8.00 PiB", "MemoryError"),
+            "hosta has no memory left",
+            id="memory of numpy",
+        ),
+        pytest.param(failed("RuntimeError", CPU_MEMORY), "hosta has no memory left", id="memory of torch"),
+        pytest.param(
+            failed("RuntimeError", LOADER_KILLED),
+            "a data-loader worker has crashed or was killed: num_workers=0",
+            id="a data loader that was killed",
+        ),
+        pytest.param(
+            failed("RuntimeError", LOADER_EXITED),
+            "a data-loader worker has crashed or was killed: num_workers=0",
+            id="a data loader that has ended",
+        ),
+        pytest.param(failed("IndexError", LOADER_RAISED), None, id="a data set that raises"),
+        pytest.param(
+            said("", code=-signal.SIGKILL),
+            "somebody sent SIGKILL: the out-of-memory killer (see dmesg on hosta), ",
+            id="SIGKILL",
+        ),
+        pytest.param(
+            failed(*NO_MODULE, "ImportError"),
+            "flash_attn is not installed for the Python that runs mimo-launch on hosta",
+            id="a module that is not there",
+        ),
+        pytest.param(
+            failed(*NO_NAME),
+            "a package is installed in a version that does not have this name, or a file ",
+            id="a name that is not there",
+        ),
+        pytest.param(
+            failed("torch.distributed.DistNetworkError", STORE_PORT),
+            "the script takes a port that another process has; ",
+            id="a port of torch's",
+        ),
+        pytest.param(
+            failed("OSError", "[Errno 98] Address already in use"),
+            "the script takes a port that another process has; ",
+            id="a port",
+        ),
+        pytest.param(
+            failed("OSError", "[Errno 28] No space left on device"),
+            "free some space on hosta, or choose another place",
+            id="a full disk",
+        ),
+        pytest.param(
+            failed("RuntimeError", "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+            "free some space on hosta",
+            id="a full disk under torch.save",
+        ),
+        pytest.param(failed("OSError", "[Errno 122] Disk quota exceeded: 'a'"), "free some space on hosta", id="a quota"),
+        pytest.param(
+            failed("FileNotFoundError", "[Errno 2] No such file or directory: 'data/a.pt'", "OSError"),
+            "data/a.pt is looked for in the folder where mimo-launch was started",
+            id="a relative path",
+        ),
+        pytest.param(
+            failed("FileNotFoundError", "[Errno 2] No such file or directory: '/data/a.pt'", "OSError"),
+            "is it there on hosta, and on every node",
+            id="an absolute path",
+        ),
+        pytest.param(
+            failed("FileNotFoundError", "no shard", "OSError"),
+            "is it there on hosta, and on every node",
+            id="a file in other words",
+        ),
+        pytest.param(
+            failed("torch.distributed.DistBackendError", NCCL_SYSTEM), "NCCL says more with env.NCCL_DEBUG=INFO", id="NCCL"
+        ),
+        pytest.param(
+            failed("torch.distributed.DistBackendError", NCCL_LOST_A_PEER),
+            "NCCL says more with env.NCCL_DEBUG=INFO",
+            id="NCCL that has lost a peer",
+        ),
+        pytest.param(
+            failed("RuntimeError", "Distributed package doesn't have NCCL built in"),
+            "torch on hosta finds no GPU or was built for none",
+            id="torch without NCCL",
+        ),
+        pytest.param(
+            failed("RuntimeError", GLOO_LOST_A_PEER),
+            "another rank has gone without a word, or the network",
+            id="gloo that has lost a peer",
+        ),
+        pytest.param(
+            failed("torch.distributed.DistNetworkError", STORE_LOST_A_PEER),
+            "another rank has gone without a word, or the network",
+            id="a store that has gone",
+        ),
+        pytest.param(
+            failed("Segmentation fault", "", code=-signal.SIGSEGV),
+            "a crash in compiled code: the frames are Python's; gdb ",
+            id="a crash in C",
+        ),
+        pytest.param(said("", code=-signal.SIGBUS), "a crash in compiled code", id="a bus error"),
+        pytest.param(failed("ValueError", "bad batch"), None, id="an error of the user's"),
+        pytest.param(said("bye", code=3), None, id="a code of the user's"),
+        pytest.param(said("", code=-signal.SIGTERM), None, id="SIGTERM"),
+    ],
+)
+def test_a_known_failure_has_a_hint(ended, hint):
+    found = hint_for(Scene(record=ended, topology=TOPOLOGY))
+    if hint is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("ended", "kills", "hint"),
+    [
+        pytest.param(
+            said("", code=-9),
+            1,
+            "out-of-memory killer has ended a process on hosta since the run began: modules.language",
+            id="one",
+        ),
+        pytest.param(said("", code=-9), 3, "out-of-memory killer has ended 3 processes on hosta", id="several"),
+        pytest.param(failed("RuntimeError", LOADER_KILLED), 2, "fewer data-loader workers, or more memory", id="a data loader"),
+    ],
+)
+def test_the_kernels_out_of_memory_killer_is_named_where_its_count_has_grown(ended, kills, hint):
+    assert hint in hint_for(Scene(record=ended, topology=TOPOLOGY, oom_kills=kills))
+    assert "since the run began" not in hint_for(Scene(record=ended, topology=TOPOLOGY, oom_kills=0))
+
+
+@pytest.mark.parametrize("ended", [failed("ValueError", "bad batch"), said("", code=-signal.SIGSEGV), said("", code=1)])
+def test_the_out_of_memory_killer_has_nothing_to_do_with_other_ends(ended):
+    assert hint_for(Scene(record=ended, topology=TOPOLOGY, oom_kills=5)) == hint_for(Scene(record=ended, topology=TOPOLOGY))
+
+
+@pytest.mark.parametrize("text", [GLOO_LOST_A_PEER, NCCL_LOST_A_PEER])
+def test_one_that_had_ended_well_is_pointed_to_where_a_peer_is_missed(text):
+    others = [record(1, -15), record(5, 0), record(0, 0)]
+    hint = hint_for(Scene(record=failed("RuntimeError", text), topology=TOPOLOGY, others=others))
+    assert hint.startswith("rank 5 (language.pp1.tp1) had ended, with exit code 0, while others still needed it")
+    own = hint_for(Scene(record=failed("RuntimeError", "bad batch"), topology=TOPOLOGY, others=others))
+    assert own is None
+
+
+@pytest.mark.parametrize("by_launcher", [True, False])
+def test_joining_twice_is_explained_where_the_launcher_has_joined(by_launcher):
+    ended = failed("ValueError", "trying to initialize the default process group twice!")
+    hint = hint_for(Scene(record=ended, topology=TOPOLOGY, joined_by_launcher=by_launcher))
+    assert (hint is not None and "runtime.join: script" in hint) is by_launcher
+
+
+def test_torch_still_says_what_hints_look_for():
+    """Fails when a new torch says it in other words."""
+    torch = pytest.importorskip("torch")
+    dist = torch.distributed
+    texts = {}
+
+    def note(name, function):
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            function()
+        texts[name] = hint_for(
+            Scene(record=failed("RuntimeError", str(caught.value)), topology=TOPOLOGY, joined_by_launcher=True)
+        )
+
+    note("memory", lambda: torch.empty(1 << 50))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    note("port", lambda: dist.TCPStore("127.0.0.1", store.port, is_master=True, wait_for_workers=False))
+    note("disk", lambda: torch.save(torch.ones(1000), "/dev/full"))
+    note("twice", lambda: join_twice(dist))
+    assert "hosta has no memory left" in texts["memory"]
+    assert "takes a port" in texts["port"]
+    assert "free some space" in texts["disk"]
+    assert "runtime.join: script" in texts["twice"]
+
+
+def join_twice(dist):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    finally:
+        dist.destroy_process_group()
