@@ -6,11 +6,12 @@ Cases; `ours` is with it, `peer` without:
 - `a step (ms), beat and watched`: 2 ranks train, each step a matmul forward and back and one small all-reduce; with
   `ctx.step()` and `runtime.stall_timeout_s: 60`, and with neither. Rank 0's time over all steps, divided by their number. The
   witness, a thread that waits on a pipe, is there in both;
-- `N ranks arrive (s)`: from the first of N threads that calls until all know that they may go on, by the agent's own code
-  over a real store; without the comparison they only say that they are there;
+- `N ranks arrive (s)`: N threads in place of ranks, on nodes of 8 with an agent each: from the first that arrives until all
+  know that they may go on, with and without the comparison;
 - `N ranks, whole run (s)`: a script that joins, does one all-reduce and ends; with the comparison, and with `--no-preflight`.
 """
 
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ from report import Row, alternate, parser, show
 
 BEATS = 200_000
 STEP_NS = 10_000_000
-STORE_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
+RANKS_PER_NODE = 8
 
 TRAINING = """
 import sys, time
@@ -106,38 +108,54 @@ def step_ms(steps: int, *, watched: bool) -> float:
 
 
 def arriving_s(ranks: int, *, compares: bool) -> float:
-    """From the first arrival until all ranks may go on."""
-    from torch.distributed import TCPStore
-
+    """From the first arrival until all ranks may go on: nodes of 8, each with an agent's own code, over a real control store."""
     from launcher.config import load
+    from launcher.control import Control
+    from launcher.here import Endpoint
     from launcher.plan import make_plan
     from launcher.preflight.arrivals import Arrivals
     from launcher.preflight.facts import arrive, gather
 
     with tempfile.TemporaryDirectory() as name:
         config_file = write_job(Path(name), JOINING, ranks)
-        plan = make_plan(load(config_file, [])[0], config_file, [])
+        overrides = [f"pools={{a: {{nodes: {ranks // RANKS_PER_NODE}, procs_per_node: {RANKS_PER_NODE}}}}}"]
+        plan = replace(make_plan(load(config_file, overrides)[0], config_file, []), preflight=compares)
         facts = gather(rank=0, local_rank=0, topology_digest=plan.topology.digest, entry=plan.entry)
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        arrivals = Arrivals(store, plan, ["here"], compares=compares, say=say)
+        names = [node.name for node in plan.nodes]
+        endpoint = Endpoint("127.0.0.1", free_port())
+        folders = [Path(name, node) for node in names]
+        for folder in folders:
+            folder.mkdir()
+        controls = [Control(endpoint, names, node, plan.digest, TIMEOUT_S) for node in range(len(names))]
+        with ThreadPoolExecutor(len(names)) as threads:
+            list(threads.map(lambda control: control.meet("run", say), controls))
+        agents = [Arrivals(plan, node, 0, folders[node], names, control, say) for node, control in enumerate(controls)]
         with ThreadPoolExecutor(ranks) as threads:
             began = time.perf_counter()
             calls = [
                 threads.submit(
                     arrive,
-                    replace(facts, rank=rank, local_rank=rank),
-                    "127.0.0.1",
-                    store.port,
-                    STORE_TIMEOUT_S,
-                    wait=compares,
+                    replace(facts, rank=rank, local_rank=rank % RANKS_PER_NODE),
+                    folders[rank // RANKS_PER_NODE],
+                    TIMEOUT_S,
+                    wait=True,
                 )
                 for rank in range(ranks)
             ]
             if not all(call.result() for call in calls):
-                raise RuntimeError(f"the ranks do not fit together: {arrivals.problem}")
+                raise RuntimeError(f"the ranks do not fit together: {agents[0].problem}")
             took = time.perf_counter() - began
-        arrivals.stop()
+        for agent in agents:
+            agent.stop()
+        for control in reversed(controls):
+            control.leave(0.0)
         return took
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def say(text: str) -> None:

@@ -71,7 +71,10 @@ def _be_watched() -> None:
 
 
 def _arrive(plan: LaunchPlan) -> None:
-    """Tell the agent that this rank is there, and wait until node 0's finds that all fit together.
+    """Tell the agent that this rank is there, and, where others are elsewhere, wait for its word that all fit together.
+
+    On one machine the agent finds out while the ranks join, which they would all do in the same moment if they waited here: name
+    servers do not answer all of the questions that torch asks them then.
 
     Raises:
         SystemExit: they do not, which the agent tells.
@@ -81,7 +84,7 @@ def _arrive(plan: LaunchPlan) -> None:
     if folder is None or not folder.is_dir():
         return
     own = facts.gather(rank=rank, local_rank=environ.local_rank(), topology_digest=plan.topology.digest, entry=plan.entry)
-    if not facts.arrive(own, folder, plan.timeout_s, wait=plan.preflight):
+    if not facts.arrive(own, folder, plan.timeout_s, wait=plan.preflight and len(plan.nodes) > 1):
         # The agent tells, and ends all ranks.
         threading.Event().wait(_UNTIL_ENDED_S)
         sys.exit(USER_ERROR)

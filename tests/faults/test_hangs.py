@@ -157,7 +157,7 @@ HANGS = [
             "non_colocated",
             STEPS + "time.sleep(1000)",
             "no progress in step 3 for 1 s",
-            "rank 0 (vision), process ",
+            "rank 0 (vision), rank 1 (language.tp0), rank 2 (language.tp1) are at",
             names="no progress in step 3",
         ),
         id="all ranks sleep",
