@@ -108,7 +108,7 @@ def step_ms(steps: int, *, watched: bool) -> float:
 
 
 def arriving_s(ranks: int, *, compares: bool) -> float:
-    """From the first arrival until all ranks may go on: nodes of 8, each with an agent's own code, over a real control store."""
+    """From the first arrival until all may go on: nodes of 8, each with an agent's own code, over a real control store."""
     from launcher.config import load
     from launcher.control import Control
     from launcher.here import Endpoint

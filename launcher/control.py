@@ -71,7 +71,7 @@ class Control:
         self._ending: JobEnding | None = None
         self._attempt = 0
         self.progress = "moves"
-        """What this node's ranks do: `moves`, `still` for too long, or `done`."""
+        """What this node's ranks do: `moves`, `still` for too long, `done`, or `silent`: none says how far it is."""
         self.looks = 0
         """How often all nodes have been called on to look at their ranks, since none makes progress."""
         self._called_to_look = False
@@ -370,7 +370,7 @@ class Control:
         doing = {beat.decode().partition(" ")[2] for beat in beats}
         if "moves" in doing:
             self._called_to_look = False
-        elif "still" in doing and doing <= {"still", "done"} and not self._called_to_look:
+        elif "still" in doing and doing <= {"still", "done", "silent"} and not self._called_to_look:
             self._called_to_look = True
             self._tell("look", self.looks + 1)
 

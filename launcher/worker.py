@@ -73,8 +73,8 @@ def _be_watched() -> None:
 def _arrive(plan: LaunchPlan) -> None:
     """Tell the agent that this rank is there, and, where others are elsewhere, wait for its word that all fit together.
 
-    On one machine the agent finds out while the ranks join, which they would all do in the same moment if they waited here: name
-    servers do not answer all of the questions that torch asks them then.
+    On one machine the agent finds out while the ranks join. If they waited here, they would all join in the same moment, and
+    name servers do not answer all of the questions that torch asks them then.
 
     Raises:
         SystemExit: they do not, which the agent tells.

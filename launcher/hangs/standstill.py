@@ -42,7 +42,7 @@ class Standstill:
         stands_still = watch.stands_still(pids)
         if self._control is None:
             return self._judged(attempt, self._look(attempt, pids, watch)) if stands_still else None
-        self._control.progress = "done" if not pids else "still" if stands_still else "moves"
+        self._control.progress = _progress(pids, watch, stands_still=stands_still)
         if self._looks == self._control.looks:
             return None
         self._looks = self._control.looks
@@ -73,3 +73,11 @@ class Standstill:
             )
             return None
         return Problem(text, STALLED, report.as_dict())
+
+
+def _progress(pids: Mapping[int, int], watch: Watch, *, stands_still: bool) -> str:
+    if not pids:
+        return "done"
+    if stands_still:
+        return "still"
+    return "silent" if watch.is_silent else "moves"

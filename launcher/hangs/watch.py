@@ -39,6 +39,11 @@ class Watch:
             beat_file(self._folder, rank).unlink(missing_ok=True)
         self._seen, self._still_s = {}, 0.0
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether no rank that is alive has said anything of its progress, as of the last look."""
+        return not self._seen
+
     def pulses(self) -> dict[int, Pulse | None]:
         """What each rank has said last."""
         return {rank: read_pulse(beat_file(self._folder, rank)) for rank in self._ranks}
