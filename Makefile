@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/mimo-launch run examples/digits_vlm/non_colocated.yaml -- $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not ranks and not slow and not peer and not cluster"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not ranks and not slow and not peer and not cluster"
 	$(BIN)/python -m pytest -m "(ranks or slow or peer) and not cluster"
 
 # Several hosts, and a SLURM cluster, on this machine: as root, on Debian, whose Slurm is installed where it is missing.

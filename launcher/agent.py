@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from signal import Signals
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 MONITOR_INTERVAL_S = 0.05
 _OTHERS_FIRST_S = 1.0
+_STAMPED_S = 1.0
 
 
 class RoleAgent(LocalElasticAgent):
@@ -60,6 +61,7 @@ class RoleAgent(LocalElasticAgent):
         self._node_rank = here.node_rank
         self._run_dir = run_dir
         self._folder = folder
+        self._logs = logs
         self._say = say
         self.control = control
         self._processes: dict[int, BaseProcess] = {}
@@ -152,11 +154,26 @@ class RoleAgent(LocalElasticAgent):
             if self.control.end(message, code, rank=failure.rank).message == message:
                 self.told = failure
 
-    def _stamp(self, rank: int) -> int:
-        """The place of one of this node's ranks in the order in which the ranks of all nodes ended."""
-        if self.control is not None and rank not in self._stamps:
-            self._stamps[rank] = self.control.stamp(self.attempt)
-        return self._stamps.get(rank, 0)
+    def _stamper(self) -> Callable[[int], None]:
+        """Gives the ranks of this start, as they end, their places in the order in which those of all nodes end."""
+        attempt, stamps = self.attempt, self._stamps
+
+        def stamp(rank: int) -> None:
+            if self.control is not None:
+                stamps[rank] = self.control.stamp(attempt)
+
+        return stamp
+
+    def _order_of(self, rank: int) -> int:
+        """A rank's place among those that have ended; behind all, if it is not known in time."""
+        assert self._exits is not None
+        if self.control is None:
+            in_order = self._exits.so_far()
+            return in_order.index(rank) + 1 if rank in in_order else len(in_order) + 1
+        deadline = time.monotonic() + _STAMPED_S
+        while rank not in self._stamps and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return self._stamps.get(rank, self._plan.topology.world_size + 1)
 
     def records(self) -> list[RankRecord]:
         """How each rank of this node has ended, of those that have."""
@@ -167,8 +184,6 @@ class RoleAgent(LocalElasticAgent):
 
     def _record(self, rank: int, code: int) -> RankRecord:
         assert self._exits is not None
-        so_far = self._exits.so_far()
-        local_order = so_far.index(rank) + 1 if rank in so_far else len(so_far) + 1
         file = self._run_dir.error_file(self.attempt, rank)
         stacks, kept = stacks_file(self._folder, rank), file.with_name(f"rank{rank}.stacks.txt")
         if stacks.exists() and -code in FAULTS:
@@ -177,7 +192,7 @@ class RoleAgent(LocalElasticAgent):
         return read_record(
             rank,
             code,
-            order=local_order if self.control is None else self._stamp(rank),
+            order=self._order_of(rank),
             host=self.host,
             ended_at=self._exits.time_of(rank),
             step=self.watch.last_step(rank),
@@ -213,7 +228,7 @@ class RoleAgent(LocalElasticAgent):
         self._processes = {ranks[local_rank]: process for local_rank, process in processes_of(self._pcontext).items()}
         self._pids = {ranks[local_rank]: pid for local_rank, pid in pids.items()}
         self._stamps, self._asked_at, self._killed = {}, None, False
-        self._exits = ExitOrder(self._pids, self._stamp)
+        self._exits = ExitOrder(self._pids, self._stamper())
         hosts = [member.host for member in self.control.members] if self.control is not None else [self.host]
         self._arrivals = Arrivals(self._plan, self._node_rank, self.attempt, self._folder, hosts, self.control, self._say)
         logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
@@ -292,6 +307,7 @@ class RoleAgent(LocalElasticAgent):
             if self.control is not None:
                 self.tell_of(failure)
             return
+        self._logs.catch_up()
         logger.warning(
             "%s; starting all ranks again (%d of %d)",
             headline(self._plan.topology, failure),
@@ -305,8 +321,8 @@ class RoleAgent(LocalElasticAgent):
         if self.control is None:
             return self.attempts
         self.control.put(f"attempt/{self.attempt}", this.as_dict())
-        found = [self.control.find(f"attempt/{number}") for number in range(self.attempt + 1)]
-        return [Attempt.from_dict(value) for value in found if value is not None]
+        found = [self.control.find(f"attempt/{number}") for number in range(self.attempt)]
+        return [*(Attempt.from_dict(value) for value in found if value is not None), this]
 
     def _some_may_be_saving(self, codes: Mapping[int, int | None]) -> bool:
         """Whether some ranks have ended in order to be started again, and the others go on as long as they may."""

@@ -81,6 +81,13 @@ class Follower:
             ranks = len({followed.rank for followed in self._followed})
             self._folds = [(sink, Fold(ranks, self._fold_s)) for sink in sinks.values()]
 
+    def catch_up(self) -> None:
+        """Pass on what has been written by now."""
+        with self._turn:
+            for followed in self._followed:
+                self._take(followed, _CHUNK_BYTES)
+            self._let_go()
+
     def stop(self) -> None:
         """Pass on all that has been written by now, and close the files."""
         self._stop.set()

@@ -272,11 +272,18 @@ def _outcome(ending: "Ending", run_dir: RunDir) -> Outcome:
     if ending.signal is not None:
         return Outcome(128 + ending.signal, f"ended by {ending.signal.name}", "ended")
     if ending.problem is not None:
-        kind = "stalled" if ending.problem.code == STALLED else "refused" if ending.problem.code == USER_ERROR else "failed"
-        return Outcome(ending.problem.code, ending.problem.message, kind, details=ending.problem.details)
+        code = ending.problem.code
+        return Outcome(code, ending.problem.message, _kind_of(code), details=ending.problem.details)
     if ending.report is not None:
         text = f"{ending.report.text()}\n  all of it: {run_dir.report_file}"
         return Outcome(ending.report.exit_code, text, "failed", details=ending.report.as_dict())
     if ending.elsewhere is not None:
-        return Outcome(ending.elsewhere.code, f"ended: {ending.elsewhere.message}", "failed")
+        kind = "failed" if ending.elsewhere.rank is not None else _kind_of(ending.elsewhere.code)
+        return Outcome(ending.elsewhere.code, f"ended: {ending.elsewhere.message}", kind)
     return Outcome(0)
+
+
+def _kind_of(code: int) -> str:
+    """How a job has ended that ends with a code of ours."""
+    kinds = {STALLED: "stalled", USER_ERROR: "refused", REQUEUE_EXIT_CODE: "requeued"}
+    return "ended" if code > 128 else kinds.get(code, "failed")

@@ -39,6 +39,10 @@ class RankLogs(LogsSpecs):
         self._follower.follow(followed)
         return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])
 
+    def catch_up(self) -> None:
+        """Pass on what has been written by now, before something is said of it."""
+        self._follower.catch_up()
+
     def stop(self) -> None:
         """Pass on what has been written by now, and no more."""
         self._follower.stop()

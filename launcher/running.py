@@ -91,6 +91,12 @@ def run(setting: Setting) -> Ending:
     except SignalException as ending:
         _ignore_signals()
         return _ending_by(Signals(ending.sigval), agent)
+    except OSError as error:
+        _ignore_signals()
+        problem = Problem(f"{setting.plan.nodes[setting.here.node_rank].name}: the ranks could not be started: {error}", 1)
+        if setting.control is not None:
+            setting.control.end(problem.message, problem.code)
+        return Ending(attempt=agent.attempt, problem=problem)
     except LaunchError:
         assert setting.control is not None
         return Ending(attempt=agent.attempt, elsewhere=setting.control.ending)
@@ -146,6 +152,8 @@ def _report(agent: RoleAgent, setting: Setting, oom_kills: int) -> FailureReport
         if setting.here.node_rank == 0 and ending is not None and ending.rank is not None and not control.is_lost:
             found = control.gather(name, plan.grace_s + _GATHER_S)
             records, kills = _put_together(found, ending.rank, kills)
+            if ending.rank not in (record.rank for record in records):
+                return None  # its node tells nothing any more; what it said at first holds
         elif agent.told is None:
             return None
     first = agent.told if control is not None and agent.told is not None else None

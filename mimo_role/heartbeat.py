@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_LAYOUT = struct.Struct("=qqqd")
-"""Beats, first and last step (-1: none), and the time of the last beat by the host's monotonic clock."""
+_LAYOUT = struct.Struct("=qqqqd")
+"""Beats, first and last step (-1: none), whether the script numbers them, and the time of the last beat (monotonic clock)."""
 _NONE = -1
 
 
@@ -23,6 +23,8 @@ class Pulse:
     last_step: int | None
     at: float
     """When it last said so, by `time.monotonic()` of its host."""
+    is_numbered: bool = True
+    """Whether the script gives its steps numbers, which go on over restarts; else they are counted from the start."""
 
 
 class Heartbeat:
@@ -35,10 +37,12 @@ class Heartbeat:
         self._beats = 0
         self._first, self._last = _NONE, _NONE
         self._script_counts = False
+        self._is_numbered = False
 
     def step(self, number: int | None = None) -> None:
         """The script has come to a step: the next, or the one with this number."""
         self._script_counts = True
+        self._is_numbered = self._is_numbered or number is not None
         self._come_to(self._last + 1 if number is None else number)
 
     def scheduled_step(self) -> None:
@@ -56,7 +60,7 @@ class Heartbeat:
             # Where it cannot be told, nobody looks.
             self._path = self._path if self._memory is not None else None
         if self._memory is not None:
-            _LAYOUT.pack_into(self._memory, 0, self._beats, self._first, self._last, time.monotonic())
+            _LAYOUT.pack_into(self._memory, 0, self._beats, self._first, self._last, self._is_numbered, time.monotonic())
 
     def _come_to(self, number: int) -> None:
         self._first = number if self._first == _NONE else self._first
@@ -72,10 +76,11 @@ def beat_file(folder: Path, rank: int) -> Path:
 def read_pulse(path: Path) -> Pulse | None:
     """What a rank has said; `None` before it has."""
     try:
-        beats, first, last, at = _LAYOUT.unpack(path.read_bytes())
+        beats, first, last, is_numbered, at = _LAYOUT.unpack(path.read_bytes())
     except (OSError, struct.error):
         return None
-    return Pulse(beats, None if first == _NONE else first, None if last == _NONE else last, at) if beats else None
+    first, last = (None if step == _NONE else step for step in (first, last))
+    return Pulse(beats, first, last, at, bool(is_numbered)) if beats else None
 
 
 def _open(path: Path) -> mmap.mmap | None:

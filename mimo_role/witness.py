@@ -46,10 +46,13 @@ def be_watched(folder: Path, rank: int) -> None:
         question_pipe(folder, rank).unlink(missing_ok=True)
         os.mkfifo(question_pipe(folder, rank), 0o600)
         # It stays open as long as the process lives.
-        file = os.open(stacks_file(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # Appended to: the agent empties it before it asks again.
+        file = os.open(stacks_file(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         faulthandler.register(STACKS_SIGNAL, file=file)
         # torchelastic has it write to stderr.
         faulthandler.enable(file=file, all_threads=False)
+        # A data-loader worker that crashes is not the rank.
+        os.register_at_fork(after_in_child=lambda: faulthandler.enable(file=2))
         threading.Thread(target=_answer, args=(folder, rank), name="mimo_role witness", daemon=True).start()
         _watched = True
 

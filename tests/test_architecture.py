@@ -197,7 +197,7 @@ ALLOWED = {
         "launcher.preflight.facts",
         "launcher.schema",
     },
-    "launcher.preflight.compare": {"launcher.preflight.facts", "launcher.roles"},
+    "launcher.preflight.compare": {"launcher.members", "launcher.preflight.facts", "launcher.roles"},
     "launcher.preflight.facts": {"launcher.plan"},
     "mimo_role.errors": set(),
     "mimo_role.role": {"mimo_role.environ", "mimo_role.errors"},

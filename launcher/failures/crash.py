@@ -9,7 +9,7 @@ import re
 import sysconfig
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ import mimo_role
 
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), *launcher.__path__, *mimo_role.__path__)
 _TEXT_LIMIT = 4_000
+_CAUSE_LIMIT = 500
+_CAUSES = 4
 _TRACEBACK_LIMIT = 32_000
 _FRAMES_LIMIT = 100
 
@@ -53,6 +55,8 @@ class Crash:
     """As Python prints it, from the script's first frame on, shortened in the middle."""
     frames: tuple[Frame, ...] = ()
     """From the script's first on, outermost first; of a deep recursion, both ends."""
+    causes: tuple[str, ...] = ()
+    """The exceptions behind it, the nearest first, and its notes."""
     kinds: tuple[str, ...] = ()
     """The class and those that it is derived from."""
     written: tuple[int, int] | None = None
@@ -63,7 +67,8 @@ class Crash:
         """The inverse of `dataclasses.asdict`, after JSON too."""
         frames = tuple(Frame(**frame) for frame in value["frames"])
         written = tuple(value["written"]) if value["written"] else None
-        return cls(**dict(value) | {"frames": frames, "kinds": tuple(value["kinds"]), "written": written})
+        texts = {name: tuple(value[name]) for name in ("kinds", "causes")}
+        return cls(**dict(value) | texts | {"frames": frames, "written": written})
 
 
 def write_down(error: BaseException, frames: TracebackType | None, file: Path, *, to_stderr: bool, beside: Path | None) -> None:
@@ -82,7 +87,8 @@ def write_down(error: BaseException, frames: TracebackType | None, file: Path, *
         kind=_name_of(type(error)),
         text=_shortened(_text_of(error), _TEXT_LIMIT),
         traceback=_shortened(shown, _TRACEBACK_LIMIT),
-        frames=tuple(map(_frame, _ends_of(traceback.extract_tb(frames)))),
+        frames=(*map(_frame, _ends_of(traceback.extract_tb(frames))), *_unreadable(error)),
+        causes=tuple(_causes_of(error)),
         kinds=tuple(_name_of(kind) for kind in type(error).__mro__[:-1]),
         # Whoever follows the output leaves it out there: the agent tells it. So this must be known before it is printed.
         written=_place_in_stderr(len(printed)) if printed else None,
@@ -90,6 +96,25 @@ def write_down(error: BaseException, frames: TracebackType | None, file: Path, *
     _save(crash, file, beside)
     with suppress(OSError):  # a full disk
         os.write(2, printed)
+
+
+def _unreadable(error: BaseException) -> list[Frame]:
+    """The line of a source file that Python cannot read, which no frame tells."""
+    if not isinstance(error, SyntaxError) or error.filename is None:
+        return []
+    return [Frame(error.filename, error.lineno or 0, "<module>", (error.text or "").strip(), is_users(error.filename))]
+
+
+def _causes_of(error: BaseException) -> Iterator[str]:
+    yield from (f"note: {_shortened(str(note), _CAUSE_LIMIT)}" for note in getattr(error, "__notes__", ()))
+    for member in getattr(error, "exceptions", ())[:_CAUSES]:
+        yield f"one of them: {_name_of(type(member))}: {_shortened(_text_of(member), _CAUSE_LIMIT)}"
+    for _ in range(_CAUSES):
+        behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if behind is None:
+            return
+        yield f"caused by {_name_of(type(behind))}: {_shortened(_text_of(behind), _CAUSE_LIMIT)}"
+        error = behind
 
 
 def is_users(file: str) -> bool:

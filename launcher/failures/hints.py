@@ -133,7 +133,7 @@ def _import(scene: Scene) -> str | None:
     missing = re.search(r"No module named '([\w.]+)'", scene.text)
     if missing is not None:
         return (
-            f"{missing[1]} is not installed for the Python that runs mimo-launch on {scene.record.host}, or its folder is not "
+            f"{missing[1]} is not installed for the Python of the ranks on {scene.record.host}, or its folder is not "
             "on sys.path: the script's folder is, the current one is not (env.PYTHONPATH=...)"
         )
     return "a package is installed in a version that does not have this name, or a file of the script's folder hides it"

@@ -17,6 +17,7 @@ FAULTS = (*_BY_A_FAULT, signal.SIGABRT)
 """Signals at which faulthandler writes down the stack."""
 _ENDED = (signal.SIGTERM, signal.SIGKILL)
 _LINE_LIMIT = 300
+_AT_ONCE_S = 0.5
 _LOST_A_PEER = (
     "connection closed by peer",
     "connection closed by remote peer",
@@ -67,6 +68,21 @@ class RankRecord:
     def is_by_its_own_fault(self) -> bool:
         """Whether no other rank, and nobody from outside, has ended it."""
         return -self.code in _BY_A_FAULT or (self.code > 0 and not self.has_lost_a_peer)
+
+    @property
+    def was_ended(self) -> bool:
+        """Whether it had not failed when somebody ended it."""
+        return -self.code in _ENDED and self.crash is None
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for ranks that ended in the same way: numbers, such as addresses and ranks, may differ."""
+        if self.crash is None:
+            return (self.code,)
+        places = tuple((frame.file, frame.line) for frame in self.crash.frames)
+        # One that was ended while it failed has failed like the others.
+        code = 1 if -self.code in _ENDED else self.code
+        return (code, self.crash.kind, re.sub(r"0x[0-9a-f]+|\d+", "#", self.crash.text), places)
 
     @property
     def ending(self) -> str:
@@ -157,8 +173,10 @@ def first_of(records: list[RankRecord]) -> RankRecord | None:
     failed = sorted((record for record in records if record.code), key=lambda it: (it.code == REQUEUE_EXIT_CODE, it.order))
     if not failed:
         return None
-    own = [record for record in failed if record.is_by_its_own_fault and record.crash is not None]
-    return own[0] if own and failed[0].has_lost_a_peer else failed[0]
+    own = (record for record in failed if record.is_by_its_own_fault and record.code != REQUEUE_EXIT_CODE)
+    # Without an exception it may also be one that was told to end since the first had failed.
+    soon = (record for record in own if record.crash is not None or record.ended_at < failed[0].ended_at + _AT_ONCE_S)
+    return next(soon, failed[0]) if failed[0].has_lost_a_peer else failed[0]
 
 
 def _crash_from(file: Path) -> Crash | None:

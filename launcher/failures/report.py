@@ -1,6 +1,5 @@
 """The report of a job that has failed: which rank first, in which role, why, and what happened to the others."""
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.failures.hints import Scene, hint_for
-from launcher.failures.records import RankRecord, ending_of
+from launcher.failures.records import RankRecord
 from launcher.roles import in_words
 from mimo_role import Topology
 
 _SHOWN_LINES = 6
+_LINE_LIMIT = 300
 _SHOWN_FRAMES = 8
 _SHOWN_GROUPS = 4
 
@@ -93,10 +93,11 @@ class FailureReport:
         }
 
     def _of_others(self) -> Iterable[str]:
-        alike = [record for record in self.others if _key(record) == _key(self.first)]
+        alike = [record for record in self.others if record.signature == self.first.signature and not record.was_ended]
         if alike:
             yield f"the same on {_counted(self.topology, [record.rank for record in alike])}"
-        after = [record for record in self.others if record.code and record not in alike and not _was_ended(record)]
+        told = {record.rank for record in alike}
+        after = [record for record in self.others if record.code and record.rank not in told and not record.was_ended]
         groups = _groups(after)
         for records in groups[:_SHOWN_GROUPS]:
             ranks = [record.rank for record in records]
@@ -127,16 +128,15 @@ def _last_words(record: RankRecord) -> list[str]:
         return [f"| {line}" for line in record.tail[-_SHOWN_LINES:]]
     own = [frame for frame in crash.frames if frame.is_users]
     shown = (own or list(crash.frames))[-_SHOWN_FRAMES:]
-    lines = []
+    # The first line of the message stands in the headline. Of a traceback inside it, the last line tells most.
+    lines = [f"| {line[:_LINE_LIMIT]}" for line in _ends_of(crash.text.strip().splitlines()[1:])]
     for frame in shown:
         lines.append(f"{_short(frame.file)}:{frame.line} in {frame.function}")
         lines += [f"    {frame.source}"] if frame.source else []
     if own and not crash.frames[-1].is_users:
         last = crash.frames[-1]
         lines.append(f"... {last.file.rpartition('site-packages/')[2]}:{last.line} in {last.function}")
-    told = crash.text.strip().splitlines()
-    # The first line of the message stands in the headline. Of a traceback inside it, the last line tells most.
-    return lines + [f"    {line[:300]}" for line in _ends_of(told[1:])]
+    return lines + [cause.partition("\n")[0][:_LINE_LIMIT] for cause in crash.causes]
 
 
 def _ends_of(lines: list[str]) -> list[str]:
@@ -151,28 +151,10 @@ def _short(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-def _key(record: RankRecord) -> tuple[object, ...]:
-    """Equal for ranks that ended in the same way: numbers, such as addresses and ranks, may differ."""
-    if record.crash is None:
-        return (record.code,)
-    places = tuple((frame.file, frame.line) for frame in record.crash.frames)
-    # One that was ended while it failed has failed like the others.
-    code = 1 if _was_killed(record) else record.code
-    return (code, record.crash.kind, re.sub(r"0x[0-9a-f]+|\d+", "#", record.crash.text), places)
-
-
-def _was_ended(record: RankRecord) -> bool:
-    return _was_killed(record) and record.crash is None
-
-
-def _was_killed(record: RankRecord) -> bool:
-    return ending_of(record.code) in ("killed by SIGTERM", "killed by SIGKILL")
-
-
 def _groups(records: Sequence[RankRecord]) -> list[list[RankRecord]]:
     found: dict[tuple[object, ...], list[RankRecord]] = {}
     for record in records:
-        found.setdefault(_key(record), []).append(record)
+        found.setdefault(record.signature, []).append(record)
     return list(found.values())
 
 

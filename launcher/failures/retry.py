@@ -35,7 +35,8 @@ class Attempt:
     @classmethod
     def of(cls, pulses: Iterable[Pulse | None], failure: RankRecord) -> "Attempt":
         """From what the ranks of a node have said of their progress."""
-        found = [pulse for pulse in pulses if pulse is not None]
+        # Steps that are counted from each start say nothing about what was saved.
+        found = [pulse for pulse in pulses if pulse is not None and pulse.is_numbered]
         first = [pulse.first_step for pulse in found if pulse.first_step is not None]
         last = [pulse.last_step for pulse in found if pulse.last_step is not None]
         return cls(first_step=min(first, default=None), last_step=max(last, default=None), failure=failure)
@@ -55,8 +56,8 @@ def why_not_again(attempts: list[Attempt]) -> str | None:
 
     A start has made progress if it came to a step that none before it had come to, or began with a later one than the start
     before it, which had then saved something. One without progress that fails as the one before did will fail so again. Where
-    the failures differ, as when somebody else ends ranks, two in a row without progress are too many. Scripts that do not say
-    at which step they are (`ctx.step()`) are started again as often as the config allows.
+    the failures differ, as when somebody else ends ranks, two in a row without progress are too many. Scripts that do not
+    number their steps (`ctx.step(number)`) are started again as often as the config allows.
     """
     last = attempts[-1].failure
     if last.code == _USER_ERROR:
@@ -89,7 +90,6 @@ def _fruitless(attempts: list[Attempt]) -> int:
 
 
 def _fails_alike(one: RankRecord, other: RankRecord) -> bool:
-    if one.code < 0 or other.code < 0:
-        return False  # a signal mostly comes from outside
-    kinds = [record.crash.kind if record.crash is not None else None for record in (one, other)]
-    return one.code == other.code and kinds[0] == kinds[1]
+    if one.code < 0 or one.has_lost_a_peer:
+        return False  # from outside
+    return one.signature == other.signature and one.step == other.step

@@ -12,6 +12,8 @@ _CUT_LINE_CHARACTERS = 300
 _FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 _DUMPED_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 _CRASHED = re.compile(r"^(?:Current thread .*|Stack )\(most recent call first\):$", re.MULTILINE)
+_RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)
+"""What torch puts before a traceback once a process has joined."""
 _TRACEBACK = "Traceback (most recent call last):"
 _PRINTED_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)\n(?:    (?! )(.*))?', re.MULTILINE)
 _UNREADABLE = re.compile(
@@ -54,6 +56,7 @@ def crash_in(path: Path) -> Crash | None:
             text = file.read().decode(errors="backslashreplace")
     except OSError:
         return None
+    text = _RANK_PREFIX.sub("", text)
     fatal = _FATAL.search(text)
     return _dumped(text[fatal.start() :], fatal[1]) if fatal is not None else _printed(text)
 

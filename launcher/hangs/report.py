@@ -1,6 +1,6 @@
 """Who holds up a job that makes no progress: which ranks wait in which collective, and who has not entered it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -9,7 +9,16 @@ from typing import Any
 from launcher.hangs.sightings import Sighting
 from launcher.roles import in_words, ranges
 from mimo_role import Topology
+from mimo_role.flight_recorder import GroupTrace
 
+_SOON = 0.89
+"""Of a collective's limit; the default of `runtime.stall_timeout_s` is 0.9 of it."""
+_INNERMOST = 3
+_RECEIVING = {
+    *(("distributed_c10d.py", name) for name in ("send", "recv")),
+    *(("crossing.py", name) for name in ("receive", "wait", "_wait")),
+    ("outbox.py", "wait"),
+}
 _SHOWN_WAITS = 6
 _SHOWN_PLACES = 4
 _SHOWN_FRAMES = 6
@@ -27,6 +36,8 @@ class Wait:
     """Which of the group's collectives it is, from 1."""
     inside: tuple[int, ...]
     missing: tuple[int, ...]
+    timeout_s: float = 0.0
+    """The collective's own limit; 0 if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,8 @@ class HangReport:
     waits: Sequence[Wait]
     culprits: Sequence[int]
     """The ranks that others wait for and that wait for nobody themselves, or that are stopped."""
+    receiving: Sequence[int] = ()
+    """The ranks that wait in a send or a receive, of which torch's recorder does not tell."""
 
     @classmethod
     def of(cls, topology: Topology, still_s: float, sightings: Sequence[Sighting]) -> "HangReport":
@@ -48,14 +61,31 @@ class HangReport:
         waiting = {rank for wait in waits if wait.missing for rank in wait.inside}
         missing = {rank for wait in waits for rank in wait.missing}
         stopped = {sighting.rank for sighting in sightings if sighting.is_stopped}
-        culprits = sorted(stopped or missing - waiting)
-        return cls(topology=topology, still_s=still_s, sightings=sightings, waits=waits, culprits=culprits)
+        culprits = stopped or missing - waiting
+        receiving = {sighting.rank for sighting in sightings if _waits_for_a_message(sighting)} - waiting
+        if receiving and not culprits and not missing:
+            culprits = {sighting.rank for sighting in sightings} - receiving - waiting
+        return cls(
+            topology=topology,
+            still_s=still_s,
+            sightings=sightings,
+            waits=waits,
+            culprits=sorted(culprits),
+            receiving=sorted(receiving),
+        )
+
+    @property
+    def is_beyond_doubt(self) -> bool:
+        """Whether ranks wait for others, for nearly as long as they may: the job would fail by itself soon."""
+        waits = any(wait.missing and wait.timeout_s * _SOON <= self.still_s for wait in self.waits)
+        return waits or bool(self.receiving and self.culprits) or any(sighting.is_stopped for sighting in self.sightings)
 
     @property
     def headline(self) -> str:
         """The one line that tells most."""
-        steps = [sighting.step for sighting in self.sightings if sighting.step is not None]
-        at = f" in step {max(steps)}" if steps else ""
+        steps = {sighting.rank: sighting.step for sighting in self.sightings if sighting.step is not None}
+        held_up = [steps[rank] for rank in self.culprits if rank in steps]
+        at = f" in step {min(held_up) if held_up else max(steps.values())}" if steps else ""
         who = f": {in_words(self.topology, self.culprits)} held up the others" if self.culprits else ""
         return f"no progress{at} for {self.still_s:g} s{who}"
 
@@ -64,6 +94,8 @@ class HangReport:
         lines = [self.headline, *(f"  {line}" for line in map(self._line_of, self.waits[:_SHOWN_WAITS]))]
         if len(self.waits) > _SHOWN_WAITS:
             lines.append(f"  and {len(self.waits) - _SHOWN_WAITS} more collectives")
+        if self.receiving:
+            lines.append(f"  waiting for a message: {in_words(self.topology, self.receiving)}")
         if any(wait.missing for wait in self.waits) and not self.culprits:
             lines.append("  they wait for each other: some ranks call collectives in another order")
         shown = [sighting for sighting in self.sightings if sighting.rank in self.culprits] or list(self.sightings)
@@ -109,6 +141,14 @@ class HangReport:
             yield from (f"    ... {frame}" for frame in dict.fromkeys((*called[-1:], *called[:1])))
 
 
+def _waits_for_a_message(sighting: Sighting) -> bool:
+    """Whether its main thread is in a send or a receive: torch's, or one of a bridge."""
+    innermost = [frame for frame in sighting.frames if "torch/distributed/" in frame.file or "/mimo_role/" in frame.file][
+        -_INNERMOST:
+    ]
+    return any((Path(frame.file).name, frame.function) in _RECEIVING for frame in innermost)
+
+
 def _alike(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
     """Ranks at the same place together, but for those that have none to tell."""
     found: dict[object, list[Sighting]] = {}
@@ -119,32 +159,33 @@ def _alike(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
 
 
 def _waits(topology: Topology, sightings: Sequence[Sighting]) -> list[Wait]:
-    traces = {sighting.rank: {trace.name: trace for trace in sighting.traces or ()} for sighting in sightings}
-    world = tuple(range(topology.world_size))
-    found: dict[tuple[str, int], Wait] = {}
-    for of_rank in traces.values():
-        for trace in of_rank.values():
-            is_world = trace.description == "default_pg"
-            known = tuple(rank for rank, others in traces.items() if trace.name in others)
-            told = (others[trace.name].ranks for others in traces.values() if trace.name in others)
-            members = world if is_world else tuple(sorted(next(filter(None, told), known)))
-            for number, operation in sorted(trace.waiting.items())[:1]:
-                entered = {
-                    rank: others[trace.name].entered >= number for rank, others in traces.items() if trace.name in others
-                }
-                inside = tuple(rank for rank in members if number in _waiting(traces, rank, trace.name))
-                found[trace.name, number] = Wait(
-                    group="the world" if is_world else trace.description or trace.name,
-                    members=members,
-                    operation=operation,
-                    number=number,
-                    inside=inside,
-                    missing=tuple(rank for rank in members if not entered.get(rank, False)),
-                )
+    """The collectives in which ranks wait, of each group the first."""
+    by_group: dict[str, dict[int, GroupTrace]] = {}
+    for sighting in sightings:
+        for trace in sighting.traces or ():
+            by_group.setdefault(trace.name, {})[sighting.rank] = trace
+    found = [
+        _wait_at(topology, traces, number)
+        for traces in by_group.values()
+        for number in sorted({min(trace.waiting) for trace in traces.values() if trace.waiting})
+    ]
     # The smallest group tells most.
-    return sorted(found.values(), key=lambda wait: (not wait.missing, len(wait.members), wait.members))
+    return sorted(found, key=lambda wait: (not wait.missing, len(wait.members), wait.members))
 
 
-def _waiting(traces: dict[int, dict[str, Any]], rank: int, name: str) -> Iterable[int]:
-    trace = traces.get(rank, {}).get(name)
-    return trace.waiting if trace is not None else ()
+def _wait_at(topology: Topology, traces: Mapping[int, GroupTrace], number: int) -> Wait:
+    """One collective of one group, by what each rank has done in the group."""
+    any_trace = next(iter(traces.values()))
+    is_world = any_trace.description == "default_pg"
+    told = next((trace.ranks for trace in traces.values() if trace.ranks), None)
+    members = tuple(range(topology.world_size)) if is_world else tuple(sorted(told or traces))
+    waiting = {rank: trace for rank, trace in traces.items() if number in trace.waiting}
+    return Wait(
+        group="the world" if is_world else any_trace.description or any_trace.name,
+        members=members,
+        operation=next(iter(waiting.values())).waiting[number],
+        number=number,
+        inside=tuple(rank for rank in members if rank in waiting),
+        missing=tuple(rank for rank in members if rank not in traces or traces[rank].entered < number),
+        timeout_s=max(trace.timeout_s for trace in waiting.values()),
+    )

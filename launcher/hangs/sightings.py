@@ -82,6 +82,7 @@ def look(folder: Path, pids: Mapping[int, int], steps: Mapping[int, int | None],
 
 def _ask(folder: Path, rank: int, pid: int) -> None:
     traces_file(folder, rank).unlink(missing_ok=True)
+    os.truncate(stacks_file(folder, rank), 0)
     # For a process that does not listen the signal would be deadly.
     if _catches(pid, STACKS_SIGNAL):
         os.kill(pid, STACKS_SIGNAL)

@@ -64,13 +64,11 @@ class Standstill:
         return found
 
     def _judged(self, attempt: int, sightings: list[Sighting]) -> Problem | None:
-        """Ranks that are all at work and wait for no other may take their time, unless the config says how long."""
+        """Ranks that are at work, or wait within their limits, may take their time, unless the config says how long."""
         report = HangReport.of(self._plan.topology, self._plan.stall_timeout_s, sightings)
         text = report.text(self._run_dir.error_file(attempt, 0).parent)
-        if self._plan.stall_timeout_is_default and not report.waits and not report.culprits:
-            self._say(
-                f"warning: {text}\n  no rank waits for another, so the job goes on; runtime.stall_timeout_s=... would end it"
-            )
+        if self._plan.stall_timeout_is_default and not report.is_beyond_doubt:
+            self._say(f"warning: {text}\n  no rank waits longer than it may; runtime.stall_timeout_s=... would end the job")
             return None
         return Problem(text, STALLED, report.as_dict())
 

@@ -22,7 +22,7 @@ _LOOK_S = 0.005
 _LOOK_FAR_S = 0.05
 _SAY_AFTER_S = 5.0
 _SHOWN = 8
-_USER_ERROR = 2
+_FAILED, _USER_ERROR = 1, 2
 
 Say = Callable[[str], None]
 
@@ -71,9 +71,12 @@ class Arrivals:
         self._thread.join()
 
     def _run(self) -> None:
-        verdict = self._lead() if self._node == 0 else self._follow()
-        if verdict is not None:
-            let_go(self._folder, verdict)
+        try:
+            verdict = self._lead() if self._node == 0 else self._follow()
+            if verdict is not None:
+                let_go(self._folder, verdict)
+        except (OSError, TypeError) as error:  # a full folder, or facts of another version's form
+            self._fail(Problem(f"{self._hosts[self._node]}: the ranks cannot be compared: {error}", _FAILED))
 
     def _lead(self) -> str | None:
         """Node 0: wait for all, compare them, and tell the others."""
@@ -141,9 +144,10 @@ class Arrivals:
         return [rank for rank in range(self._plan.topology.world_size) if rank not in here]
 
     def _fail(self, problem: Problem) -> None:
+        # The agent looks at it as soon as it hears that the job ends.
+        self.problem = problem
         if self._control is not None:
             self._control.end(problem.headline, problem.code)
-        self.problem = problem
 
     def _named(self, missing: list[int]) -> str:
         topology = self._plan.topology

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from launcher.members import listed
 from launcher.preflight.facts import Facts
 from launcher.roles import ranges, stage_of
 from mimo_role import Topology
@@ -51,7 +52,7 @@ class Verdict:
         rows = []
         for odd in self.odd[:_SHOWN]:
             stages = ", ".join(dict.fromkeys(stage_of(topology, rank) for rank in odd.ranks))
-            where = ", ".join(dict.fromkeys(hosts[rank] for rank in odd.ranks))
+            where = listed(list(dict.fromkeys(hosts[rank] for rank in odd.ranks)))
             rows.append(
                 [odd.aspect, odd.value, odd.usual, ranges(odd.ranks), stages, where, "ends the job" if odd.breaks else ""]
             )

@@ -114,8 +114,8 @@ def read_facts(folder: Path, rank: int) -> Facts | None:
 
 
 def clear(folder: Path, ranks: range) -> None:
-    """Forget an earlier start of the ranks."""
-    for file in (verdict_file(folder), *(facts_file(folder, rank) for rank in ranks)):
+    """Forget all that the ranks of an earlier start have left."""
+    for file in (verdict_file(folder), *(file for rank in ranks for file in folder.glob(f"rank{rank}.*"))):
         file.unlink(missing_ok=True)
 
 

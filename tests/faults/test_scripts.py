@@ -78,7 +78,7 @@ RAISES = [
         "a message of several lines",
         script=by_the_last_rank(r"raise ValueError('first line\nsecond line\n\nlast line')"),
         code=1,
-        says=("failed first: ValueError: first line", "      second line\n", "      last line\n"),
+        says=("failed first: ValueError: first line", "  | second line\n", "  | last line\n"),
     ),
     *in_all(
         ["colocated"],

@@ -302,3 +302,12 @@ def test_a_crash_survives_json():
 )
 def test_frames_are_the_users_or_not(file, whose):
     assert is_users(file) is whose
+
+
+def test_what_is_behind_an_exception_is_kept(tmp_path):
+    assert kept(caught(chained), tmp_path).causes == ("caused by KeyError: 'tokens'",)
+
+
+def test_a_file_that_python_cannot_read_is_named(tmp_path):
+    found = kept(caught(lambda: compile("def f(:\n", "/home/me/train.py", "exec")), tmp_path).frames[-1]
+    assert (found.file, found.line, found.source) == ("/home/me/train.py", 1, "def f(:")

@@ -97,7 +97,7 @@ def said(text, rank=3, code=1):
         ),
         pytest.param(
             failed(*NO_MODULE, "ImportError"),
-            "flash_attn is not installed for the Python that runs mimo-launch on hosta",
+            "flash_attn is not installed for the Python of the ranks on hosta",
             id="a module that is not there",
         ),
         pytest.param(

@@ -136,14 +136,14 @@ def test_files_below_the_current_folder_are_shown_from_there(tmp_path, monkeypat
 def test_of_a_long_message_both_ends_are_shown():
     text = "\n".join(["first", *(f"line {number}" for number in range(20))])
     told = lines(record(0, crash=crash("ValueError", text)))
-    assert told[told.index("line 0") : told.index("line 19") + 1] == [
-        "line 0",
-        "line 1",
-        "line 2",
-        "...",
-        "line 17",
-        "line 18",
-        "line 19",
+    assert told[told.index("| line 0") : told.index("| line 19") + 1] == [
+        "| line 0",
+        "| line 1",
+        "| line 2",
+        "| ...",
+        "| line 17",
+        "| line 18",
+        "| line 19",
     ]
 
 

@@ -329,3 +329,17 @@ def test_the_report_for_programs_names_culprits_waits_and_ranks():
     assert (wait["group"], wait["operation"], wait["number"]) == ("the world", "all_reduce", 5)
     assert (wait["inside"], wait["missing"]) == ((0, 2, 3), (1,))
     assert [rank["label"] for rank in found["ranks"]] == ["vision.dp0", "vision.dp1", "language.tp0", "language.tp1"]
+
+
+def test_a_rank_that_waits_for_a_message_points_at_those_that_do_not():
+    """torch's recorder does not tell of sends and receives over gloo."""
+    receives = replace(TORCHS, function="recv")
+    found = report(sighting(0, frames=(USERS, receives)), *(sighting(rank) for rank in (1, 2, 3)))
+    assert (found.culprits, found.receiving, found.is_beyond_doubt) == ([1, 2, 3], [0], True)
+    assert "  waiting for a message: rank 0 (vision.dp0)" in found.text(Path("stacks")).splitlines()
+
+
+@pytest.mark.parametrize(("timeout_s", "is_beyond_doubt"), [(60.0, True), (7200.0, False)])
+def test_a_wait_within_the_collectives_own_limit_may_go_on(timeout_s, is_beyond_doubt):
+    inside = sighting(0, replace(world(3, 3), timeout_s=timeout_s))
+    assert report(inside, *(sighting(rank, world(2)) for rank in (1, 2, 3))).is_beyond_doubt is is_beyond_doubt
