@@ -143,4 +143,5 @@ class Follower:
 
 
 def _text(line: bytes) -> str:
-    return line.decode(errors="replace")
+    """A line as a terminal would leave it: a progress bar overwrites itself, and would overwrite the prefix."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")

@@ -58,6 +58,15 @@ def test_a_folder_of_the_users_own_is_not_taken_for_a_run_folder(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "mine"
 
 
+def test_of_a_progress_bar_the_last_state_is_passed_on(tmp_path):
+    (tmp_path / "a").write_bytes(b"\r  0%|\r 50%|#\r100%|##\nwindows\r\n\r\n")
+    sink = io.StringIO()
+    follower = Follower(lambda ranks: f"[{ranks[0]}]", fold_s=0.0)
+    follower.follow([Followed(tmp_path / "a", 0, sink)])
+    follower.stop()
+    assert sink.getvalue() == "[0] 100%|##\n[0] windows\n[0] \n"
+
+
 def test_a_follower_does_not_wait_for_a_writer_without_end(tmp_path):
     with (tmp_path / "a").open("wb") as file:
         writer = subprocess.Popen([sys.executable, "-c", "while True: print('x' * 1000)"], stdout=file)
