@@ -91,7 +91,7 @@ def _ask(folder: Path, rank: int, pid: int) -> None:
 
 
 def _has_answered(folder: Path, rank: int) -> bool:
-    return traces_file(folder, rank).exists() and _stacks(folder, rank) != ""
+    return traces_file(folder, rank).exists() and _main_thread_of(_stacks(folder, rank)) != ""
 
 
 def _sighting(folder: Path, rank: int, pid: int, step: int | None, keep: Path) -> Sighting:
@@ -100,17 +100,21 @@ def _sighting(folder: Path, rank: int, pid: int, step: int | None, keep: Path) -
     if stacks:
         with suppress(OSError):
             (keep / f"rank{rank}.stacks.txt").write_text(stacks, encoding="utf-8")
-    # Threads come newest first, so the main one last.
-    main = re.split(r"^(?:Current thread|Thread) 0x.*$", stacks, flags=re.MULTILINE)[-1]
     return Sighting(
         rank=rank,
         pid=pid,
         host=socket.gethostname(),
         state=state_of(pid),
         step=step,
-        frames=tuple(reversed(dumped_frames(main))),
+        frames=tuple(reversed(dumped_frames(_main_thread_of(stacks)))),
         traces=tuple(traces) if traces is not None else None,
     )
+
+
+def _main_thread_of(stacks: str) -> str:
+    """Its part of all stacks; empty as long as it has not been written: threads come newest first, so the main one last."""
+    *_, last = re.split(r"^(?:Current thread|Thread) 0x.*$", stacks, flags=re.MULTILINE)
+    return "" if "in _bootstrap_inner" in last else last
 
 
 def _stacks(folder: Path, rank: int) -> str:

@@ -439,7 +439,9 @@ def test_what_never_arrives_is_named(how):
         "rank 1 (vision lane 1) in vain; that rank has died, never came to this batch or did not call backward(), or takes it "
         "for something else than 4 elements of torch.float32: "
     )
-    assert ("Connection closed by peer" if how == "leaves" else "Timed out waiting 3000ms") in found
+    # A peer that has gone closes its connections, or resets those on which something was still to be read.
+    ways = ["Connection closed by peer", "Connection reset by peer"] if how == "leaves" else ["Timed out waiting 3000ms"]
+    assert any(way in found for way in ways)
 
 
 def backward_in_any_order(reverse):
