@@ -385,6 +385,7 @@ def test_torch_is_not_loaded_by(code):
 
 
 def test_a_job_is_submitted_without_torch():
+    pytest.importorskip("torchx")
     config = ROOT / "examples" / "slurm" / "two_pools.yaml"
     code = f"from launcher.cli import main; assert main(['submit', {str(config)!r}, '--to', 'slurm', '--dry-run']) == 0"
     check = "\nimport sys; assert 'torch' not in sys.modules"

@@ -165,6 +165,7 @@ def test_the_fork_server_has_imported_torch_and_is_out_of_reach_of_ctrl_c(tmp_pa
 
 
 def test_what_is_private_to_torchelastic_is_as_it_was():
+    pytest.importorskip("torch")
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, SubprocessContext
 
