@@ -15,7 +15,6 @@ import time
 AGENT_ID = "MIMO_AGENT_ID"
 _PATIENCE_S = 10.0
 _LOOK_S = 0.01
-_TERM_BIT = 1 << (signal.SIGTERM - 1)
 
 
 def processes_of(agent_id: str) -> list[int]:
@@ -35,7 +34,7 @@ def end_all(agent_id: str, grace_s: float, spare: int | None = None) -> list[int
         if waited > grace_s + _PATIENCE_S:
             break
         for pid in left:
-            if waited > grace_s or _status(pid, "SigIgn") & _TERM_BIT:
+            if waited > grace_s or does_with(pid, signal.SIGTERM, "SigIgn"):
                 _send(agent_id, pid, signal.SIGKILL)
             elif pid not in asked:
                 asked.add(pid)
@@ -75,12 +74,12 @@ def _parent_of(pid: int) -> int | None:
     return int(stat.rpartition(b")")[2].split()[1]) if stat else None
 
 
-def _status(pid: int, name: str) -> int:
-    """One of a process's sets of signals, as bits."""
+def does_with(pid: int, number: int, kind: str) -> bool:
+    """Whether a process ignores (`SigIgn`) or catches (`SigCgt`) a signal; see proc(5)."""
     for line in _read(pid, "status").splitlines():
-        if line.startswith(name.encode()):
-            return int(line.split()[1], 16)
-    return 0
+        if line.startswith(kind.encode()):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def _read(pid: int, name: str) -> bytes:

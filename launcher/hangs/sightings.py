@@ -4,12 +4,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import warden
 from launcher.failures.crash import Frame
 from launcher.failures.tails import dumped_frames
 from launcher.machine import state_of
@@ -17,8 +18,9 @@ from mimo_role.flight_recorder import GroupTrace
 from mimo_role.witness import STACKS_SIGNAL, question_pipe, read_traces, stacks_file, traces_file
 
 _PATIENCE_S = 3.0
+_LOOK_S = 0.02
 _MOMENT_S = 0.1
-"""How long a rank may take to write its stacks, from their first character on."""
+"""How long a rank may take to write its main thread's stack, from its first character on."""
 _STOPPED = ("T", "t")
 
 
@@ -68,30 +70,39 @@ def look(folder: Path, pids: Mapping[int, int], steps: Mapping[int, int | None],
         steps: the step that each has come to.
         keep: where all stacks go, a file per rank.
     """
+    # First the stacks: one that is written while the thread that tells the collectives runs shows that thread's frames torn.
     for rank, pid in pids.items():
         with suppress(OSError):
-            _ask(folder, rank, pid)
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline and not all(
-        _has_answered(folder, rank) or state_of(pid) in _STOPPED for rank, pid in pids.items()
-    ):
-        time.sleep(0.02)
+            _ask_for_stacks(folder, rank, pid)
+    _wait_until(lambda rank: _main_thread_of(_stacks(folder, rank)) != "", pids)
     time.sleep(_MOMENT_S)
+    for rank in pids:
+        with suppress(OSError):
+            _ask_for_traces(folder, rank)
+    _wait_until(lambda rank: traces_file(folder, rank).exists(), pids)
     return [_sighting(folder, rank, pid, steps.get(rank), keep) for rank, pid in pids.items()]
 
 
-def _ask(folder: Path, rank: int, pid: int) -> None:
-    traces_file(folder, rank).unlink(missing_ok=True)
+def _ask_for_stacks(folder: Path, rank: int, pid: int) -> None:
     os.truncate(stacks_file(folder, rank), 0)
     # For a process that does not listen the signal would be deadly.
-    if _catches(pid, STACKS_SIGNAL):
+    if warden.does_with(pid, STACKS_SIGNAL, "SigCgt"):
         os.kill(pid, STACKS_SIGNAL)
+
+
+def _ask_for_traces(folder: Path, rank: int) -> None:
+    traces_file(folder, rank).unlink(missing_ok=True)
     # Fails where nobody reads: then nobody would answer.
     os.close(os.open(question_pipe(folder, rank), os.O_WRONLY | os.O_NONBLOCK))
 
 
-def _has_answered(folder: Path, rank: int) -> bool:
-    return traces_file(folder, rank).exists() and _main_thread_of(_stacks(folder, rank)) != ""
+def _wait_until(has_answered: Callable[[int], bool], pids: Mapping[int, int]) -> None:
+    """For a limited time; ranks that are stopped are not waited for."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        if all(has_answered(rank) or state_of(pid) in _STOPPED for rank, pid in pids.items()):
+            return
+        time.sleep(_LOOK_S)
 
 
 def _sighting(folder: Path, rank: int, pid: int, step: int | None, keep: Path) -> Sighting:
@@ -122,10 +133,3 @@ def _stacks(folder: Path, rank: int) -> str:
         return stacks_file(folder, rank).read_text(encoding="utf-8", errors="backslashreplace")
     except OSError:
         return ""
-
-
-def _catches(pid: int, number: int) -> bool:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-    return False

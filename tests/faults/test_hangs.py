@@ -16,6 +16,13 @@ TALKS = "dist.all_reduce(torch.ones(()))\n"
 # Each rank is in a collective but for the last one.
 ONE_IS_MISSING = STEPS + "dist.barrier()\nif bad:\n    {}\ndist.all_reduce(torch.ones(()))\n"
 
+# Before it has come to a step, while the others go through theirs.
+IN_AN_IMPORT = """
+if bad:
+    Path("endless.py").write_text("import time\\ntime.sleep(1000)")
+    import endless
+""" + ONE_IS_MISSING.format("pass").replace("dist.barrier()\n", "")
+
 # Rank 1 waits in the world, rank 2 in the group of both.
 OTHER_ORDER = (
     STEPS
@@ -147,6 +154,20 @@ HANGS = [
     pytest.param(
         hang("colocated", SCHEDULE_OF_STEPS, "no progress in step 7", "{culprit}, process ", " is stopped; kill -CONT "),
         id="a rank that stops itself",
+    ),
+    *(
+        pytest.param(
+            hang(
+                layout,
+                IN_AN_IMPORT,
+                "no progress in step 3 for 1 s: {culprit} held up the others",
+                _inside(layout),
+                "endless.py:2 in <module>",
+                "import endless",
+            ),
+            id=f"an import, {layout}",
+        )
+        for layout in ("non_colocated", "pipeline", "spawn")
     ),
     pytest.param(
         hang("pipeline", STEPS + "talk()", "{culprit}, process ", " is stopped; kill -CONT ", strike=stop_a_rank),
