@@ -3,13 +3,12 @@
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from signal import Signals
@@ -19,11 +18,11 @@ from torch.distributed.elastic.agent.server.api import RunResult, Worker, Worker
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 import launcher.worker
-from launcher import forkserver, warden
+from launcher import forkserver, nodedir, warden
 from launcher.control import Control
-from launcher.exits import ExitOrder
+from launcher.failures.ends import RankEnds
 from launcher.failures.problem import REQUEUED, Problem
-from launcher.failures.records import FAULTS, RankRecord, first_of, read_record
+from launcher.failures.records import RankRecord, first_of
 from launcher.failures.report import headline
 from launcher.failures.retry import Attempt, why_not_again
 from launcher.hangs.standstill import Standstill
@@ -32,21 +31,19 @@ from launcher.here import Here
 from launcher.members import JobEnding
 from launcher.placement import Node
 from launcher.plan import LaunchPlan
-from launcher.preflight.arrivals import Arrivals, Say
-from launcher.preflight.facts import clear
+from launcher.preflight.arrivals import Arrivals
 from launcher.ranklogs import RankLogs
 from launcher.rendezvous import LOOPBACK, PlanRendezvous
 from launcher.rundir import RunDir
+from launcher.streams import Say
 from launcher.torchelastic import exit_codes_of, processes_of
 from mimo_role import REQUEUE_EXIT_CODE
 from mimo_role.notices import NOTICE
-from mimo_role.witness import stacks_file
 
 logger = logging.getLogger(__name__)
 
 MONITOR_INTERVAL_S = 0.05
 _OTHERS_FIRST_S = 1.0
-_STAMPED_S = 1.0
 
 
 class RoleAgent(LocalElasticAgent):
@@ -66,8 +63,7 @@ class RoleAgent(LocalElasticAgent):
         self.control = control
         self._processes: dict[int, BaseProcess] = {}
         self._pids: dict[int, int] = {}
-        self._exits: ExitOrder | None = None
-        self._stamps: dict[int, int] = {}
+        self._ends: RankEnds | None = None
         self.watch = Watch(folder, self._node.ranks, plan.stall_timeout_s)
         self._standstill = Standstill(plan, here.node_rank, folder, run_dir, control, say)
         self._arrivals: Arrivals | None = None
@@ -111,7 +107,7 @@ class RoleAgent(LocalElasticAgent):
         self.patience_s = max(self._plan.grace_s, self._plan.warning_s)
         with contextlib.suppress(OSError):
             (self._folder / NOTICE).touch()
-        ended = self._exits.so_far() if self._exits is not None else []
+        ended = self._ends.so_far() if self._ends is not None else []
         for rank, pid in self._pids.items():
             if rank not in ended:
                 with contextlib.suppress(ProcessLookupError):
@@ -145,8 +141,9 @@ class RoleAgent(LocalElasticAgent):
     def tell_of(self, failure: RankRecord) -> None:
         """End the job on all nodes because of a rank of this one, unless it ends already."""
         assert self.control is not None
-        if failure.order - 1 > sum(other < failure.order for other in list(self._stamps.values())):
-            # Ranks of other nodes ended before it, and it may have failed because of them.
+        assert self._ends is not None
+        if self._ends.elsewhere_before(failure.order):
+            # It may have failed because of those.
             self.control.wait_for_ending(_OTHERS_FIRST_S)
         if self.control.ending is None:
             message = f"{headline(self._plan.topology, failure)} on {self.control.member}"
@@ -154,61 +151,21 @@ class RoleAgent(LocalElasticAgent):
             if self.control.end(message, code, rank=failure.rank).message == message:
                 self.told = failure
 
-    def _stamper(self) -> Callable[[int], None]:
-        """Gives the ranks of this start, as they end, their places in the order in which those of all nodes end."""
-        attempt, stamps = self.attempt, self._stamps
-
-        def stamp(rank: int) -> None:
-            if self.control is not None:
-                stamps[rank] = self.control.stamp(attempt)
-
-        return stamp
-
-    def _order_of(self, rank: int) -> int:
-        """A rank's place among those that have ended; behind all, if it is not known in time."""
-        assert self._exits is not None
-        if self.control is None:
-            in_order = self._exits.so_far()
-            return in_order.index(rank) + 1 if rank in in_order else len(in_order) + 1
-        deadline = time.monotonic() + _STAMPED_S
-        while rank not in self._stamps and time.monotonic() < deadline:
-            time.sleep(0.001)
-        return self._stamps.get(rank, self._plan.topology.world_size + 1)
-
     def records(self) -> list[RankRecord]:
-        """How each rank of this node has ended, of those that have."""
+        """How each rank of this node has ended, of those that have.
+
+        torchelastic tells of one that it found first, which may be one that failed because the first had.
+        """
         first = self._node.first_rank
         codes: dict[int, int | None] = {first + local_rank: code for local_rank, code in self._exit_codes().items()}
         codes |= {rank: process.exitcode for rank, process in self._processes.items()}
-        return [self._record(rank, code) for rank, code in codes.items() if code is not None]
+        return [self._ends.record(rank, code) for rank, code in codes.items() if code is not None] if self._ends else []
 
-    def _record(self, rank: int, code: int) -> RankRecord:
-        assert self._exits is not None
-        file = self._run_dir.error_file(self.attempt, rank)
-        stacks, kept = stacks_file(self._folder, rank), file.with_name(f"rank{rank}.stacks.txt")
-        if stacks.exists() and -code in FAULTS:
-            with contextlib.suppress(OSError):
-                shutil.copy(stacks, kept)
-        return read_record(
-            rank,
-            code,
-            order=self._order_of(rank),
-            host=self.host,
-            ended_at=self._exits.time_of(rank),
-            step=self.watch.last_step(rank),
-            logs=(*(self._run_dir.log_file(self.attempt, rank, stream) for stream in ("stderr", "stdout")), kept),
-            error_files=(file, self._folder / file.name),
-            stacks=stacks,
-        )
-
-    def first_failure(self) -> RankRecord | None:
-        """The rank of this node that failed before any other.
-
-        torchelastic reports one that it found first, which may be one that failed because the first had.
-        """
-        if self._exits is not None:
-            self._exits.ended()
-        return first_of(self.records())
+    def records_of_all(self) -> list[RankRecord]:
+        """The same once all have ended, so that their order is known."""
+        if self._ends is not None:
+            self._ends.wait()
+        return self.records()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         # The budget is the whole job's: an agent that starts again because another did counts it too.
@@ -217,7 +174,7 @@ class RoleAgent(LocalElasticAgent):
         if self.attempt:
             self._end_what_is_left()
         self.watch.start_again()
-        clear(self._folder, self._node.ranks)
+        nodedir.clear(self._folder)
         # Ranks that are programs of their own inherit it: until they listen, a warning would be deadly.
         heard = signal.signal(Signals.SIGUSR1, signal.SIG_IGN)
         try:
@@ -227,8 +184,9 @@ class RoleAgent(LocalElasticAgent):
         ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
         self._processes = {ranks[local_rank]: process for local_rank, process in processes_of(self._pcontext).items()}
         self._pids = {ranks[local_rank]: pid for local_rank, pid in pids.items()}
-        self._stamps, self._asked_at, self._killed = {}, None, False
-        self._exits = ExitOrder(self._pids, self._stamper())
+        self._asked_at, self._killed = None, False
+        stamp = self.control.stamp if self.control is not None else None
+        self._ends = RankEnds(self._pids, self.attempt, self._run_dir, self._folder, self.watch, stamp)
         hosts = [member.host for member in self.control.members] if self.control is not None else [self.host]
         self._arrivals = Arrivals(self._plan, self._node_rank, self.attempt, self._folder, hosts, self.control, self._say)
         logger.info("attempt %d: started %d ranks", self.attempt, len(pids))
@@ -295,7 +253,7 @@ class RoleAgent(LocalElasticAgent):
         return self._standstill.problem(self.attempt, {rank: self._pids[rank] for rank in alive}, self.watch)
 
     def _decide_about_another_start(self) -> None:
-        failure = self.first_failure()
+        failure = first_of(self.records_of_all())
         if failure is None:
             return
         if forkserver.has_died():
@@ -320,8 +278,8 @@ class RoleAgent(LocalElasticAgent):
         self.attempts.append(this)
         if self.control is None:
             return self.attempts
-        self.control.put(f"attempt/{self.attempt}", this.as_dict())
-        found = [self.control.find(f"attempt/{number}") for number in range(self.attempt)]
+        self.control.board.put(f"attempt/{self.attempt}", this.as_dict())
+        found = [self.control.board.find(f"attempt/{number}") for number in range(self.attempt)]
         return [*(Attempt.from_dict(value) for value in found if value is not None), this]
 
     def _some_may_be_saving(self, codes: Mapping[int, int | None]) -> bool:
@@ -373,8 +331,8 @@ class RoleAgent(LocalElasticAgent):
             timer.cancel()
 
     def _kill_the_rest(self) -> None:
-        assert self._exits is not None
-        ended = self._exits.so_far()
+        assert self._ends is not None
+        ended = self._ends.so_far()
         for rank, pid in self._pids.items() if ended else ():
             if rank not in ended:
                 with contextlib.suppress(ProcessLookupError):

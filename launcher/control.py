@@ -11,31 +11,27 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.distributed import DistError
 
+from launcher.board import Board
 from launcher.errors import LaunchError
 from launcher.here import Endpoint
 from launcher.members import JobEnding, Member, listed
 from launcher.pulses import BEAT_S, Pulses
 from launcher.reach import SAY_AFTER_S, connect, serve
+from launcher.streams import Say
 
 logger = logging.getLogger(__name__)
 
 LOST_AFTER_S = 30.0
 """A node whose beat stands still for so long is taken for dead."""
 _FAREWELL_S = 10.0
-_ANSWER_S = 10.0
 _LOOK_S = 0.1
 _LOOKS_PER_S = 2000
 """How often a second node 0 is asked, by all nodes together."""
-
-Say = Callable[[str], None]
-T = TypeVar("T")
 
 
 class Control:
@@ -61,6 +57,8 @@ class Control:
         self._timeout_s = timeout_s
         found = serve(endpoint) if node == 0 else connect(endpoint, names[0], timeout_s)
         self._store = found.store
+        self.board = Board(found.store, node, len(names))
+        """What the agents put up for each other, beside the events."""
         self.address = found.address
         """Node 0's, as this node reaches it."""
         self.member = Member(node=node, name=names[node], host=socket.gethostname(), digest=digest)
@@ -80,8 +78,6 @@ class Control:
         self._ports: dict[int, int] = {}
         self._looks = 0
         """How often the watcher has had an answer."""
-        self._lost = False
-        """Whether node 0 is taken for dead."""
         self._over = False
         self._came = False
         self._closing = False
@@ -100,7 +96,7 @@ class Control:
     @property
     def is_lost(self) -> bool:
         """Whether node 0 is taken for dead."""
-        return self._lost
+        return self.board.is_lost
 
     @property
     def has_place(self) -> bool:
@@ -131,7 +127,7 @@ class Control:
         """Tell all nodes that the job ends here, perhaps because of a rank; return the ending that was told first."""
         ending = JobEnding(node=self._node, message=message, code=code, rank=rank)
         mine = json.dumps(asdict(ending))
-        found = self._ask(lambda: self._store.compare_set("ending", "", mine))
+        found = self.board.ask(lambda: self._store.compare_set("ending", "", mine))
         if found is not None:
             ending = JobEnding(**json.loads(found))
             self._tell("ending", asdict(ending))
@@ -167,37 +163,11 @@ class Control:
 
     def stamp(self, attempt: int) -> int:
         """A rank of a start has ended here: the number of those that have by now, on all nodes."""
-        return self._ask(lambda: self._store.add(f"ended/{attempt}", 1)) or 0
-
-    def post(self, name: str, value: Any) -> None:
-        """Let node 0 have what this node knows of something."""
-        self.put(f"{name}/{self._node}", value)
-
-    def put(self, key: str, value: Any) -> None:
-        """Let all nodes have something."""
-        self._ask(lambda: self._store.set(key, json.dumps(value)))
-
-    def count(self, key: str, more: int) -> int:
-        """Add to a number that all nodes share; return it, or 0 if node 0 does not answer."""
-        return self._ask(lambda: self._store.add(key, more)) or 0
+        return self.board.count(f"ended/{attempt}", 1)
 
     def tell_verdict(self, attempt: int, verdict: str) -> None:
         """Node 0: say whether the ranks of a start may go on."""
         self._tell("verdict", [attempt, verdict])
-
-    def find(self, key: str) -> Any | None:
-        """What a node has put there; `None` if none has."""
-        found = self._ask(lambda: self._store.get(key) if self._store.check([key]) else None)
-        return json.loads(found) if found is not None else None
-
-    def gather(self, name: str, timeout_s: float) -> list[Any]:
-        """Node 0: what the nodes have posted of something, in their order; of those that do so in time."""
-        keys = [f"{name}/{node}" for node in range(len(self._names))]
-        deadline = time.monotonic() + timeout_s
-        missing = list(keys)
-        while (missing := [key for key in missing if not self._store.check([key])]) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return [json.loads(self._store.get(key)) for key in keys if key not in missing]
 
     def wait_for_ending(self, timeout_s: float) -> None:
         """Give other nodes time to say why the job ends, or that it is over."""
@@ -221,7 +191,7 @@ class Control:
             else:
                 self._add_event("over", None)
 
-        self._ask(count)
+        self.board.ask(count)
 
     def leave(self, patience_s: float) -> None:
         """Say farewell. Node 0 waits for the others', for a limited time, since it keeps the store: they hear the end from it.
@@ -234,7 +204,7 @@ class Control:
             self._watcher.join(timeout=2 * BEAT_S)
         if not self._came:
             return
-        left = self._ask(lambda: self._store.add("left", 1))
+        left = self.board.ask(lambda: self._store.add("left", 1))
         deadline = time.monotonic() + patience_s + _FAREWELL_S
         while self._node == 0 and left is not None and left < self._store.add("came", 0) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -310,25 +280,11 @@ class Control:
                     raise LaunchError(f"{self._names[0]} at {self._endpoint} did not let the job start")
 
     def _tell(self, kind: str, value: Any) -> None:
-        self._ask(lambda: self._add_event(kind, value))
+        self.board.ask(lambda: self._add_event(kind, value))
 
     def _add_event(self, kind: str, value: Any) -> None:
         number = self._store.add("events", 1) - 1
         self._store.set(f"event/{number}", json.dumps([kind, value]))
-
-    def _ask(self, question: Callable[[], T]) -> T | None:
-        """What node 0's store answers; `None` if it does not, which the watcher notices too."""
-        answers: list[T] = []
-
-        def ask() -> None:
-            with suppress(DistError):
-                answers.append(question())
-
-        if not self._lost:
-            thread = threading.Thread(target=ask, name="mimo-launch question", daemon=True)
-            thread.start()
-            thread.join(timeout=_ANSWER_S)
-        return answers[0] if answers else None
 
     def _watch(self) -> None:
         """Hear events, and beat."""
@@ -354,7 +310,7 @@ class Control:
     def _watch_the_watcher(self) -> None:
         # Counted and not timed: time goes on in a suspended job.
         looks, still = self._looks, 0
-        while not self._closing and not self._lost:
+        while not self._closing and not self.board.is_lost:
             time.sleep(BEAT_S)
             still = still + 1 if self._looks == looks else 0
             looks = self._looks
@@ -395,7 +351,7 @@ class Control:
 
     def _lose(self, message: str) -> None:
         with self._changed:
-            self._lost = True
+            self.board.is_lost = True
             if not self._over:
                 self._ending = self._ending or JobEnding(node=None, message=message, code=1)
             self._changed.notify_all()
