@@ -167,6 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from launcher import here, local
     from launcher.planfile import is_plan, load_plan
+    from launcher.streams import FOLD_S, Streams
 
     if is_plan(arguments.config):
         if arguments.overrides or arguments.script_args:
@@ -178,8 +179,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if place.node_rank == 0:
         _warn(plan)
     plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
-    fold_s = local.FOLD_S if arguments.log_fold == "on" else 0.0
-    outcome = local.run(plan, place, config_text, out=sys.stdout, err=sys.stderr, say=_say, fold_s=fold_s)
+    streams = Streams(out=sys.stdout, err=sys.stderr, say=_say, fold_s=FOLD_S if arguments.log_fold == "on" else 0.0)
+    outcome = local.run(plan, place, config_text, streams)
     if outcome.failure is not None:
         _say(outcome.failure)
     return outcome.exit_code

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from launcher import forkserver, machine, nodedir, warden
 from launcher.errors import LaunchError
@@ -21,6 +21,7 @@ from launcher.here import Here
 from launcher.plan import LaunchPlan
 from launcher.rundir import RunDir
 from launcher.schema import Backend, StartMethod
+from launcher.streams import Say, Streams
 from mimo_role import REQUEUE_EXIT_CODE, environ, network
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ MEMORY_PER_RANK = {StartMethod.FORKSERVER: 40 << 20, StartMethod.SPAWN: 250 << 2
 
 INTERRUPTED = 130
 USER_ERROR = 2
-FOLD_S = 0.2
-"""For how long a line waits for other ranks to write it too."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,10 @@ class Outcome:
     """What failed, for programs."""
 
 
-def run(
-    plan: LaunchPlan, here: Here, config_text: str, *, out: TextIO, err: TextIO, say: Say, fold_s: float = FOLD_S
-) -> Outcome:
+def run(plan: LaunchPlan, here: Here, config_text: str, streams: Streams) -> Outcome:
     """Start the ranks of this machine's node and wait until those of all nodes have ended.
 
-    Ranks' output goes to `out` and `err`, each line behind its rank's role, and in full to the run folder. `say` is called
-    with what a user who waits wants to know. A line that several ranks write within `fold_s` seconds is passed on once.
+    Ranks' output goes to the streams, each line behind its rank's role, and in full to the run folder.
 
     Raises:
         LaunchError: this machine cannot start the plan as it stands, or the nodes do not come together. No rank has been
@@ -75,7 +69,7 @@ def run(
     run_dir = _take_run_dir(plan, here, config_text, agent_id, agent_id) if here.node_rank == 0 else None
     began = time.time()
     try:
-        outcome = _run(plan, here, config_text, agent_id, run_dir, _Streams(out, err, say, fold_s))
+        outcome = _run(plan, here, config_text, agent_id, run_dir, streams)
         if run_dir is not None:
             run_dir.write_report(_report(outcome, began))
         return outcome
@@ -84,17 +78,7 @@ def run(
             run_dir.close()
 
 
-@dataclass(frozen=True)
-class _Streams:
-    """Where what is told goes."""
-
-    out: TextIO
-    err: TextIO
-    say: Say
-    fold_s: float
-
-
-def _run(plan: LaunchPlan, here: Here, config_text: str, agent_id: str, run_dir: RunDir | None, streams: _Streams) -> Outcome:
+def _run(plan: LaunchPlan, here: Here, config_text: str, agent_id: str, run_dir: RunDir | None, streams: Streams) -> Outcome:
     try:
         # Deadly by default, to this process and to all that it starts.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -241,7 +225,7 @@ def _tell(control: "Control", error: BaseException) -> None:
 
 
 def _run_agent(
-    plan: LaunchPlan, here: Here, run_dir: RunDir, folder: Path, control: "Control | None", streams: _Streams
+    plan: LaunchPlan, here: Here, run_dir: RunDir, folder: Path, control: "Control | None", streams: Streams
 ) -> Outcome:
     from launcher import running
 
@@ -253,10 +237,7 @@ def _run_agent(
         run_dir=run_dir,
         folder=folder,
         control=control,
-        out=streams.out,
-        err=streams.err,
-        say=streams.say,
-        fold_s=streams.fold_s,
+        streams=streams,
     )
     ending = running.run(setting)
     # SLURM's srun returns the highest code of all its tasks and kills the rest: node 0 alone tells how the job ended.

@@ -4,6 +4,7 @@ notice          the ranks have been warned that the job is about to end
 rank3.beat      how far a rank has come
 rank3.stacks    its stacks, when the agent has asked for them; rank3.ask, rank3.traces.json: likewise its collectives
 rank3.error.json  the exception that has ended it, where the run folder could not be written
+rank3.facts     what it says of itself before it joins; verdict: whether the ranks may go on
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 
 from launcher.errors import LaunchError
+from mimo_role.notices import NOTICE
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 (a folder of our own is made there)
 
@@ -27,3 +29,10 @@ def make(agent_id: str) -> Path:
         return Path(mkdtemp(prefix=f"mimo-{agent_id}-", dir=parent))
     except OSError as error:
         raise LaunchError(f"{parent}: {error.strerror}; the ranks of this machine tell of themselves there") from None
+
+
+def clear(folder: Path) -> None:
+    """Forget all that the ranks of an earlier start have left; that they were warned holds for the next too."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.name != NOTICE:
+            file.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from launcher.schema import Backend, JobConfig, Join, PoolConfig, RuntimeConfig,
 from mimo_role import GroupOptions, MimoError, ModuleLayout, Topology, TopologyError, UnknownWorldSizeError, environ
 from mimo_role.rounds import schedule
 
-_STALL_SHARE = 0.9
+STALL_SHARE = 0.9
+"""Of a collective's limit: how long ranks may make no progress by default."""
 MOST_PLACES = 1 << 17
 """Ranks of all modules together: their plan is some 60 MB of JSON."""
 
@@ -189,7 +190,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
 
 def _stall_timeout_s(runtime: RuntimeConfig) -> float:
     """By default somewhat less than a collective's limit: once that is reached, nobody can be asked any more."""
-    return _STALL_SHARE * runtime.timeout_s if runtime.stall_timeout_s is None else runtime.stall_timeout_s
+    return STALL_SHARE * runtime.timeout_s if runtime.stall_timeout_s is None else runtime.stall_timeout_s
 
 
 def _check_places(topology: Topology) -> None:

@@ -1,23 +1,22 @@
 """Where the ranks' output goes: torchelastic's log interface over the run folder."""
 
-from typing import TextIO
-
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
 from launcher.follow import Followed, Follower
 from launcher.plan import LaunchPlan
 from launcher.roles import prefix_of
 from launcher.rundir import RunDir
+from launcher.streams import Streams
 
 
 class RankLogs(LogsSpecs):
     """Sends every rank's output to the run folder, and has it followed from there."""
 
-    def __init__(self, plan: LaunchPlan, run_dir: RunDir, out: TextIO, err: TextIO, *, fold_s: float) -> None:
+    def __init__(self, plan: LaunchPlan, run_dir: RunDir, streams: Streams) -> None:
         super().__init__(str(run_dir.path / "logs"))
         self._run_dir = run_dir
-        self._follower = Follower(lambda ranks: prefix_of(plan.topology, ranks), fold_s)
-        self._sinks = {"stdout": out, "stderr": err}
+        self._follower = Follower(lambda ranks: prefix_of(plan.topology, ranks), streams.fold_s)
+        self._sinks = {"stdout": streams.out, "stderr": streams.err}
 
     @property
     def root_log_dir(self) -> str:

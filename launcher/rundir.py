@@ -24,6 +24,7 @@ from typing import Any
 from launcher.errors import LaunchError
 from launcher.placement import Node
 from mimo_role import environ
+from mimo_role.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,8 @@ class RunDir:
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Keep how the run ended; where that cannot be written, it has been told at least."""
-        unfinished = self.report_file.with_suffix(".tmp")
         try:
-            unfinished.write_text(json.dumps(report, indent=1), encoding="utf-8")
-            unfinished.replace(self.report_file)
+            write_whole(self.report_file, json.dumps(report, indent=1))
         except OSError as error:
             logger.warning("%s: %s; the report is not kept", self.report_file, error.strerror)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
-from typing import Any, TextIO
+from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -21,10 +21,10 @@ from launcher.failures.report import FailureReport, headline
 from launcher.here import Here
 from launcher.members import JobEnding
 from launcher.plan import LaunchPlan
-from launcher.preflight.arrivals import Say
 from launcher.ranklogs import RankLogs
 from launcher.rundir import RunDir
 from launcher.schema import Join
+from launcher.streams import Streams
 from launcher.torchelastic import silence_torchelastic
 from mimo_role import REQUEUE_EXIT_CODE, environ
 
@@ -64,12 +64,7 @@ class Setting:
     folder: Path
     """The one that this node's ranks share with their agent."""
     control: Control | None
-    out: TextIO
-    err: TextIO
-    say: Say
-    """Is told what a user who waits wants to know."""
-    fold_s: float
-    """For how long a line of output waits for other ranks to write it too."""
+    streams: Streams
 
 
 def run(setting: Setting) -> Ending:
@@ -81,8 +76,8 @@ def run(setting: Setting) -> Ending:
     silence_torchelastic()
     # SIGINT stays Python's: torchelastic would pass it on, and a rank inside a collective does not hear it.
     environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
-    logs = RankLogs(setting.plan, setting.run_dir, setting.out, setting.err, fold_s=setting.fold_s)
-    agent = RoleAgent(setting.plan, setting.here, setting.run_dir, setting.folder, logs, setting.control, setting.say)
+    logs = RankLogs(setting.plan, setting.run_dir, setting.streams)
+    agent = RoleAgent(setting.plan, setting.here, setting.run_dir, setting.folder, logs, setting.control, setting.streams.say)
     oom_kills = machine.oom_kills()
     signal.signal(Signals.SIGUSR1, lambda number, _: agent.warn(Signals(number)))
     try:
@@ -131,26 +126,26 @@ def _ending_of(agent: RoleAgent, result: RunResult, setting: Setting, oom_kills:
         if control is not None:
             control.end(f"{problem.message} ({control.member})", problem.code)
         return Ending(attempt=agent.attempt, problem=problem)
-    first = agent.first_failure()
+    records = agent.records_of_all()
+    first = first_of(records)
     if control is not None and first is not None:
         agent.tell_of(first)
-    report = _report(agent, setting, oom_kills)
+    report = _report(agent, records, setting, machine.oom_kills() - oom_kills)
     told_elsewhere = control is not None and agent.told is None and report is None
     return Ending(
         attempt=agent.attempt, report=report, elsewhere=control.ending if told_elsewhere and control is not None else None
     )
 
 
-def _report(agent: RoleAgent, setting: Setting, oom_kills: int) -> FailureReport | None:
+def _report(agent: RoleAgent, records: list[RankRecord], setting: Setting, kills: int) -> FailureReport | None:
     """Of the first failure, by all that is known here; `None` where another node tells of it."""
     control, plan = agent.control, setting.plan
-    records, kills = agent.records(), machine.oom_kills() - oom_kills
     if control is not None:
         name = f"records/{agent.attempt}"
-        control.post(name, {"records": [record.as_dict() for record in records], "oom_kills": kills})
+        control.board.post(name, {"records": [record.as_dict() for record in records], "oom_kills": kills})
         ending = control.ending
         if setting.here.node_rank == 0 and ending is not None and ending.rank is not None and not control.is_lost:
-            found = control.gather(name, plan.grace_s + _GATHER_S)
+            found = control.board.gather(name, plan.grace_s + _GATHER_S)
             records, kills = _put_together(found, ending.rank, kills)
             if ending.rank not in (record.rank for record in records):
                 return None  # its node tells nothing any more; what it said at first holds
@@ -164,7 +159,6 @@ def _report(agent: RoleAgent, setting: Setting, oom_kills: int) -> FailureReport
         plan.topology,
         records,
         first,
-        attempt=agent.attempt,
         oom_kills=kills,
         joined_by_launcher=plan.join is Join.LAUNCHER,
         not_again=agent.not_again,

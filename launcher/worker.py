@@ -146,8 +146,9 @@ def _undo_fork_server() -> None:
     # The ranks' own start method is not what the script's data loaders should use.
     multiprocessing.set_start_method(None, force=True)
     # Its own: a script may close them, and torch flushes those that it has redirected.
-    for name, errors in (("stdout", "strict"), ("stderr", "backslashreplace")):
-        own = open(getattr(sys, name).fileno(), "w", buffering=1, errors=errors, closefd=False)  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        kept = getattr(sys, name)
+        own = open(kept.fileno(), "w", 1, encoding=kept.encoding, errors=kept.errors, closefd=False)  # noqa: SIM115
         setattr(sys, name, own)
     if (threads := environ.threads()) is not None:
         torch.set_num_threads(threads)

@@ -3,12 +3,11 @@
 import mmap
 import os
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_LAYOUT = struct.Struct("=qqqqd")
-"""Beats, first and last step (-1: none), whether the script numbers them, and the time of the last beat (monotonic clock)."""
+_LAYOUT = struct.Struct("=qqqq")
+"""Beats, first and last step (-1: none), and whether the script numbers them."""
 _NONE = -1
 
 
@@ -21,8 +20,6 @@ class Pulse:
     first_step: int | None
     """The step that it came to first."""
     last_step: int | None
-    at: float
-    """When it last said so, by `time.monotonic()` of its host."""
     is_numbered: bool = True
     """Whether the script gives its steps numbers, which go on over restarts; else they are counted from the start."""
 
@@ -60,7 +57,7 @@ class Heartbeat:
             # Where it cannot be told, nobody looks.
             self._path = self._path if self._memory is not None else None
         if self._memory is not None:
-            _LAYOUT.pack_into(self._memory, 0, self._beats, self._first, self._last, self._is_numbered, time.monotonic())
+            _LAYOUT.pack_into(self._memory, 0, self._beats, self._first, self._last, self._is_numbered)
 
     def _come_to(self, number: int) -> None:
         self._first = number if self._first == _NONE else self._first
@@ -76,11 +73,11 @@ def beat_file(folder: Path, rank: int) -> Path:
 def read_pulse(path: Path) -> Pulse | None:
     """What a rank has said; `None` before it has."""
     try:
-        beats, first, last, is_numbered, at = _LAYOUT.unpack(path.read_bytes())
+        beats, first, last, is_numbered = _LAYOUT.unpack(path.read_bytes())
     except (OSError, struct.error):
         return None
     first, last = (None if step == _NONE else step for step in (first, last))
-    return Pulse(beats, first, last, at, bool(is_numbered)) if beats else None
+    return Pulse(beats, first, last, bool(is_numbered)) if beats else None
 
 
 def _open(path: Path) -> mmap.mmap | None:

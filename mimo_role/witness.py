@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mimo_role.flight_recorder import GroupTrace, traces
+from mimo_role.whole_file import write_whole
 
 STACKS_SIGNAL = signal.SIGRTMAX - 3
 """At this a watched rank writes down its stacks. Scripts and their libraries use others."""
@@ -71,6 +72,4 @@ def _answer(folder: Path, rank: int) -> None:
             with question_pipe(folder, rank).open("rb") as pipe:
                 pipe.read()
             text = json.dumps([trace.as_dict() for trace in traces()])
-            unfinished = traces_file(folder, rank).with_suffix(".tmp")
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(traces_file(folder, rank))
+            write_whole(traces_file(folder, rank), text)

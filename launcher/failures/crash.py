@@ -18,6 +18,7 @@ from typing import Any
 
 import launcher
 import mimo_role
+from mimo_role.whole_file import write_whole
 
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), *launcher.__path__, *mimo_role.__path__)
 _TEXT_LIMIT = 4_000
@@ -146,21 +147,11 @@ def _save(crash: Crash, file: Path, beside: Path | None) -> None:
     message = {"message": f"{crash.kind}: {crash.text}", "extraInfo": {"py_callstack": crash.traceback, "timestamp": _now()}}
     text = json.dumps({"message": message, "crash": asdict(crash)})
     for path in (file, beside):
-        if path is not None and _is_written(path, text):
-            return
-
-
-def _is_written(path: Path, text: str) -> bool:
-    """Write a file as a whole, or none: torchelastic would end the agent over one that it cannot read."""
-    unfinished = path.with_suffix(".tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError:
         with suppress(OSError):
-            unfinished.unlink()
-        return False
-    return True
+            if path is not None:
+                # Half a file would not do: torchelastic ends the agent over one that it cannot read.
+                write_whole(path, text)
+                return
 
 
 def _ends_of(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
@@ -191,7 +182,7 @@ def _name_of(kind: type) -> str:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as second:
+    except Exception as second:  # whatever a script's own __str__ raises
         return f"(its text cannot be made: {type(second).__name__})"
 
 

@@ -25,7 +25,6 @@ class FailureReport:
     first: RankRecord
     others: Sequence[RankRecord]
     """The other ranks, in the order in which they ended."""
-    attempt: int = 0
     hint: str | None = None
     not_again: str | None = None
     """Why the ranks were not started again, where restarts are left."""
@@ -37,7 +36,6 @@ class FailureReport:
         records: Sequence[RankRecord],
         first: RankRecord,
         *,
-        attempt: int,
         oom_kills: int,
         joined_by_launcher: bool,
         not_again: str | None = None,
@@ -52,7 +50,7 @@ class FailureReport:
             oom_kills=oom_kills,
             joined_by_launcher=joined_by_launcher,
         )
-        return cls(topology=topology, first=first, others=others, attempt=attempt, hint=hint_for(scene), not_again=not_again)
+        return cls(topology=topology, first=first, others=others, hint=hint_for(scene), not_again=not_again)
 
     @property
     def exit_code(self) -> int:

@@ -25,16 +25,22 @@ _RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
 def tail_of(path: Path) -> list[str]:
     """The last lines of a file; none if it is not there. What is not UTF-8 is shown as such."""
+    text, is_whole = _end_of(path)
+    lines = text.splitlines()
+    if is_whole:
+        return lines[-_TAIL_LINES:]
+    return lines[1:][-_TAIL_LINES:] or [f"... {line[-_CUT_LINE_CHARACTERS:]}" for line in lines]
+
+
+def _end_of(path: Path) -> tuple[str, bool]:
+    """The end of a file, and whether that is all of it; nothing if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().decode(errors="backslashreplace").splitlines()
+            return file.read().decode(errors="backslashreplace"), size <= _TAIL_BYTES
     except OSError:
-        return []
-    if size <= _TAIL_BYTES:
-        return lines[-_TAIL_LINES:]
-    return lines[1:][-_TAIL_LINES:] or [f"... {line[-_CUT_LINE_CHARACTERS:]}" for line in lines]
+        return "", True
 
 
 def fatal_in(path: Path) -> Crash | None:
@@ -49,14 +55,7 @@ def fatal_in(path: Path) -> Crash | None:
 
 def crash_in(path: Path) -> Crash | None:
     """What faulthandler has written of a crash in C, or the traceback with which a Python program has ended."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode(errors="backslashreplace")
-    except OSError:
-        return None
-    text = _RANK_PREFIX.sub("", text)
+    text = _RANK_PREFIX.sub("", _end_of(path)[0])
     fatal = _FATAL.search(text)
     return _dumped(text[fatal.start() :], fatal[1]) if fatal is not None else _printed(text)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.hangs.sightings import Sighting
+from launcher.plan import STALL_SHARE
 from launcher.roles import in_words, ranges
 from mimo_role import Topology
 from mimo_role.flight_recorder import GroupTrace
 
-_SOON = 0.89
-"""Of a collective's limit; the default of `runtime.stall_timeout_s` is 0.9 of it."""
+_ROUNDED = 0.01
 _INNERMOST = 3
 _RECEIVING = {
     *(("distributed_c10d.py", name) for name in ("send", "recv")),
@@ -77,7 +77,7 @@ class HangReport:
     @property
     def is_beyond_doubt(self) -> bool:
         """Whether ranks wait for others, for nearly as long as they may: the job would fail by itself soon."""
-        waits = any(wait.missing and wait.timeout_s * _SOON <= self.still_s for wait in self.waits)
+        waits = any(wait.missing and wait.timeout_s * (STALL_SHARE - _ROUNDED) <= self.still_s for wait in self.waits)
         return waits or bool(self.receiving and self.culprits) or any(sighting.is_stopped for sighting in self.sightings)
 
     @property

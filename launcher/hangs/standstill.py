@@ -1,8 +1,7 @@
 """What the agents do when no node's ranks make progress: ask all what they are at, and tell who holds up the others."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 from launcher.control import Control
 from launcher.failures.problem import STALLED, Problem
@@ -11,10 +10,9 @@ from launcher.hangs.sightings import Sighting, look
 from launcher.hangs.watch import Watch
 from launcher.plan import LaunchPlan
 from launcher.rundir import RunDir
+from launcher.streams import Say
 
 _GATHER_S = 10.0
-
-Say: TypeAlias = Callable[[str], None]
 
 
 class Standstill:
@@ -47,10 +45,10 @@ class Standstill:
             return None
         self._looks = self._control.looks
         name = f"sightings/{self._looks}"
-        self._control.post(name, [sighting.as_dict() for sighting in self._look(attempt, pids, watch)])
+        self._control.board.post(name, [sighting.as_dict() for sighting in self._look(attempt, pids, watch)])
         if self._node_rank != 0:
             return None
-        everything = self._control.gather(name, _GATHER_S)
+        everything = self._control.board.gather(name, _GATHER_S)
         problem = self._judged(attempt, [Sighting.from_dict(value) for node in everything for value in node])
         if problem is not None:
             self._control.end(problem.headline, problem.code)

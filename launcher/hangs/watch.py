@@ -34,9 +34,7 @@ class Watch:
         self._still_s = 0.0
 
     def start_again(self) -> None:
-        """Forget what ranks have said that are there no more."""
-        for rank in self._ranks:
-            beat_file(self._folder, rank).unlink(missing_ok=True)
+        """Forget ranks that are there no more."""
         self._seen, self._still_s = {}, 0.0
 
     @property

@@ -7,7 +7,7 @@ that are missing, compares all, and tells the others its verdict.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.control import Control
@@ -16,6 +16,7 @@ from launcher.plan import LaunchPlan
 from launcher.preflight.compare import compare
 from launcher.preflight.facts import GO, STOP, Facts, let_go, read_facts
 from launcher.schema import Backend
+from launcher.streams import Say
 from mimo_role import Topology
 
 _LOOK_S = 0.005
@@ -23,8 +24,6 @@ _LOOK_FAR_S = 0.05
 _SAY_AFTER_S = 5.0
 _SHOWN = 8
 _FAILED, _USER_ERROR = 1, 2
-
-Say = Callable[[str], None]
 
 
 class Arrivals:
@@ -124,19 +123,19 @@ class Arrivals:
         self._here |= new
         if new and self._control is not None:
             texts = [facts.to_json() for facts in self._here.values()]
-            self._control.put(f"facts/{self._attempt}/{self._node}", texts)
-            self._control.count(f"arrived/{self._attempt}", len(new))
+            self._control.board.put(f"facts/{self._attempt}/{self._node}", texts)
+            self._control.board.count(f"arrived/{self._attempt}", len(new))
 
     def _count(self) -> int:
         """How many ranks have come."""
         self._look_here()
-        return len(self._here) if self._control is None else self._control.count(f"arrived/{self._attempt}", 0)
+        return len(self._here) if self._control is None else self._control.board.count(f"arrived/{self._attempt}", 0)
 
     def _all(self) -> list[Facts]:
         """The facts of all ranks that have come."""
         if self._control is None:
             return list(self._here.values())
-        found = [self._control.find(f"facts/{self._attempt}/{node}") or [] for node in range(len(self._plan.nodes))]
+        found = [self._control.board.find(f"facts/{self._attempt}/{node}") or [] for node in range(len(self._plan.nodes))]
         return [Facts.from_json(text) for texts in found for text in texts]
 
     def _missing(self) -> list[int]:

@@ -1,12 +1,12 @@
 """What each rank says of itself before it joins: enough to see which of them differ.
 
 In the folder that a node's ranks share with their agent stand `rank3.facts` for each rank that is there, and in the end
-`verdict`, which the agent writes (`arrivals.py`) and every rank waits for. No rank needs a connection for it.
+`verdict`, which the agent writes (`arrivals.py`) and, where there are several nodes, every rank waits for. No rank needs a
+connection for it.
 """
 
 import hashlib
 import json
-import os
 import platform
 import socket
 import time
@@ -17,6 +17,7 @@ from typing import Any
 
 from launcher.plan import Entry
 from mimo_role import __version__
+from mimo_role.whole_file import write_whole
 
 GO, STOP = "go", "stop"
 _LOOK_S = 0.005
@@ -63,7 +64,7 @@ class Facts:
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
-        """As it stands in the store."""
+        """As it stands in the file."""
         return json.dumps(asdict(self))
 
 
@@ -89,7 +90,7 @@ def arrive(facts: Facts, folder: Path, timeout_s: float, *, wait: bool) -> bool:
     Raises:
         TimeoutError: the agent says nothing for much longer than the timeout.
     """
-    _write(facts_file(folder, facts.rank), facts.to_json())
+    write_whole(facts_file(folder, facts.rank), facts.to_json())
     deadline = time.monotonic() + timeout_s + _LONGER_S
     while wait:
         with suppress(FileNotFoundError):
@@ -102,7 +103,7 @@ def arrive(facts: Facts, folder: Path, timeout_s: float, *, wait: bool) -> bool:
 
 def let_go(folder: Path, verdict: str) -> None:
     """Tell the ranks of this node how it goes on."""
-    _write(verdict_file(folder), verdict)
+    write_whole(verdict_file(folder), verdict)
 
 
 def read_facts(folder: Path, rank: int) -> Facts | None:
@@ -113,18 +114,6 @@ def read_facts(folder: Path, rank: int) -> Facts | None:
         return None
 
 
-def clear(folder: Path, ranks: range) -> None:
-    """Forget all that the ranks of an earlier start have left."""
-    for file in (verdict_file(folder), *(file for rank in ranks for file in folder.glob(f"rank{rank}.*"))):
-        file.unlink(missing_ok=True)
-
-
-def _write(file: Path, text: str) -> None:
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
-
-
 def _of_torch() -> dict[str, Any]:
     import torch
 
@@ -133,7 +122,10 @@ def _of_torch() -> dict[str, Any]:
 
 
 def _digest_of(script: str | None) -> str:
-    return hashlib.sha256(Path(script).read_bytes()).hexdigest()[:12] if script is not None and os.path.exists(script) else ""  # noqa: PTH110
+    try:
+        return hashlib.sha256(Path(script).read_bytes()).hexdigest()[:12] if script is not None else ""
+    except OSError:  # running it will tell why
+        return ""
 
 
 def _nccl_version(torch: Any) -> str:

@@ -152,7 +152,7 @@ def test_what_can_be_written_does_not_go_beside(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_leaves_no_half_a_file(tmp_path, monkeypatch):
-    (tmp_path / "error.tmp").symlink_to("/dev/full")
+    (tmp_path / "error.json.tmp").symlink_to("/dev/full")
     error = caught(raise_with("full"))
     write_down(error, None, tmp_path / "error.json", to_stderr=False, beside=tmp_path / "beside.json")
     assert [path.name for path in tmp_path.iterdir()] == ["beside.json"]

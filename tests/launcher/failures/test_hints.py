@@ -25,7 +25,7 @@ CPU_MEMORY = (
     "4503599627370496 bytes. Error code 12 (Cannot allocate memory)"
 )
 NCCL_SYSTEM = """\
-NCCL error in: /opt/conda/conda-bld/pytorch_1696588393313/work/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1331, \
+NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1331, \
 unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.18.5
 ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
 Last error:

@@ -15,7 +15,7 @@ OWN = crash("ValueError", "bad batch 7")
 
 
 def report(*records, first=None, **more):
-    options = {"attempt": 0, "oom_kills": 0, "joined_by_launcher": False}
+    options = {"oom_kills": 0, "joined_by_launcher": False}
     return FailureReport.of(TOPOLOGY, records, records[0] if first is None else first, **(options | more))
 
 

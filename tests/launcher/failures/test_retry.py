@@ -147,6 +147,6 @@ def test_the_first_failure_never_ends_a_job_that_may_go_on(starts):
 
 
 def test_how_far_a_start_came_is_what_its_ranks_have_said():
-    pulses = [None, Pulse(3, None, None, 0.0), Pulse(9, 4, 7, 0.0), Pulse(8, 5, 6, 0.0)]
+    pulses = [None, Pulse(3, None, None), Pulse(9, 4, 7), Pulse(8, 5, 6)]
     assert Attempt.of(pulses, OWN) == attempt(4, 7)
     assert Attempt.of([None], OWN) == attempt(None, None)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from launcher import nodedir
 from launcher.hangs import watch as watching
 from launcher.hangs.watch import Watch
 from mimo_role.heartbeat import Heartbeat, beat_file
@@ -129,11 +130,12 @@ def test_time_is_counted_the_same_however_often_it_is_asked(node):
     assert abs(node.looks_until_still() - LIMIT_S / 2) < 3 * LOOK_S
 
 
-def test_what_ranks_have_said_before_a_restart_is_forgotten(node):
+def test_what_ranks_have_said_before_a_restart_is_forgotten(node, tmp_path):
     node.hearts[1].step(7)
     node.look()
     assert node.watch.last_step(1) == 7
     assert node.looks_until_still() is not None
+    nodedir.clear(tmp_path)
     node.watch.start_again()
     assert not node.look()
     assert node.watch.pulses() == {0: None, 1: None, 2: None}

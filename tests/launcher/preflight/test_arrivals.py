@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from launcher import nodedir
 from launcher.config import load
 from launcher.control import Control
 from launcher.here import Endpoint
@@ -15,7 +16,8 @@ from launcher.plan import make_plan
 from launcher.preflight import arrivals as arriving
 from launcher.preflight import facts as telling
 from launcher.preflight.arrivals import Arrivals
-from launcher.preflight.facts import arrive, clear, gather, let_go, read_facts, verdict_file
+from launcher.preflight.facts import arrive, gather, let_go, read_facts, verdict_file
+from mimo_role.notices import NOTICE
 from tests.launcher.preflight.facts_of import facts_of
 
 CONFIG = """
@@ -220,13 +222,14 @@ def test_one_node_needs_no_control_store(plan, tmp_path):
         agent.stop()
 
 
-def test_an_earlier_start_is_forgotten(tmp_path):
+def test_an_earlier_start_is_forgotten_but_not_the_warning(tmp_path):
     for fact in facts_of(2):
         arrive(fact, tmp_path, 1.0, wait=False)
     let_go(tmp_path, "go")
+    (tmp_path / NOTICE).touch()
     assert read_facts(tmp_path, 1) == facts_of(2)[1]
-    clear(tmp_path, range(2))
-    assert list(tmp_path.iterdir()) == []
+    nodedir.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [NOTICE]
 
 
 def test_a_rank_whose_agent_says_nothing_gives_up(tmp_path, monkeypatch):
