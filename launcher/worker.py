@@ -1,11 +1,11 @@
 """One rank, from its start to the user's script."""
 
 import logging
-import multiprocessing
 import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from typing import NoReturn
 from launcher.ending import run_exit_functions
 from launcher.errors import LaunchError
 from launcher.failures import crash
+from launcher.fresh_process import become_fresh
 from launcher.plan import Entry, LaunchPlan
 from launcher.preflight import facts
 from launcher.schema import Join
@@ -34,7 +35,7 @@ def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
     It ends the process in every case: torchelastic would wait for ever for a rank that exits without returning.
     """
     plan = prepare(Path(plan_file), run_id, node)
-    _undo_fork_server()
+    become_fresh()
     try:
         _be_watched()
         _arrive(plan)
@@ -137,26 +138,6 @@ def _check_place(plan: LaunchPlan, rank: int, node: str) -> None:
         )
 
 
-def _undo_fork_server() -> None:
-    """Give the script what a fresh interpreter would."""
-    import torch
-
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
-    # The ranks' own start method is not what the script's data loaders should use.
-    multiprocessing.set_start_method(None, force=True)
-    # Its own: a script may close them, and torch flushes those that it has redirected.
-    for name in ("stdout", "stderr"):
-        kept = getattr(sys, name)
-        own = open(kept.fileno(), "w", 1, encoding=kept.encoding, errors=kept.errors, closefd=False)  # noqa: SIM115
-        setattr(sys, name, own)
-    if (threads := environ.threads()) is not None:
-        torch.set_num_threads(threads)
-    # The script may have a package named like ours.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "launcher"]:
-        del sys.modules[name]
-
-
 def _join(plan: LaunchPlan) -> None:
     import mimo_role
 
@@ -179,9 +160,12 @@ def _log_shown() -> Iterator[None]:
 
 
 def _leave() -> None:
-    import mimo_role
+    """Leave the job, if the script or the launcher has joined it by mimo_role.
 
-    mimo_role.shutdown()
+    Without an import: the exit functions have run by now, and torch's have taken away what its modules need.
+    """
+    if (context := sys.modules.get("mimo_role.context")) is not None:
+        context.shutdown()
 
 
 def _run_as_main(entry: Entry) -> None:
@@ -189,11 +173,13 @@ def _run_as_main(entry: Entry) -> None:
     try:
         if entry.script is not None:
             sys.argv = [entry.script, *entry.args]
+            _set_command_line(sys.argv)
             _set_first_path(str(Path(entry.script).resolve().parent))
             runpy.run_path(entry.script, run_name="__main__")
         else:
             assert entry.module is not None
             sys.argv = [entry.module, *entry.args]
+            _set_command_line(["-m", *sys.argv])
             _set_first_path(os.getcwd())  # noqa: PTH109
             runpy.run_module(entry.module, run_name="__main__", alter_sys=True)
     except SystemExit as ending:
@@ -201,6 +187,11 @@ def _run_as_main(entry: Entry) -> None:
             raise
         if ending.code not in (None, 0):
             _exit_with_message(ending)
+
+
+def _set_command_line(words: list[str]) -> None:
+    """What a script that starts itself again executes. The function for the options is what multiprocessing uses."""
+    sys.orig_argv = [sys.executable, *subprocess._args_from_interpreter_flags(), *words]  # type: ignore[attr-defined]
 
 
 def _set_first_path(folder: str) -> None:
