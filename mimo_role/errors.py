@@ -65,3 +65,7 @@ class BridgeError(MimoError, RuntimeError):
 
 class ScheduleError(MimoError, ValueError):
     """A step that cannot be scheduled: its micro-batches, its stages or what they return do not fit."""
+
+
+class GradientError(MimoError, RuntimeError):
+    """Gradients whose norm over all modules cannot be computed, or is not finite where that is an error."""

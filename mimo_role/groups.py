@@ -13,6 +13,7 @@ from mimo_role import environ
 from mimo_role.errors import AxisError, ContextError
 from mimo_role.families import MEGATRON, GroupOptions, locate
 from mimo_role.group_names import named, next_series
+from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.rounds import GroupSet, Round, RowSet, Schedule, schedule
 from mimo_role.topology import Topology
 
@@ -102,6 +103,11 @@ class Groups:
             ContextError: the groups have been freed.
         """
         rows = RowSet.ends_of(self._topology.grids[module], "pp")
+        if rows.ends_only and module != MIMO_LANGUAGE_MODULE_KEY:
+            raise AxisError(
+                f"module {module!r} has no group of its first and last stages: with more than two stages, only "
+                f"{MIMO_LANGUAGE_MODULE_KEY!r} can have one"
+            )
         return self._asked_for(module, rows, "of its first and last stages", MEGATRON)
 
     def _asked_for(self, module: str, rows: RowSet, what: str, families: str) -> dist.ProcessGroup:

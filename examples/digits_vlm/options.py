@@ -21,6 +21,7 @@ class Options:
     lr: float
     warmup: int
     weight_decay: float
+    clip_grad_norm: float
     seed: int
     dtype: str
     eval_every: int
@@ -37,7 +38,8 @@ class Options:
         for name in ("eval_every", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 0, "use a number of steps, or 0 for never")
         self._require("lr", 0 < self.lr < float("inf"), "use a number above 0")
-        self._require("weight_decay", 0 <= self.weight_decay < float("inf"), "use 0 or more")
+        for name in ("weight_decay", "clip_grad_norm"):
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "use 0 or more")
         enough = self.micro_batches <= self.batch_size
         self._require("micro_batches", enough, f"a batch of {self.batch_size} samples makes at most {self.batch_size}")
 
@@ -71,6 +73,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--warmup", type=int, default=50, help="steps until the highest learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's weight decay")
+    parser.add_argument("--clip-grad-norm", type=float, default=0.0, help="largest norm of all gradients; 0: no limit")
     parser.add_argument("--seed", type=int, default=0, help="decides the initial weights and the order of samples")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="type of parameters and activations")
     parser.add_argument("--eval-every", type=int, default=100, help="measure accuracy after so many steps; 0: only at the end")

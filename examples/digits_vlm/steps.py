@@ -16,10 +16,13 @@ Summing = tuple[torch.Tensor, dist.Work]
 class Steps:
     """Trains and evaluates this rank's modules."""
 
-    def __init__(self, ctx: RoleContext, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, ctx: RoleContext, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, *, max_norm: float = 0.0
+    ) -> None:
         self._ctx = ctx
         self._modules = modules
         self._optimizer = optimizer
+        self._max_norm = max_norm
         self._path = ForwardPath(ctx, modules)
         self._schedule = Schedule1F1B(ctx, run=self._path.run, spec_of=self._path.spec_of, loss_of=self._path.loss_of)
 
@@ -32,6 +35,8 @@ class Steps:
         self._optimizer.zero_grad()
         summing = self._start_sum(self._schedule.step(batch.split(micro_batches)))
         sum_gradients(self._ctx, self._modules)
+        if self._max_norm:
+            self._ctx.clip_grad_norm_(self._modules, self._max_norm)
         self._optimizer.step()
         return _result_of(summing)
 

@@ -39,7 +39,7 @@ def train(ctx: RoleContext, options: Options, environ: RankEnviron) -> None:
     if done:
         checkpoints.load(done, modules, optimizer)
     saved = done
-    steps = Steps(ctx, modules, optimizer)
+    steps = Steps(ctx, modules, optimizer, max_norm=options.clip_grad_norm)
     progress = Progress(run_folder, first_step=done + 1, steps=options.steps) if speaks(ctx) else None
     for step in range(done + 1, options.steps + 1):
         ctx.step(step)

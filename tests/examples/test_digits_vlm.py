@@ -1,4 +1,5 @@
 import functools
+import math
 import re
 import shutil
 
@@ -19,7 +20,7 @@ EXACT = ["--dtype", "float64", "--batch-size", str(BATCH_SIZE), "--eval-every", 
 
 
 @functools.cache
-def single_process_losses(*modalities):
+def single_process_losses(*modalities, max_norm=math.inf):
     """The same training in one process, without roles, bridges or groups."""
     digits = Digits(modalities, torch.float64, torch.device("cpu"))
     modules = nn.ModuleDict({name: Encoder(name, Stage.whole(ENCODERS[name])) for name in modalities})
@@ -37,6 +38,7 @@ def single_process_losses(*modalities):
         loss = functional.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORED)
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(modules.parameters(), max_norm)
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -79,6 +81,13 @@ def test_fifty_steps_of_every_layout_equal_a_single_process(layout, overrides, t
     expected = single_process_losses(*(["vision", "profile"] if layout == "two_encoders" else ["vision"]))
     print(f"largest relative difference: {max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True)):.1e}")
     assert losses == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_clipped_steps_equal_a_single_process(tmp_path):
+    losses = train("pipeline", tmp_path, *EXACT, "--steps", "12", "--clip-grad-norm", "0.5")
+
+    assert losses == pytest.approx(single_process_losses("vision", max_norm=0.5)[:12], rel=1e-9, abs=0)
+    assert losses != pytest.approx(single_process_losses("vision")[:12], rel=1e-3, abs=0)
 
 
 @pytest.fixture(scope="module")

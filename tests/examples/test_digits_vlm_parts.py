@@ -173,6 +173,7 @@ def test_a_caption_is_predicted_without_seeing_what_follows(digits):
         ),
         pytest.param(["--steps", "0"], "--steps 0: use 1 or more", id="no steps"),
         pytest.param(["--lr", "nan"], "--lr nan: use a number above 0", id="no learning rate"),
+        pytest.param(["--clip-grad-norm", "-1"], "--clip-grad-norm -1.0: use 0 or more", id="negative norm"),
         pytest.param(["--checkpoint-every", "-1"], "--checkpoint-every -1: use a number of steps, or 0", id="below never"),
     ],
 )

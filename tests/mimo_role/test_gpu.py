@@ -1,8 +1,11 @@
 """NCCL on one GPU, and gloo ranks whose tensors are on a GPU. docs/gpu.md says where these have been run."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import mimo_role
 from mimo_role import GroupOptions, NcclOptions, Topology, groups
@@ -56,6 +59,36 @@ def test_gloo_ranks_share_one_gpu():
     for rank, found in enumerate(run_ranks(cuda_tensors_over_gloo, SEVERAL, timeout_s=120)):
         for (module, axes), total in found.items():
             assert total == sum(SEVERAL.grids[module].row_of(rank, axes))
+
+
+def clip_on_one_gpu():
+    """Gradients of several types, on the GPU and (as FSDP2 offloads them) on the CPU, are one vector."""
+    context = mimo_role.init(ALONE, backend="nccl", timeout_s=60)
+    gradients = {
+        "wide": torch.arange(1.0, 1001.0, device="cuda"),
+        "narrow": torch.arange(1.0, 101.0, device="cuda", dtype=torch.bfloat16),
+        "offloaded": torch.arange(1.0, 11.0),
+    }
+    module = nn.Module()
+    for name, gradient in gradients.items():
+        module.register_parameter(name, nn.Parameter(torch.zeros_like(gradient)))
+        module.get_parameter(name).grad = gradient.clone()
+    norms = [float(context.clip_grad_norm_({"vision": module}, math.inf, norm_type)) for norm_type in (1.0, 2.0, math.inf)]
+    norm = context.clip_grad_norm_({"vision": module}, norms[1] / 2)
+    halved = all(
+        torch.allclose(parameter.grad, gradients[name] / 2, rtol=1e-2) for name, parameter in module.named_parameters()
+    )
+    mimo_role.shutdown()
+    return norms, norm.device.type, halved
+
+
+def test_gradients_on_a_gpu_are_clipped():
+    whole = torch.cat([torch.arange(1.0, count + 1, dtype=torch.float64) for count in (1000, 100, 10)])
+    ((norms, device, halved),) = run_ranks(clip_on_one_gpu, 1, timeout_s=120)
+    assert norms == pytest.approx(
+        [float(torch.linalg.vector_norm(whole, norm_type)) for norm_type in (1, 2, math.inf)], rel=1e-12
+    )
+    assert (device, halved) == ("cuda", True)
 
 
 def across_a_bridge_on_one_gpu(backend):
