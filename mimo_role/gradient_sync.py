@@ -1,0 +1,353 @@
+"""Data-parallel wrappers in a schedule: gradients add up over the micro-batches of a step and are reduced once.
+
+With several micro-batches in flight no wrapper finds the right moment by itself:
+
+- DistributedDataParallel decides in the forward. A forward outside `no_sync()` arms its reducer, which then takes the next
+  gradient of each parameter for the last one, though it belongs to an earlier micro-batch. So all forwards run in `no_sync()`,
+  and the reducer, armed at the end of the step (as `torch.distributed.pipelining` does it), gets a backward of its own.
+- FSDP2 decides in the backward, by flags that are set before it.
+- Any other module with a `no_sync()`, such as Megatron-Core's DistributedDataParallel, decides in the backward.
+"""
+
+import gc
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mimo_role.errors import ScheduleError
+
+Modules: TypeAlias = Mapping[str, nn.Module | Iterable[nn.Module]]
+
+
+class GradientSync:
+    """The data-parallel wrappers that a schedule drives: those in its `modules`, and others that its `run` calls."""
+
+    def __init__(self, modules: Modules, known: Collection[str], trained: Collection[str]) -> None:
+        """
+        Args:
+            modules: what this rank runs of each module, wrapped or not.
+            known: the modules of the topology.
+            trained: those of them that this rank runs and that are not frozen.
+
+        Raises:
+            ScheduleError: a name of a module that there is not, or a value that is not made of `torch.nn.Module`.
+        """
+        for name in modules:
+            if name not in known:
+                raise ScheduleError(f"modules: no module {name!r}; there are {', '.join(known)}")
+        roots = {name: _roots(name, modules[name]) for name in known if name in modules}
+        self._given = {name: found for name, found in roots.items() if name in trained}
+        self._others: list[ref[nn.Module]] | None = None
+        self._reduced: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()
+        self._step: StepSync | None = None
+
+    @contextmanager
+    def of_step(self, micro_batches: int, *, sync: bool, backward: bool) -> "Iterator[StepSync]":
+        """Drive the wrappers during one step; afterwards their flags are what they were. Without a backward nothing is driven.
+
+        Raises:
+            ScheduleError: a given wrapper that cannot be driven over as many micro-batches.
+        """
+        given = self._given if backward else {}
+        accumulates = "" if micro_batches == 1 and sync else f"{micro_batches} micro-batches, sync_gradients={sync}"
+        with ExitStack() as undo:
+            step = StepSync(given, self._all_others() if backward else [], self._reduced, accumulates, undo, sync=sync)
+            undo.callback(setattr, self, "_step", None)
+            self._step = step
+            # Hooks that stay would keep modules from being pickled.
+            for root in step.roots:
+                undo.callback(root.register_forward_pre_hook(self._root_is_called).remove)
+            for wrapper in step.others:
+                undo.callback(wrapper.register_forward_pre_hook(self._other_is_called).remove)
+            yield step
+
+    def _all_others(self) -> list[nn.Module]:
+        if self._others is None:
+            self._others = [ref(wrapper) for wrapper in _all_wrappers()]
+        return [wrapper for found in self._others if (wrapper := found()) is not None]
+
+    # A compiled module may keep calling the hooks of the step in which it was compiled, so they are not the step's own.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _root_is_called(self, root: nn.Module, _: Any) -> None:
+        if self._step is not None:
+            self._step.root_is_called(root)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _other_is_called(self, wrapper: nn.Module, _: Any) -> None:
+        if self._step is not None and torch.is_grad_enabled():
+            self._step.other_is_called(wrapper)
+
+
+class StepSync:
+    """Drives the wrappers during one step."""
+
+    def __init__(
+        self,
+        given: Mapping[str, list[nn.Module]],
+        others: Sequence[nn.Module],
+        reduced: "WeakKeyDictionary[nn.Module, None]",
+        accumulates: str,
+        undo: ExitStack,
+        *,
+        sync: bool,
+    ) -> None:
+        """
+        Args:
+            given: the roots in the schedule's `modules`.
+            others: wrappers in this process, given or not; those that a forward calls are driven too.
+            reduced: those of the others that have been reduced by any step. They are reduced by each later one, also on a lane
+                that does not call them in it: the other lanes wait for it.
+            accumulates: what the step is, for messages; empty where a wrapper left to itself does right.
+            undo: what is closed at the step's end.
+            sync: whether gradients are reduced at the step's end.
+        """
+        self._given = given
+        self._reduced = reduced
+        self._accumulates = accumulates
+        self._undo = undo
+        self._sync = sync
+        self._module = ""
+        """Whose forward runs."""
+        self._drivers: dict[nn.Module, _Driver] = {}
+        self._driven_by_script: set[nn.Module] = set()
+        self._roots_called: set[nn.Module] = set()
+        self._others_called: set[tuple[nn.Module, str]] = set()
+        for name, roots in given.items():
+            for root in roots:
+                self._drive(root, name)
+        self.roots = {root for roots in given.values() for root in roots}
+        self.others = dict.fromkeys(wrapper for wrapper in others if wrapper not in self._drivers)
+
+    def before_forward(self, module: str) -> None:
+        """Call it before each forward of a module."""
+        self._module = module
+        self._roots_called.clear()
+
+    def check_output(self, module: str, output: torch.Tensor) -> None:
+        """Refuse what a forward returned if nothing of the module would train through it.
+
+        Raises:
+            ScheduleError: no gradient is needed, though the forward called a given module that has parameters to train.
+        """
+        if output.requires_grad or not output.is_floating_point() or not output.numel():
+            return
+        called = self._roots_called.intersection(self._given.get(module, ()))
+        if any(parameter.requires_grad for root in called for parameter in root.parameters()):
+            raise ScheduleError(
+                f"run({module!r}, ...) returned a tensor that needs no gradient, though modules[{module!r}] has parameters to "
+                f"train; return it without detach() or no_grad(), or name a modality module that does not train in frozen="
+            )
+
+    def before_backward(self, module: str, *, is_last: bool) -> None:
+        """Call it before each backward of a module."""
+        if is_last:
+            for driver in self._drivers.values():
+                driver.pending.discard(module)
+                if not driver.pending:
+                    driver.before_last_backward(sync=self._sync)
+
+    def reduce(self) -> None:
+        """Reduce what the backwards have not. Call it when no bridge has anything on its way, on all ranks in that order."""
+        if not self._sync:
+            return
+        for wrapper, driver in self._drivers.items():
+            if wrapper in self.others:
+                self._reduced[wrapper] = None
+            else:
+                driver.reduce()
+        for wrapper in self._reduced:  # in the order of their first step, which is the same on all lanes
+            if wrapper in self._drivers or wrapper not in self._driven_by_script:
+                _driver_of(wrapper).reduce()
+
+    def root_is_called(self, root: nn.Module) -> None:
+        """A forward calls a given root."""
+        self._roots_called.add(root)
+
+    def other_is_called(self, wrapper: nn.Module) -> None:
+        """A forward that is going to be taken back calls one of the others."""
+        call = wrapper, self._module
+        if wrapper not in self._drivers and not getattr(wrapper, "require_backward_grad_sync", True):
+            self._driven_by_script.add(wrapper)  # which calls it in no_sync()
+        elif call not in self._others_called:
+            self._others_called.add(call)
+            self._drive(*call)
+
+    def _drive(self, root: nn.Module, name: str) -> None:
+        """Drive the wrappers in `root`, which belong to a module, to the end of the step."""
+        for wrapper in root.modules():
+            if wrapper not in self._drivers and _is_wrapper(wrapper):
+                reason = _reason_against(wrapper)
+                if reason and self._accumulates:
+                    raise ScheduleError(f"module {name!r}: {reason}; this step has {self._accumulates}")
+                if not reason:
+                    self._drivers[wrapper] = _driver_of(wrapper)
+                    self._drivers[wrapper].hold(self._undo)
+            if wrapper in self._drivers:
+                self._drivers[wrapper].pending.add(name)
+
+
+class _Driver(ABC):
+    """Drives one wrapper during one step."""
+
+    def __init__(self) -> None:
+        self.pending: set[str] = set()
+        """Modules in which the wrapper takes part and whose last backward is still to come."""
+
+    @abstractmethod
+    def hold(self, undo: ExitStack) -> None:
+        """Let gradients add up without reduction, until `undo` is closed."""
+
+    @abstractmethod
+    def before_last_backward(self, *, sync: bool) -> None:
+        """Let the backward that comes reduce, if there is to be a reduction and it is the backward that does it."""
+
+    @abstractmethod
+    def reduce(self) -> None:
+        """Reduce after the step, if backwards do not."""
+
+
+class _DdpDriver(_Driver):
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        super().__init__()
+        self._ddp = ddp
+
+    def hold(self, undo: ExitStack) -> None:
+        undo.enter_context(self._ddp.no_sync())
+
+    def before_last_backward(self, *, sync: bool) -> None:
+        """Reducing there would keep the gradients that the stage before waits for."""
+
+    def reduce(self) -> None:
+        ddp = self._ddp
+        touched = _Touch.apply(*(parameter for parameter in ddp.parameters() if parameter.requires_grad))  # type: ignore[no-untyped-call]
+        ddp.reducer.prepare_for_backward([touched])
+        touched.backward()
+        # DDP's forward does this otherwise. It checks that all is reduced. The first time it also broadcasts the order of the
+        # buckets, and a lane that calls its module later than the others would keep them waiting.
+        try:
+            ddp.reducer._rebuild_buckets()
+        except RuntimeError as error:
+            raise ScheduleError(
+                "DistributedDataParallel did not reduce all its parameters: some were frozen after it was built; build it anew"
+            ) from error
+        ddp.require_forward_param_sync = True  # the next step's first forward broadcasts the buffers
+
+
+class _Fsdp2Driver(_Driver):
+    def __init__(self, fsdp: Any) -> None:
+        super().__init__()
+        self._fsdp = fsdp
+
+    def hold(self, undo: ExitStack) -> None:
+        self._set(sync=False, is_last=False)
+        undo.callback(self._set, sync=True, is_last=True)
+
+    def before_last_backward(self, *, sync: bool) -> None:
+        self._set(sync=sync, is_last=True)
+
+    def reduce(self) -> None:
+        """The last backward has done it. The optimizer needs the shards, also after `set_reshard_after_backward(False)`."""
+        self._fsdp.reshard()
+
+    def _set(self, *, sync: bool, is_last: bool) -> None:
+        self._fsdp.set_requires_gradient_sync(sync, recurse=False)
+        self._fsdp.set_is_last_backward(is_last)
+
+
+class _NoSyncDriver(_Driver):
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self._module = module
+        self._held = ExitStack()
+
+    def hold(self, undo: ExitStack) -> None:
+        self._held.enter_context(self._module.no_sync())
+        undo.callback(self._held.close)
+
+    def before_last_backward(self, *, sync: bool) -> None:
+        if sync:
+            self._held.close()
+
+    def reduce(self) -> None:
+        """The last backward has begun it; the script ends it, as Megatron-Core's `finalize_model_grads` does."""
+
+
+class _Touch(torch.autograd.Function):
+    """A backward in which every parameter gets nothing: its hooks run, and its gradient stays as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.count = len(parameters)
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[None, ...]:
+        return (None,) * int(ctx.count)
+
+
+def _roots(name: str, value: Any) -> list[nn.Module]:
+    # A ModuleList is both, and one module. A string would be taken for its letters.
+    several = isinstance(value, Iterable) and not isinstance(value, nn.Module | str)
+    found = list(value) if several else [value]
+    for root in found:
+        if not isinstance(root, nn.Module):
+            raise ScheduleError(f"modules[{name!r}] has a {type(root).__name__}; it is a torch.nn.Module or several")
+    return found
+
+
+def _fsdp(name: str) -> type[Any] | None:
+    """A class of `torch.distributed.fsdp`; without importing it, which takes 0.5 s: where nobody has, nothing is sharded."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), name, None)
+
+
+def _is_fsdp(wrapper: nn.Module, name: str) -> bool:
+    found = _fsdp(name)
+    return found is not None and isinstance(wrapper, found)
+
+
+def _all_wrappers() -> list[nn.Module]:
+    """The instances of DDP and FSDP in this process.
+
+    A hook on all modules would find only those that a forward calls, but it slows each one down and torch.compile refuses it.
+    """
+    types: set[type] = set()
+    left = [DistributedDataParallel, _fsdp("FSDPModule"), _fsdp("FullyShardedDataParallel")]
+    while left:
+        found = left.pop()
+        if found is not None and found not in types:
+            types.add(found)
+            left.extend(found.__subclasses__())
+    return [found for found in gc.get_objects() if type(found) in types]
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return _is_fsdp(module, "FSDPModule") or callable(getattr(module, "no_sync", None))
+
+
+def _reason_against(wrapper: nn.Module) -> str:
+    """Why a wrapper cannot be driven, and what would be; empty if it can."""
+    if _is_fsdp(wrapper, "FullyShardedDataParallel"):
+        return "FullyShardedDataParallel is not driven over several micro-batches in flight; use fully_shard()"
+    if isinstance(wrapper, DistributedDataParallel):
+        if wrapper.static_graph:
+            return "DistributedDataParallel reduces in its first backward with static_graph=True; leave that out"
+        if wrapper.mixed_precision is not None:
+            return "DistributedDataParallel casts parameters back only when it reduces with mixed_precision; use torch.autocast"
+        if wrapper._use_python_reducer:
+            return "DistributedDataParallel reduces only in compiled backwards with optimize_ddp='python_reducer'; use another"
+        if wrapper._delay_all_reduce_params:
+            return "DistributedDataParallel reduces in each backward with delay_all_reduce_named_params; leave that out"
+    return ""
+
+
+def _driver_of(wrapper: nn.Module) -> _Driver:
+    if isinstance(wrapper, DistributedDataParallel):
+        return _DdpDriver(wrapper)
+    return _Fsdp2Driver(wrapper) if _is_fsdp(wrapper, "FSDPModule") else _NoSyncDriver(wrapper)
