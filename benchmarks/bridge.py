@@ -83,7 +83,7 @@ def measure(topology: Topology, mib: float, sequence_parallel: bool, runs: int) 
                 step()
             dist.barrier()
             times[side].append(1000 * (time.perf_counter() - started) / repeats)
-    return {"ms": times, "watched": {side: watch(sides[side], topology, ctx.rank) for side in ("ours", "peer")}}
+    return {"ms": times, "watched": {side: watch(side, sides[side], topology, ctx.rank) for side in ("ours", "peer")}}
 
 
 def communicator(topology: Topology) -> Any:
@@ -129,23 +129,27 @@ def bare(bridge: Any, spec: Any) -> Callable[[], None]:
     return step
 
 
-def watch(step: Callable[[], None], topology: Topology, rank: int) -> dict[str, Any]:
-    """What one micro-batch sends to the other grid, in bytes by receiver, and how often it reads values on the host."""
+def watch(side: str, step: Callable[[], None], topology: Topology, rank: int) -> dict[str, Any]:
+    """What a micro-batch of one side sends to the other grid, in bytes by receiver, and how often it reads values there."""
     import torch
     import torch.distributed as dist
 
     sent: dict[int, int] = defaultdict(int)
     reads = 0
-    batched, blocking = dist.batch_isend_irecv, dist.send
+    single, batched, blocking = dist.isend, dist.batch_isend_irecv, dist.send
     vision = topology.grids["vision"]
 
     def note(tensor: torch.Tensor, peer: int) -> None:
         if (rank in vision) != (peer in vision):
             sent[peer] += tensor.numel() * tensor.element_size()
 
+    def isend(tensor: torch.Tensor, dst: int, *settings: Any) -> Any:
+        note(tensor, dst)
+        return single(tensor, dst, *settings)
+
     def batch(operations: list[dist.P2POp]) -> Any:
         for operation in operations:
-            if operation.op is dist.isend:
+            if operation.op is single:
                 note(operation.tensor, operation.peer)
         return batched(operations)
 
@@ -162,8 +166,10 @@ def watch(step: Callable[[], None], topology: Topology, rank: int) -> dict[str, 
         return read
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch("torch.distributed.batch_isend_irecv", batch))
-        stack.enter_context(mock.patch("torch.distributed.send", send))
+        # The peer makes operations of torch's own isend, which must stay what it is.
+        patches = {"isend": isend} if side == "ours" else {"batch_isend_irecv": batch, "send": send}
+        for name, patched in patches.items():
+            stack.enter_context(mock.patch(f"torch.distributed.{name}", patched))
         for name in ("item", "tolist", "cpu"):
             stack.enter_context(mock.patch.object(torch.Tensor, name, counted(getattr(torch.Tensor, name))))
         step()

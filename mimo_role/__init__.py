@@ -1,7 +1,7 @@
 """What each process of a multimodal training job runs: its role, its place, its groups.
 
-Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext`, `HyperCommGrid`, `Bridge`, `ActivationSpec`,
-`Passage`, `cross_together` and `Schedule1F1B` need torch; the rest does not.
+Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext`, `RandomStreams`, `HyperCommGrid`, `Bridge`,
+`ActivationSpec`, `Passage`, `cross_together`, `Schedule1F1B` and `StageOutput` need torch; the rest does not.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mimo_role.activations import ActivationSpec
     from mimo_role.balance import balanced_lanes
-    from mimo_role.bridge import Bridge, Passage, cross_together
+    from mimo_role.bridge import Bridge
+    from mimo_role.bridge_autograd import Passage, cross_together
     from mimo_role.context import RoleContext, current, init, shutdown
     from mimo_role.environ import RankEnviron
     from mimo_role.errors import (
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         BridgeError,
         ContextError,
         EnvironError,
+        GradientError,
         GridError,
         MimoError,
         RankNotInGridError,
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
     from mimo_role.grid import RankGrid
     from mimo_role.hyper_comm_grid import HyperCommGrid
     from mimo_role.notices import REQUEUE_EXIT_CODE, Notice, listen, notice, shield_worker
+    from mimo_role.random_streams import RandomStreams
     from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
     from mimo_role.samples import Samples, TokenSplit, lane_samples
-    from mimo_role.schedule import Schedule1F1B
+    from mimo_role.schedule import Schedule1F1B, StageOutput
+    from mimo_role.seeding import megatron_seeds
     from mimo_role.sizing import ModuleSizes
     from mimo_role.timeline import StageId
     from mimo_role.topology import Topology
@@ -48,6 +52,7 @@ __all__ = [
     "BridgeError",
     "ContextError",
     "EnvironError",
+    "GradientError",
     "GridError",
     "GroupOptions",
     "HyperCommGrid",
@@ -58,6 +63,7 @@ __all__ = [
     "NcclOptions",
     "Notice",
     "Passage",
+    "RandomStreams",
     "RankEnviron",
     "RankGrid",
     "RankNotInGridError",
@@ -67,6 +73,7 @@ __all__ = [
     "Schedule1F1B",
     "ScheduleError",
     "StageId",
+    "StageOutput",
     "TokenSplit",
     "Topology",
     "TopologyError",
@@ -79,6 +86,7 @@ __all__ = [
     "init",
     "lane_samples",
     "listen",
+    "megatron_seeds",
     "notice",
     "shield_worker",
     "shutdown",
@@ -91,15 +99,17 @@ _HOMES = {
     "Bridge": "bridge",
     "BridgeError": "errors",
     "ContextError": "errors",
-    "cross_together": "bridge",
+    "cross_together": "bridge_autograd",
     "current": "context",
     "EnvironError": "errors",
+    "GradientError": "errors",
     "GridError": "errors",
     "GroupOptions": "families",
     "HyperCommGrid": "hyper_comm_grid",
     "init": "context",
     "lane_samples": "samples",
     "listen": "notices",
+    "megatron_seeds": "seeding",
     "MIMO_LANGUAGE_MODULE_KEY": "role",
     "MimoError": "errors",
     "ModuleLayout": "role",
@@ -108,7 +118,8 @@ _HOMES = {
     "NcclOptions": "families",
     "Notice": "notices",
     "notice": "notices",
-    "Passage": "bridge",
+    "Passage": "bridge_autograd",
+    "RandomStreams": "random_streams",
     "RankEnviron": "environ",
     "RankGrid": "grid",
     "RankNotInGridError": "errors",
@@ -121,6 +132,7 @@ _HOMES = {
     "shield_worker": "notices",
     "shutdown": "context",
     "StageId": "timeline",
+    "StageOutput": "schedule",
     "TokenSplit": "samples",
     "Topology": "topology",
     "TopologyError": "errors",

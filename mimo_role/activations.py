@@ -1,18 +1,18 @@
 """What crosses a bridge, and how its two sides come to agree on it."""
 
 import math
+import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from mimo_role.batch_ledger import BatchLedger
 from mimo_role.errors import BridgeError
-from mimo_role.routing import Talk, talks
+from mimo_role.routing import talks
 from mimo_role.samples import Endpoint, Place, Samples, Side
-from mimo_role.tags import Purpose, tag_of
 
 _DTYPES = (
     torch.float32,
@@ -25,10 +25,20 @@ _DTYPES = (
     torch.int8,
     torch.uint8,
     torch.bool,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
 )
 
 _HEADER = 16
 """Numbers that describe activations in a message: dtype, samples, form, shape, and an end mark."""
+
+_PACKED_HEADER = struct.Struct(f"<{_HEADER + 2}q")
+"""These, a checksum of splits and lanes, and one of token counts."""
 
 _PACKED, _DENSE, _SINGLE, _END = 0, 1, 2, -1
 """Forms of activations: tokens one after another, samples of equal length, samples of one token; and the end mark."""
@@ -85,168 +95,125 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-class Introduction:
-    """Once, at a bridge's first batch: every destination rank compares what it expects with what each source lane sends.
+class Description:
+    """What the two sides of a bridge must agree on in one batch, as bytes that a header carries."""
 
-    After that nothing is exchanged. Over gloo, which compares neither shapes nor dtypes, a later change of one side alone
-    shows as a batch that does not come.
-    """
-
-    def __init__(
-        self,
-        source: Endpoint,
-        destination: Endpoint,
-        rank: int,
-        device: torch.device,
-        spec: ActivationSpec,
-        bridge: int,
-        way: dist.ProcessGroup | None,
-    ) -> None:
-        """Post the messages; nothing is waited for."""
-        samples = Samples(math.lcm(source.lanes, destination.lanes))  # lanes that share any contiguous batch share one of these
-        tells, hears = talks(rank, Side(source, samples, True), Side(destination, samples, False))
-        self._rank = rank
-        self._mine = [*_header(spec), _agreed(source, destination, spec)]
-        self._sides = Side(source, spec.samples, True), Side(destination, spec.samples, False)
-        told = [(talk, [*self._mine, _checksum(self._tokens(rank, talk.peer).values())]) for talk in tells]
-        awaited = [(talk, len(self._mine) + 1) for talk in hears]
-        self._conversation = _Conversation(rank, device, (bridge, Purpose.INTRODUCTION, 0), way, told, awaited)
-        self._is_checked = False
-
-    def _tokens(self, teller: int, hearer: int) -> dict[int, int]:
-        """By sample, the token counts of what crosses from one rank's lane to the other's in the first batch."""
-        source, destination = self._sides
-        given, got = source.endpoint.place(teller), destination.endpoint.place(hearer)
-        assert given is not None
-        assert got is not None
-        common = (sample for sample in source.of_lane(given.lane) if destination.lane_of(sample) == got.lane)
-        return {sample: source.samples.tokens_of(sample) for sample in common}
-
-    def check(self, bridge: str) -> None:
-        """Wait for what the others told, and compare.
-
-        Raises:
-            BridgeError: another side sends something else, or has gone.
+    def __init__(self, source: Side, destination: Side, spec: ActivationSpec) -> None:
         """
-        if self._is_checked:
-            return
-        for talk, theirs in self._conversation.listen(bridge):
-            if not _is_same(theirs, self._mine):
-                mine, there = _in_words(self._mine), _in_words(theirs)
-                counts = "" if theirs[1] == self._mine[1] else f" in a batch of {theirs[1]}, not of {self._mine[1]}"
-                there = there.removeprefix(f"{mine.split(' of ')[0]} of ")
-                raise BridgeError(f"rank {self._rank} expects {mine} over {bridge}, but rank {talk.peer} sends {there}{counts}")
-            if theirs[_HEADER] != self._mine[_HEADER]:
-                raise BridgeError(
-                    f"rank {self._rank} and rank {talk.peer} are not told the same over {bridge}: the token splits of its two "
-                    "sides, source_lanes and destination_lanes are the same on all ranks"
-                )
-            tokens = self._tokens(talk.peer, self._rank)
-            if theirs[_HEADER + 1] != _checksum(tokens.values()):
-                counts = ", ".join(f"{count} in sample {sample}" for sample, count in list(tokens.items())[:8])
-                raise BridgeError(
-                    f"rank {self._rank} and rank {talk.peer} have unlike token counts over {bridge}: the first has {counts}"
-                    f"{', ...' if len(tokens) > 8 else ''}"
-                )
-        self._is_checked = True
+        Args:
+            source, destination: both ends with the batch's samples.
+            spec: the batch's.
+        """
+        self._source = source
+        self._destination = destination
+        self._samples = spec.samples
+        self._header = _header(spec)
+        lanes = spec.samples.source_lanes, spec.samples.destination_lanes
+        self._agreed = _checksum([source.endpoint.split, destination.endpoint.split, lanes])
+
+    def between(self, source_rank: int, destination_rank: int) -> bytes:
+        """For what goes from one rank to the other, or back."""
+        tokens = self._tokens(source_rank, destination_rank)
+        return _PACKED_HEADER.pack(*self._header, self._agreed, _checksum(tokens.values()))
+
+    def difference(self, source_rank: int, destination_rank: int, theirs: bytes) -> tuple[str, str] | None:
+        """What this rank expects and what the other one has, in words; `None` if their descriptions fit.
+
+        Args:
+            source_rank, destination_rank: the two ranks.
+            theirs: the other's description.
+        """
+        *header, agreed, checksum = _PACKED_HEADER.unpack(theirs)
+        mine = self._header
+        if not _is_same(header, mine):
+            counts = f" of a batch of {mine[1]}", f" of a batch of {header[1]}"
+            expected, found = (
+                _in_words(numbers) + (count if header[1] != mine[1] else "")
+                for numbers, count in zip((mine, header), counts, strict=True)
+            )
+            return expected, found
+        if agreed != self._agreed:
+            return "token splits, source_lanes and destination_lanes that are the same on all ranks", "others"
+        tokens = self._tokens(source_rank, destination_rank)
+        if checksum != _checksum(tokens.values()):
+            counted = ", ".join(f"{count} in sample {sample}" for sample, count in list(tokens.items())[:8])
+            return f"token counts of {counted}{', ...' if len(tokens) > 8 else ''}", "others"
+        return None
+
+    def _tokens(self, source_rank: int, destination_rank: int) -> dict[int, int]:
+        """By sample, the token counts of what crosses from one rank's lane to the other's."""
+        given, got = self._source.endpoint.place(source_rank), self._destination.endpoint.place(destination_rank)
+        if given is None or got is None:  # copies of one lane
+            return {}
+        common = (sample for sample in self._source.of_lane(given.lane) if self._destination.lane_of(sample) == got.lane)
+        return {sample: self._samples.tokens_of(sample) for sample in common}
+
+
+def handshake_peers(source: Endpoint, destination: Endpoint, rank: int) -> tuple[list[int], list[int]]:
+    """To whom a rank sends the description of a bridge's first batch, and from whom it gets one, whatever they send else.
+
+    Each destination rank gets one from every source lane with which it shares any batch of evenly split samples.
+    """
+    samples = Samples(math.lcm(source.lanes, destination.lanes))
+    tells, hears = talks(rank, Side(source, samples, True), Side(destination, samples, False))
+    return [talk.peer for talk in tells if talk.peer != rank], [talk.peer for talk in hears if talk.peer != rank]
 
 
 def exchange(
     source: Side,
     destination: Side,
     rank: int,
-    device: torch.device,
     spec: ActivationSpec | None,
+    bridge: int,
     number: int,
-    batch: int,
-    way: dist.ProcessGroup | None,
-    bridge: str,
+    ledger: BatchLedger,
+    place: str,
 ) -> ActivationSpec:
-    """Tell destination ranks what their samples are, in one message from each source lane.
+    """Send destination ranks what their samples are, in one frame from each source lane.
+
+    Args:
+        source, destination: both ends with the samples as far as the rank knows them.
+        rank: this process's.
+        spec: what it sends, on a sender.
+        bridge, number: of the bridge, and of this exchange over it.
+        ledger: by which frames are sent and awaited.
+        place: the bridge and this rank, for messages.
 
     Raises:
         BridgeError: the source did not answer within the timeout, or its lanes do not agree.
     """
     tells, hears = talks(rank, source, destination)
-    told = []
+    heard: dict[int, list[int]] = {}
     for talk in tells:
         assert spec is not None
-        told.append((talk, _header(spec) + [spec.samples.tokens_of(sample) for sample in talk.samples]))
-    conversation = _Conversation(
-        rank, device, (number, Purpose.EXCHANGE, batch), way, told, [(talk, _HEADER + len(talk.samples)) for talk in hears]
-    )
+        values = _header(spec) + [spec.samples.tokens_of(sample) for sample in talk.samples]
+        if talk.peer == rank:
+            heard[rank] = values
+        else:
+            ledger.send_spec(talk.peer, bridge, number, values)
     if spec is not None and not hears:
-        conversation.end(bridge)
         return spec
     tokens, headers = [0] * destination.samples.count, []
-    if spec is not None and (place := source.endpoint.place(rank)) is not None:
-        for sample in source.of_lane(place.lane):
+    if spec is not None and (given := source.endpoint.place(rank)) is not None:
+        for sample in source.of_lane(given.lane):
             tokens[sample] = spec.samples.tokens_of(sample)
-    for talk, message in conversation.listen(bridge):
-        headers.append((talk.peer, message[:_HEADER]))
-        for sample, count in zip(talk.samples, message[_HEADER:], strict=True):
-            tokens[sample] = count
-    conversation.end(bridge)
-    (first, header), *others = headers
-    for peer, other in others:
-        if not _is_same(other, header):
-            raise BridgeError(
-                f"over {bridge}, rank {first} sends {_in_words(header)}, but rank {peer} sends {_in_words(other)}"
+    others = [talk.peer for talk in hears if talk.peer != rank]
+    heard |= zip(others, ledger.wait_for_specs(others, bridge, number, place), strict=True)
+    for talk in hears:
+        values = heard[talk.peer]
+        if len(values) != _HEADER + len(talk.samples):
+            raise ledger.fail(
+                f"{place} expects {len(talk.samples)} samples from rank {talk.peer}, which describes {len(values) - _HEADER}; "
+                "all ranks call exchange_spec() with the same number of samples and the same lanes"
             )
+        headers.append((talk.peer, values[:_HEADER]))
+        for sample, count in zip(talk.samples, values[_HEADER:], strict=True):
+            tokens[sample] = count
+    (first, header), *rest = headers
+    for peer, other in rest:
+        if not _is_same(other, header):
+            raise ledger.fail(f"{place}: rank {first} sends {_in_words(header)}, but rank {peer} sends {_in_words(other)}")
     return _spec_of(header, replace(destination.samples, tokens=tuple(tokens)))
-
-
-class _Conversation:
-    """One message to each that is told something, and one from each that is heard."""
-
-    def __init__(
-        self,
-        rank: int,
-        device: torch.device,
-        tag: tuple[int, Purpose, int],
-        way: dist.ProcessGroup | None,
-        told: list[tuple[Talk, list[int]]],
-        hears: list[tuple[Talk, int]],
-    ) -> None:
-        self._rank = rank
-        to_itself = {talk.peer: numbers for talk, numbers in told if talk.peer == rank}
-        sent = [(talk, torch.tensor(numbers, dtype=torch.int64, device=device)) for talk, numbers in told if talk.peer != rank]
-        self._heard = [
-            (talk, torch.tensor(to_itself.get(talk.peer, [0] * size), dtype=torch.int64, device=device)) for talk, size in hears
-        ]
-        awaited = [(talk, message) for talk, message in self._heard if talk.peer != rank]
-        operations = [dist.P2POp(dist.isend, message, talk.peer, way, tag_of(*tag, message)) for talk, message in sent]
-        operations += [dist.P2POp(dist.irecv, message, talk.peer, way, tag_of(*tag, message)) for talk, message in awaited]
-        try:
-            works = dist.batch_isend_irecv(operations) if operations else []
-        except RuntimeError as error:
-            peers = ", ".join(str(operation.peer) for operation in operations)
-            raise BridgeError(f"rank {rank} cannot speak to ranks {peers} of what crosses; one has died: {error}") from error
-        if len(works) != len(operations):  # NCCL makes one of a batch
-            works = works * len(operations)
-        self._sent = list(zip(works[: len(sent)], sent, strict=True))
-        self._arriving = {talk.peer: work for work, (talk, _) in zip(works[len(sent) :], awaited, strict=True)}
-
-    def listen(self, bridge: str) -> list[tuple[Talk, list[int]]]:
-        """What was heard, from whom."""
-        for peer, work in self._arriving.items():
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise BridgeError(
-                    f"rank {self._rank} waited in vain for rank {peer} to say what it sends over {bridge}: {error}"
-                ) from error
-        self._arriving.clear()
-        return [(talk, message.tolist()) for talk, message in self._heard]
-
-    def end(self, bridge: str) -> None:
-        """Wait until what was told has been heard."""
-        for work, (talk, _) in self._sent:
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise BridgeError(f"rank {self._rank} told rank {talk.peer} in vain over {bridge}: {error}") from error
-        self._sent.clear()
 
 
 def _is_same(header: list[int], other: list[int]) -> bool:
@@ -257,12 +224,6 @@ def _is_same(header: list[int], other: list[int]) -> bool:
         return [*numbers[:2], form, *numbers[3:_HEADER]]
 
     return plain(header) == plain(other)
-
-
-def _agreed(source: Endpoint, destination: Endpoint, spec: ActivationSpec) -> int:
-    """A checksum of what both sides must be told alike."""
-    lanes = spec.samples.source_lanes, spec.samples.destination_lanes
-    return _checksum([source.split, destination.split, lanes])
 
 
 def _checksum(values: Iterable[object]) -> int:

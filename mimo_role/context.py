@@ -1,7 +1,7 @@
 """One process's place in a running job: `init()`, `current()`, `shutdown()` and what they give."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -9,22 +9,29 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from mimo_role import environ
 from mimo_role.agreement import EndAgreement
+from mimo_role.batch_ledger import BatchLedger
+from mimo_role.batch_ledger import share as share_ledger
 from mimo_role.bridge import Bridge
 from mimo_role.errors import AxisError, BridgeError, ContextError
-from mimo_role.families import GroupOptions, expert_grid_of
+from mimo_role.families import EMBEDDING, GroupOptions, expert_grid_of
+from mimo_role.gradients import GradientClipper
 from mimo_role.grid import RankGrid
 from mimo_role.groups import Groups, share, uses_nccl
 from mimo_role.heartbeat import Heartbeat, beat_file
 from mimo_role.hyper_comm_grid import HyperCommGrid
-from mimo_role.joining import check_same_topology, device_of, join
+from mimo_role.joining import check_same_topology, connect_peers, device_of, join
+from mimo_role.losses import mean_loss, token_count
 from mimo_role.notices import NOTICE
+from mimo_role.random_streams import RandomStreams
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.rounds import schedule
 from mimo_role.samples import Endpoint, TokenSplit
+from mimo_role.seeding import DIFFERENT_OVER
 from mimo_role.topology import Topology
 from mimo_role.ways import WayGroups
 from mimo_role.witness import be_watched
@@ -66,6 +73,8 @@ class RoleContext:
         self._options = dict(options)
         self._groups = Groups(topology, rank, timeout, options)
         self._ways = WayGroups(topology, rank, device)
+        self._ledger = BatchLedger(connect_peers(rank, timeout), timeout.total_seconds())
+        self._clipper = GradientClipper(topology, rank, device, self._own_grid)
         self._grids = {
             name: HyperCommGrid.over(grid, expert_grid_of(topology, name), self._groups, self._groups.communicator(name))
             for name, grid in topology.grids.items()
@@ -92,10 +101,15 @@ class RoleContext:
     def group(self, module: str, *axes: str) -> dist.ProcessGroup:
         """The ranks that differ from this one only along `axes` of a module that it runs.
 
+        `"embd"` instead of axes: its counterparts on the module's first and last stages, which hold tied embeddings; for a rank
+        between them a group of itself alone.
+
         Raises:
-            AxisError: there is no such module or axis, or this rank does not run the module.
+            AxisError: there is no such module, axis or group, or this rank does not run the module.
         """
         self._own_grid(module)
+        if axes == (EMBEDDING,):
+            return self._groups.get_ends(module)
         return self._groups.get(module, axes)
 
     def mesh(self, module: str, *axes: str) -> DeviceMesh:
@@ -168,12 +182,72 @@ class RoleContext:
             before = sum(grid.axis_size("pp") for grid in self._grids_before(module))
             number = before if stage is None else before + 1 + stage
             ways = self._ways.of(module, between_stages=stage is not None)
-            self._bridges[module, stage] = Bridge(*ends, self.rank, self.device, number, ways)
+            self._bridges[module, stage] = Bridge(
+                *ends, self.rank, self.device, number, ways=ways, ledger=self._ledger, step=self._step_number
+            )
         bridge = self._bridges[module, stage]
         for asked, end in ((source, bridge.source), (destination, bridge.destination)):
             if asked is not None and asked != end.split:
                 raise BridgeError(f"{bridge} has {end.split} at {end.module} stage {end.stage}; it cannot become {asked}")
         return bridge
+
+    def clip_grad_norm_(
+        self,
+        modules: Mapping[str, nn.Module] | nn.ModuleDict,
+        max_norm: float,
+        norm_type: float = 2.0,
+        *,
+        error_if_nonfinite: bool = False,
+    ) -> torch.Tensor:
+        """Scale all gradients so that their norm over all modules and ranks is at most `max_norm`.
+
+        Collective over the world, once gradients have been summed over their module's lanes. Each parameter is counted once,
+        whichever ranks hold copies or parts of it (docs/numbers.md). If any gradient is not finite, all gradients on all ranks
+        are set to `None`, so that no optimizer updates anything, and a warning is logged.
+
+        Args:
+            modules: what this rank holds of the modules of its role, by their names. Partial DTensor gradients are reduced.
+            max_norm: as in `torch.nn.utils.clip_grad_norm_`; `math.inf` only computes the norm.
+            norm_type: the p of the p-norm, above 0; `math.inf` for the largest element.
+            error_if_nonfinite: raise instead, on all ranks.
+
+        Returns:
+            The norm before the scaling, float64, the same bits on all ranks; infinite if any gradient is not finite.
+
+        Raises:
+            AxisError: there is no such module, or this rank does not run it.
+            GradientError: an argument or gradient that cannot be used, on this rank or on another one.
+        """
+        return self._clipper.clip(modules, max_norm, norm_type, error_if_nonfinite=error_if_nonfinite)
+
+    def token_count(self, tokens: int | torch.Tensor) -> torch.Tensor:
+        """How many tokens all lanes and context-parallel ranks of the language model hold together, int64.
+
+        Collective over this rank's dp and cp row of the language model; the ranks that compute the loss call it before they do.
+
+        Args:
+            tokens: how many this rank holds of the whole step's, all micro-batches together.
+
+        Raises:
+            AxisError: this rank does not run the language model.
+        """
+        return token_count(tokens, self.group(MIMO_LANGUAGE_MODULE_KEY, "dp", "cp"), self.device)
+
+    def mean_loss(self, losses: Sequence[torch.Tensor], tokens: int | torch.Tensor | None = None) -> torch.Tensor:
+        """The loss of the whole batch, to be logged. Collective over the world.
+
+        Args:
+            losses: of this rank's micro-batches, as `Schedule1F1B.step` returns them; read on the language model's last stage
+                only. With `tokens` they are sums over tokens, without they have been divided by `token_count`.
+            tokens: how many this rank's losses are the sum of. All ranks of that stage give it, or none does.
+
+        Returns:
+            The mean over all lanes' and context-parallel ranks' tokens, float64, the same on all ranks of the world; NaN if
+            `tokens` are 0 in all.
+        """
+        name = MIMO_LANGUAGE_MODULE_KEY
+        is_counted = self.role.is_last_stage(name) and self.coords(name)["tp"] == 0
+        return mean_loss(losses, tokens, self.device, is_counted=is_counted)
 
     def step(self, number: int | None = None) -> None:
         """Say that this rank has come to a training step: the next one, or the one with this number, which grows.
@@ -184,6 +258,22 @@ class RoleContext:
         """
         self.heartbeat.step(number)
 
+    def seed_everything(self, seed: int, *, different_over: Collection[str] = DIFFERENT_OVER) -> RandomStreams:
+        """Seed `random`, NumPy and torch, on the CPU and on GPUs; no rank talks to another.
+
+        What they draw is equal over the axes that are not named, and different over those that are and over modules. A rank
+        with several modules draws for one at a time, `with streams.fork("vision")`; see `RandomStreams` and docs/numbers.md.
+
+        Args:
+            seed: any whole number, the same on all ranks.
+            different_over: `("dp", "pp")` gives each lane and stage dropout masks of its own; with `("pp",)` replicas of a
+                module also start with the same weights.
+
+        Raises:
+            AxisError: a module of this rank has no such axis.
+        """
+        return RandomStreams(seed, self.topology, self.rank, self.device, different_over)
+
     def seconds_left(self) -> float | None:
         """How long the job will go on, if a scheduler or user has announced its end to any rank; else `None`.
 
@@ -193,6 +283,10 @@ class RoleContext:
         """
         self.heartbeat.beat()
         return self._agreement.seconds_left()
+
+    def _step_number(self) -> int:
+        """The step that the script has come to; -1 if it does not say."""
+        return -1 if self.heartbeat.script_step is None else self.heartbeat.script_step
 
     def _endpoints(
         self, module: str, stage: int | None, source: TokenSplit | None, destination: TokenSplit | None
@@ -228,12 +322,13 @@ class RoleContext:
     def _close(self) -> None:
         environ.withdraw(self._exported)
         share(None)
+        share_ledger(None)
         if dist.is_initialized():
             try:
                 self._agreement.close()
-                for bridge in self._bridges.values():
-                    bridge.wait()
+                self._ledger.leave()
             finally:
+                self._ledger.close()
                 self._ways.destroy()
                 self._groups.destroy()
                 if self._owns_world:
@@ -301,6 +396,7 @@ def init(
         dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
         _current = context
         share(context._groups)
+        share_ledger(context._ledger)
     except BaseException:
         if owns_world:
             dist.destroy_process_group()

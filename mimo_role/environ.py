@@ -239,6 +239,16 @@ def threads() -> int | None:
     return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
 
 
+def is_on_one_host() -> bool:
+    """Whether all ranks are known to run on this machine.
+
+    Raises:
+        EnvironError: `WORLD_SIZE` or `LOCAL_WORLD_SIZE` is not a number.
+    """
+    ranks = _integer(os.environ, "LOCAL_WORLD_SIZE")
+    return ranks is not None and ranks == _integer(os.environ, "WORLD_SIZE")
+
+
 def get(name: str) -> str | None:
     """One variable of this process's environment."""
     return os.environ.get(name)

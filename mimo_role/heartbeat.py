@@ -42,6 +42,11 @@ class Heartbeat:
         self._is_numbered = self._is_numbered or number is not None
         self._come_to(self._last + 1 if number is None else number)
 
+    @property
+    def script_step(self) -> int | None:
+        """The step that the script has come to; `None` if it does not call `step()`."""
+        return self._last if self._script_counts else None
+
     def scheduled_step(self) -> None:
         """The schedule has come to its next step, which counts unless the script counts for itself."""
         if self._script_counts:

@@ -1,8 +1,10 @@
 """How a process joins torch.distributed, and the check that all that joined hold the same topology."""
 
 import hashlib
+import itertools
 import json
 import socket
+import weakref
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import timedelta
@@ -14,6 +16,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from mimo_role import environ, network
 from mimo_role.errors import ContextError, TopologyMismatchError
 from mimo_role.families import GroupOptions
+from mimo_role.peer_links import PeerLinks, Store
 from mimo_role.topology import Topology
 
 
@@ -61,6 +64,39 @@ def _join_by_environ(topology: Topology, backend: str, timeout: timedelta) -> to
     else:
         dist.init_process_group(backend, timeout=timeout, device_id=bound)
     return device
+
+
+_contexts: "weakref.WeakKeyDictionary[dist.ProcessGroup, itertools.count[int]]" = weakref.WeakKeyDictionary()
+"""Numbers for the contexts of each world, which all its ranks make in the same order."""
+
+
+def connect_peers(rank: int, timeout: timedelta) -> PeerLinks | None:
+    """Listen for other ranks' frames, and publish where in the world's store; `None` where no other rank is real.
+
+    Raises:
+        BridgeError: this host does not have the address at which the others are to reach it.
+        HostError: the name of the job's first host cannot be resolved.
+    """
+    world = dist.group.WORLD
+    assert world is not None
+    if dist.get_world_size() == 1 or dist.get_backend() == "fake":
+        return None
+    number = next(_contexts.setdefault(world, itertools.count()))
+    store: Store = world.get_group_store()
+    return PeerLinks(rank, store, address=_own_address(), series=number, timeout_s=timeout.total_seconds())
+
+
+def _own_address() -> str:
+    """The address at which other ranks reach this host: that of gloo's interface, else the one towards the first host."""
+    if (name := environ.get("GLOO_SOCKET_IFNAME")) and (address := network.address_of(name.partition(",")[0])) is not None:
+        return address
+    host = environ.get("MASTER_ADDR") or socket.gethostname()
+    for address in network.addresses_of(host):
+        own = address if network.is_local(address) else network.address_towards(address)
+        if own is not None and (environ.is_on_one_host() or not network.is_loopback(own)):
+            return own
+    # The first host's name leads to its loopback interface there: Debian's /etc/hosts.
+    return next(filter(None, map(network.address_of, network.interfaces())), "127.0.0.1")
 
 
 def device_of(on_gpu: bool) -> torch.device:

@@ -56,20 +56,26 @@ def address_towards(address: str) -> str | None:
         return str(probe.getsockname()[0])
 
 
+def interfaces() -> list[str]:
+    """The names of this machine's interfaces, but for the loopback interface."""
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
+
+
+def address_of(interface: str) -> str | None:
+    """The IPv4 address of an interface; `None` if it has none."""
+    request = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
+        except OSError:
+            return None
+
+
 def interface_of(address: str) -> str | None:
     """The name of the interface that has an address, such as `eth0`; `None` if none is found."""
     if ":" in address:
         return _interface_of_ipv6(address)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode())
-            try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # it has no IPv4 address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None
+    return next((name for _, name in socket.if_nameindex() if address_of(name) == address), None)
 
 
 def interface_towards(host: str) -> str | None:

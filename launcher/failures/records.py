@@ -31,8 +31,10 @@ _LOST_A_PEER = (
     "failed to recv, got 0 bytes",
     "timed out waiting",
     "collective operation timeout",
+    "failure reported by rank",
+    "that rank has left the job",
 )
-"""What torch, gloo and NCCL say where another rank has gone."""
+"""What torch, gloo and NCCL say where another rank has gone, and what a bridge does."""
 
 
 @dataclass(frozen=True, kw_only=True)

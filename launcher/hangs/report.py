@@ -16,8 +16,7 @@ _ROUNDED = 0.01
 _INNERMOST = 3
 _RECEIVING = {
     *(("distributed_c10d.py", name) for name in ("send", "recv")),
-    *(("crossing.py", name) for name in ("receive", "wait", "_wait")),
-    ("outbox.py", "wait"),
+    *(("batch_ledger.py", name) for name in ("_wait", "transfer")),
 }
 _SHOWN_WAITS = 6
 _SHOWN_PLACES = 4

@@ -47,6 +47,38 @@ def test_a_node_can_be_named_by_its_pool(agents):
     assert [len(done.out.splitlines()) for done in found] == [1, 2, 3]
 
 
+# Six samples from encoders on two hosts to language lanes on a third, and their gradients back; in the third step one
+# language lane takes a batch less.
+OVER_A_BRIDGE = """
+import torch, mimo_role
+ctx = mimo_role.current()
+bridge, found = ctx.bridge("vision"), []
+mine = mimo_role.lane_samples(6, 3, ctx.coords(next(iter(ctx.role.modules)))["dp"])
+try:
+    for step in range(3):
+        if bridge.is_sender:
+            held = torch.arange(mine.start, mine.stop, dtype=torch.float64).view(-1, 1).requires_grad_()
+            bridge(held * 2, batch_size=6).backward()
+            found.append(held.grad.view(-1).tolist() == [2.0 * 3 * (step + 1)] * len(mine))
+        elif step < 2 or ctx.rank != 4:
+            taken = bridge(batch_size=6, sample_shape=(1,), dtype=torch.float64)
+            found.append(taken.view(-1).tolist() == [2.0 * sample for sample in mine])
+            (taken * 3 * (step + 1)).sum().backward()
+    mimo_role.shutdown()
+except mimo_role.BridgeError as error:
+    found.append("batch 2" in str(error) and "rank 4" in str(error))
+print(*found)
+"""
+
+
+def test_batches_cross_between_hosts_and_a_missing_one_is_named_there(agents):
+    found = agents.run(OVER_A_BRIDGE)
+    assert [done.code for done in found] == [0, 0, 0]
+    for (_, ranks), done in zip(PLACES.items(), found, strict=True):
+        for rank in ranks:
+            assert lines_of(done.out, f"[{LABELS[rank]} r{rank}]") == ["True True True"]
+
+
 # Rank 4 fails the first time only; the others talk to it all the time.
 FAILS_ONCE = """
 import os, sys, torch, torch.distributed as dist, mimo_role
