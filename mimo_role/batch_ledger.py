@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ _ANNOUNCE_AFTER_S = 0.1
 _POLL_S = 0.1
 _LEAVE_WITHIN_S = 5.0
 """How long a rank that leaves waits for its peers to leave too, to notice what one of them still sends or awaits."""
+_PHASES = 8
+"""Phases of leaving. A rank ends each when its peers have ended the one before, so a failure reaches ranks that far away."""
 _MANY = 2
 """Batches without a receipt from which on this rank looks for some when it sends another."""
 _REMEMBERED = 1 << 14
@@ -100,8 +102,8 @@ class BatchLedger:
         self._bridged: set[int] = set()
         """Ranks at the other ends of bridges, used or not."""
         self._left: set[int] = set()
-        self._done: set[int] = set()
-        """Peers whose own peers have all left."""
+        self._done: Counter[int] = Counter()
+        """By peer, the phases of leaving that it has ended."""
         self._abandoned: dict[tuple[int, BatchKey], str] = {}
         self.calls: dict[BatchKey, Callable[[int], None]] = {}
         """Calls of this rank whose gradients have not come back: starts to receive them from a peer."""
@@ -130,7 +132,7 @@ class BatchLedger:
             links.on(FrameKind.BLOCKED, self._peer_is_blocked)
             links.on(FrameKind.FAILED, self._peer_failed)
             links.on(FrameKind.LEAVING, lambda peer, _: self._left.add(peer))
-            links.on(FrameKind.DONE, lambda peer, _: self._done.add(peer))
+            links.on(FrameKind.DONE, lambda peer, _: self._done.update((peer,)))
             links.on(FrameKind.RELEASE, lambda peer, content: self._completing.extend(complete_transfers(peer, content)))
         itself = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _close_in_child(itself))
@@ -367,13 +369,13 @@ class BatchLedger:
                         )
 
     def _linger(self) -> None:
-        """Handle what still comes, for a few seconds at most, until all peers have left and theirs, too.
+        """Handle what still comes, for a few seconds at most, until all peers have left, and theirs, and so on.
 
         One of them may be blocked in a transfer with this rank, or still have to report a failure.
         """
         until = time.monotonic() + _LEAVE_WITHIN_S
-        for is_over in (self._is_gone, self._is_done):
-            while not all(map(is_over, self._peers())) and time.monotonic() < until:
+        for phase in range(_PHASES):
+            while not all(self._is_done(peer, phase) for peer in self._peers()) and time.monotonic() < until:
                 self._poll(_POLL_S)
             self._send_all(frames.done())
 
@@ -476,8 +478,10 @@ class BatchLedger:
     def _is_gone(self, peer: int) -> bool:
         return peer in self._left or (self._links is not None and peer in self._links.lost)
 
-    def _is_done(self, peer: int) -> bool:
-        return peer in self._done or (self._links is not None and peer in self._links.lost)
+    def _is_done(self, peer: int, phase: int) -> bool:
+        """Whether a peer has left, and ended the phases before this one."""
+        has_ended = self._is_gone(peer) and self._done[peer] >= phase
+        return has_ended or (self._links is not None and peer in self._links.lost)
 
     def _reason(self, peer: int, awaited: str) -> str:
         if peer in self._left:

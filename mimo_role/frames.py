@@ -37,7 +37,7 @@ class FrameKind(IntEnum):
     LEAVING = 6
     """The sender has left the job in good order."""
     DONE = 8
-    """All ranks with which the sender had to do have left, and none has reported a failure to it."""
+    """The sender has ended a phase of leaving: all its peers have ended the one before."""
     RELEASE = 7
     """The sender has failed and is blocked in a transfer with the receiver, which is to complete it with any data."""
 
@@ -189,7 +189,7 @@ def leaving() -> bytes:
 
 
 def done() -> bytes:
-    """A frame: all peers of the sender have left."""
+    """A frame: the sender has ended a phase of leaving."""
     return _framed(FrameKind.DONE, b"")
 
 
