@@ -12,7 +12,7 @@ With several micro-batches in flight no wrapper finds the right moment by itself
 import gc
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, ref
@@ -63,9 +63,9 @@ class GradientSync:
             self._step = step
             # Hooks that stay would keep modules from being pickled.
             for root in step.roots:
-                undo.callback(root.register_forward_pre_hook(self._root_is_called).remove)
+                undo.callback(root.register_forward_pre_hook(_uncompiled(self._root_is_called)).remove)
             for wrapper in step.others:
-                undo.callback(wrapper.register_forward_pre_hook(self._other_is_called).remove)
+                undo.callback(wrapper.register_forward_pre_hook(_uncompiled(self._other_is_called)).remove)
             yield step
 
     def _all_others(self) -> list[nn.Module]:
@@ -74,15 +74,18 @@ class GradientSync:
         return [wrapper for found in self._others if (wrapper := found()) is not None]
 
     # A compiled module may keep calling the hooks of the step in which it was compiled, so they are not the step's own.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _root_is_called(self, root: nn.Module, _: Any) -> None:
         if self._step is not None:
             self._step.root_is_called(root)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _other_is_called(self, wrapper: nn.Module, _: Any) -> None:
         if self._step is not None and torch.is_grad_enabled():
             self._step.other_is_called(wrapper)
+
+
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that dynamo leaves alone; without importing dynamo, which takes seconds: where nobody has, nothing is compiled."""
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook  # type: ignore[no-untyped-call, no-any-return]
 
 
 class StepSync:

@@ -14,7 +14,7 @@ from tests.mimo_role.bridge_programs import oracle, program_of, run_programs
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(900)]
 
 SEED = int(os.environ.get("BRIDGE_PROGRAMS_SEED", "0"))
-COUNT = int(os.environ.get("BRIDGE_PROGRAMS", "600"))
+COUNT = int(os.environ.get("BRIDGE_PROGRAMS", "300"))
 RANKS = 6
 
 
