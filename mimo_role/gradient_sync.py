@@ -85,7 +85,7 @@ class GradientSync:
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     """A hook that dynamo leaves alone; without importing dynamo, which takes seconds: where nobody has, nothing is compiled."""
-    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook  # type: ignore[no-untyped-call, no-any-return]
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook  # type: ignore[no-untyped-call]
 
 
 class StepSync:
