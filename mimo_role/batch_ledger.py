@@ -571,7 +571,9 @@ class BatchLedger:
         if waited_s > _ANNOUNCE_AFTER_S and not state.is_announced:
             state.is_announced = True
             for item in awaited:
-                self._links.send(item.want.peer, frames.blocked((Edge(self._links.rank, item.want),)))
+                # The receipts of data that is kept come by themselves, when it has arrived.
+                if not (item.want.is_receipt and (item.want.peer, item.want.key) in self._sent):
+                    self._links.send(item.want.peer, frames.blocked((Edge(self._links.rank, item.want),)))
         if self._cycles and (problem := self._resolve_cycles(awaited)) is not None:
             raise self.fail(problem)
 
