@@ -100,7 +100,7 @@ class PeerLinks:
             try:
                 link = self._outgoing[peer] = self._connect(peer)
             except ConnectionRefusedError:  # it does not listen any more
-                self.lost.add(peer)
+                self._is_lost(peer)
                 return
         link.send(frame)
 
@@ -172,9 +172,13 @@ class PeerLinks:
         return True
 
     def _hung_up(self, peer: int, link: "_Outgoing") -> None:
-        """A peer has closed its end. What it has sent before comes first."""
+        """A peer has closed its end."""
         self._by_file.pop(link.socket.fileno(), None)
         self._epoll.unregister(link.socket)
+        self._is_lost(peer)
+
+    def _is_lost(self, peer: int) -> None:
+        """Note that a peer has gone. What it has sent before comes first."""
         for listener in (self._listener, self._local_listener):
             while self._accept(listener):
                 pass

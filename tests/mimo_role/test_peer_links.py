@@ -128,6 +128,15 @@ def test_a_peer_that_has_closed_is_lost_after_its_last_frame(ranks):
     assert second.got == [(0, 1), (0, 2)]
 
 
+def test_what_a_peer_sent_before_it_closed_comes_before_the_refusal_to_be_connected_to(ranks):
+    first, second, _ = ranks
+    first.links.send(1, frame(1))
+    first.links.close()
+    second.links.send(0, frame(2))
+    assert second.got == [(0, 1)]
+    assert second.links.lost == {0}
+
+
 def test_frames_to_a_peer_that_has_closed_are_dropped(ranks):
     first, second, third = ranks
     first.links.send(1, frame(1))

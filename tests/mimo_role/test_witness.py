@@ -79,7 +79,7 @@ def main_functions(text):
     [
         pytest.param("while True: pass", id="a loop in Python"),
         pytest.param("time.sleep(1000)", id="a sleep"),
-        pytest.param("ctypes.PyDLL(None).sleep(1000)", id="a call in C that holds the interpreter"),
+        pytest.param("while True: ctypes.PyDLL(None).sleep(1000)", id="a call in C that holds the interpreter"),
         pytest.param("sum(1 for _ in iter(int, 1))", id="a loop in C"),
         pytest.param("lock = threading.Lock(); lock.acquire(); lock.acquire()", id="a lock that nobody lets go of"),
     ],
@@ -126,7 +126,7 @@ def test_a_rank_in_a_loop_answers_too(tmp_path):
 
 
 def test_a_rank_that_holds_the_interpreter_does_not_answer(tmp_path):
-    with at_work(tmp_path, "ctypes.PyDLL(None).sleep(1000)") as process:
+    with at_work(tmp_path, "while True: ctypes.PyDLL(None).sleep(1000)") as process:
         os.close(os.open(question_pipe(tmp_path, 3), os.O_RDWR | os.O_NONBLOCK))
         process.send_signal(STACKS_SIGNAL)
         until(lambda: "in <module>" in stacks(tmp_path))
