@@ -64,6 +64,8 @@ class PeerLinks:
         self._handlers: dict[int, Callable[[int, bytes], None]] = {}
         self.lost: set[int] = set()
         """Peers whose connection has ended without a word: they have exited or died."""
+        self._refused: set[int] = set()
+        """Peers that do not listen any more; they are lost when what they have sent has been handled."""
         self._epoll = select.epoll()
         self._by_file: dict[int, Callable[[], object]] = {}
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -93,14 +95,14 @@ class PeerLinks:
         Raises:
             BridgeError: the peer's host cannot be reached.
         """
-        if peer in self.lost:
+        if peer in self.lost or peer in self._refused:
             return
         link = self._outgoing.get(peer)
         if link is None:
             try:
                 link = self._outgoing[peer] = self._connect(peer)
             except ConnectionRefusedError:  # it does not listen any more
-                self._is_lost(peer)
+                self._refused.add(peer)
                 return
         link.send(frame)
 
@@ -111,7 +113,7 @@ class PeerLinks:
     def ready(self, timeout_s: float) -> list[int]:
         """Wait for frames; returns the connections on which something has arrived."""
         try:
-            return [file for file, _ in self._epoll.poll(timeout_s)]
+            return [file for file, _ in self._epoll.poll(0.0 if self._refused else timeout_s)]
         except ValueError:  # closed meanwhile
             return []
 
@@ -120,6 +122,10 @@ class PeerLinks:
         for file in ready:
             if (handle := self._by_file.get(file)) is not None:
                 handle()
+        while self._refused:
+            peer = self._refused.pop()
+            self._receive_the_rest(peer)
+            self.lost.add(peer)
 
     def receive_from(self, peer: int) -> None:
         """Handle the frames that have arrived from one peer."""
@@ -175,17 +181,17 @@ class PeerLinks:
         """A peer has closed its end."""
         self._by_file.pop(link.socket.fileno(), None)
         self._epoll.unregister(link.socket)
-        self._is_lost(peer)
+        self._receive_the_rest(peer)
+        self.lost.add(peer)
 
-    def _is_lost(self, peer: int) -> None:
-        """Note that a peer has gone. What it has sent before comes first."""
+    def _receive_the_rest(self, peer: int) -> None:
+        """Handle all that a peer has sent before it closed its end."""
         for listener in (self._listener, self._local_listener):
             while self._accept(listener):
                 pass
         for incoming in list(self._incoming):
             while incoming.peer in (peer, None) and self._receive(incoming):
                 pass
-        self.lost.add(peer)
 
     def _receive(self, link: "_Incoming") -> bool:
         """Handle what has arrived on a connection, a part at a time; return whether there was anything."""
