@@ -136,20 +136,20 @@ def watch(side: str, step: Callable[[], None], topology: Topology, rank: int) ->
 
     sent: dict[int, int] = defaultdict(int)
     reads = 0
-    single, batched, blocking = dist.isend, dist.batch_isend_irecv, dist.send
+    single, batched, blocking = dist.ProcessGroup.send, dist.batch_isend_irecv, dist.send
     vision = topology.grids["vision"]
 
     def note(tensor: torch.Tensor, peer: int) -> None:
         if (rank in vision) != (peer in vision):
             sent[peer] += tensor.numel() * tensor.element_size()
 
-    def isend(tensor: torch.Tensor, dst: int, *settings: Any) -> Any:
-        note(tensor, dst)
-        return single(tensor, dst, *settings)
+    def group_send(group: dist.ProcessGroup, tensors: list[torch.Tensor], dst: int, tag: int) -> Any:
+        note(tensors[0], dst)
+        return single(group, tensors, dst, tag)
 
     def batch(operations: list[dist.P2POp]) -> Any:
         for operation in operations:
-            if operation.op is single:
+            if operation.op is dist.isend:
                 note(operation.tensor, operation.peer)
         return batched(operations)
 
@@ -166,10 +166,11 @@ def watch(side: str, step: Callable[[], None], topology: Topology, rank: int) ->
         return read
 
     with ExitStack() as stack:
-        # The peer makes operations of torch's own isend, which must stay what it is.
-        patches = {"isend": isend} if side == "ours" else {"batch_isend_irecv": batch, "send": send}
-        for name, patched in patches.items():
-            stack.enter_context(mock.patch(f"torch.distributed.{name}", patched))
+        if side == "ours":
+            stack.enter_context(mock.patch.object(dist.ProcessGroup, "send", group_send))
+        else:
+            for name, patched in {"batch_isend_irecv": batch, "send": send}.items():
+                stack.enter_context(mock.patch(f"torch.distributed.{name}", patched))
         for name in ("item", "tolist", "cpu"):
             stack.enter_context(mock.patch.object(torch.Tensor, name, counted(getattr(torch.Tensor, name))))
         step()
