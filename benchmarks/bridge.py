@@ -40,7 +40,7 @@ def measure(topology: Topology, mib: float, sequence_parallel: bool, runs: int) 
 
     import mimo_role
     from mimo_role import ActivationSpec
-    from mimo_role.crossing import start_together
+    from mimo_role.bridge.transfer import start_together
 
     ctx = mimo_role.init(topology, backend="gloo", timeout_s=LIMIT_S)
     destination = TokenSplit(sequence_parallel=sequence_parallel)
@@ -105,7 +105,7 @@ def bare(bridge: Any, spec: Any) -> Callable[[], None]:
     import torch
     import torch.distributed as dist
 
-    from mimo_role.routing import Side, route
+    from mimo_role.resharding.transfer_plan import Side, route
 
     sides = Side(bridge.source, spec.samples, True), Side(bridge.destination, spec.samples, False)
     memory: dict[Any, torch.Tensor] = {}
@@ -203,8 +203,8 @@ def rows_of(m: int, n: int, tp: int, mib: float, sequence_parallel: bool, runs: 
 
 
 def routing_row(runs: int) -> Row:
-    from mimo_role.routing import Side, route
-    from mimo_role.samples import Endpoint
+    from mimo_role.resharding.samples import Endpoint
+    from mimo_role.resharding.transfer_plan import Side, route
 
     topology = Topology.from_modules({"vision": {"tp": 8, "dp": 1024}, "language": {"tp": 8, "dp": 1152}})
     generator = random.Random(0)

@@ -43,7 +43,7 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
     from steps import Steps
 
     import mimo_role
-    from mimo_role.crossing import Crossing
+    from mimo_role.bridge.transfer import Crossing
 
     ctx = mimo_role.current()
     names = ctx.topology.modality_module_names
@@ -94,7 +94,7 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
 
 def one_after_another(ctx: Any, path: Any, batches: list[Any]) -> None:
     """All micro-batches forward, then all back; every rank waits for what it needs next."""
-    from mimo_role.timeline import Graph
+    from mimo_role.pipeline.timeline import Graph
 
     graph = Graph(ctx.topology)
     roots = []

@@ -74,7 +74,7 @@ run_dir: {folder}/run
 
 def beat_ns() -> float:
     """One `ctx.step()`, median over five rounds of many."""
-    from mimo_role.heartbeat import Heartbeat
+    from mimo_role.monitoring.heartbeat import Heartbeat
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         heartbeat = Heartbeat(Path(folder, "rank0.beat"))
@@ -109,11 +109,11 @@ def step_ms(steps: int, *, watched: bool) -> float:
 
 def arriving_s(ranks: int, *, compares: bool) -> float:
     """From the first arrival until all may go on: nodes of 8, each with an agent's own code, over a real control store."""
-    from launcher.config import load
-    from launcher.control import Control
-    from launcher.here import Endpoint
-    from launcher.plan import make_plan
-    from launcher.preflight.arrivals import Arrivals
+    from launcher.config.loader import load
+    from launcher.coordination.coordinator import Coordinator
+    from launcher.coordination.node_identity import Endpoint
+    from launcher.plan.planner import make_plan
+    from launcher.preflight.check import PreflightCheck
     from launcher.preflight.facts import arrive, gather
 
     with tempfile.TemporaryDirectory() as name:
@@ -126,10 +126,10 @@ def arriving_s(ranks: int, *, compares: bool) -> float:
         folders = [Path(name, node) for node in names]
         for folder in folders:
             folder.mkdir()
-        controls = [Control(endpoint, names, node, plan.digest, TIMEOUT_S) for node in range(len(names))]
+        controls = [Coordinator(endpoint, names, node, plan.digest, TIMEOUT_S) for node in range(len(names))]
         with ThreadPoolExecutor(len(names)) as threads:
             list(threads.map(lambda control: control.meet("run", say), controls))
-        agents = [Arrivals(plan, node, 0, folders[node], names, control, say) for node, control in enumerate(controls)]
+        agents = [PreflightCheck(plan, node, 0, folders[node], names, control, say) for node, control in enumerate(controls)]
         with ThreadPoolExecutor(ranks) as threads:
             began = time.perf_counter()
             calls = [

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-from launcher.ending import leave
 from launcher.errors import ConfigError, LaunchError
+from launcher.host.interpreter_exit import exit_without_teardown
 from mimo_role.errors import MimoError
 
 if TYPE_CHECKING:
-    from launcher.plan import LaunchPlan
-    from launcher.schema import JobConfig
+    from launcher.config.schema import JobConfig
+    from launcher.plan.launch_plan import LaunchPlan
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -27,7 +27,7 @@ def entry() -> NoReturn:
     """The console script: run the command and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    leave(main())
+    exit_without_teardown(main())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,7 +155,7 @@ class _Version(argparse.Action):
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from launcher.render import as_json, as_table
+    from launcher.plan.render import as_json, as_table
 
     plan, _, _ = _planned(arguments)
     print(as_json(plan) if arguments.json else as_table(plan))
@@ -165,9 +165,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from launcher import here, local
-    from launcher.planfile import is_plan, load_plan
-    from launcher.streams import FOLD_S, Streams
+    from launcher.agent import lifecycle
+    from launcher.console import FOLD_S, Console
+    from launcher.coordination import node_identity
+    from launcher.plan.plan_file import is_plan, load_plan
 
     if is_plan(arguments.config):
         if arguments.overrides or arguments.script_args:
@@ -175,22 +176,22 @@ def _run(arguments: argparse.Namespace) -> int:
         plan, config_text = load_plan(arguments.config)
     else:
         plan, config_text, _ = _planned(arguments)
-    place = here.find(plan, arguments.node_rank, arguments.rdzv_endpoint)
+    place = node_identity.resolve_local_node(plan, arguments.node_rank, arguments.rdzv_endpoint)
     if place.node_rank == 0:
         _warn(plan)
     plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
-    streams = Streams(out=sys.stdout, err=sys.stderr, say=_say, fold_s=FOLD_S if arguments.log_fold == "on" else 0.0)
-    outcome = local.run(plan, place, config_text, streams)
+    streams = Console(out=sys.stdout, err=sys.stderr, say=_say, fold_s=FOLD_S if arguments.log_fold == "on" else 0.0)
+    outcome = lifecycle.run(plan, place, config_text, streams)
     if outcome.failure is not None:
         _say(outcome.failure)
     return outcome.exit_code
 
 
 def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig]":
-    from launcher.config import load
-    from launcher.plan import make_plan
-    from launcher.reading import source_of
-    from launcher.schedulers.options import check_options
+    from launcher.config.loader import load
+    from launcher.config.yaml_reader import source_of
+    from launcher.plan.planner import make_plan
+    from launcher.schedulers.sbatch_options import check_options
 
     config, config_text = load(arguments.config, arguments.overrides)
     for name, pool in (config.pools or {}).items():
@@ -204,7 +205,7 @@ def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig
 
 def _submit(arguments: argparse.Namespace) -> int:
     plan, config_text, config = _planned(arguments)
-    from launcher.schedulers.slurm import NAME as SLURM
+    from launcher.schedulers.slurm_scheduler import NAME as SLURM
     from launcher.schedulers.submit import Request, dry_run, schedulers, submit
 
     if arguments.to not in schedulers():
@@ -242,7 +243,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
         print(status_of(arguments.job))
         return DONE
-    from launcher.schedulers import jobs
+    from launcher import jobs
 
     job = jobs.find(arguments.job)
     print(jobs.as_json(job) if arguments.json else jobs.as_table(job))
@@ -252,8 +253,8 @@ def _status(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     if _is_torchxs(arguments.job):
         raise LaunchError(f"{arguments.job}: its logs are torchx's: torchx log {arguments.job}")
-    from launcher.schedulers import jobs
-    from launcher.schedulers.logs import LogFilter, ranks_from
+    from launcher import jobs
+    from launcher.logs.reader import LogFilter, ranks_from
 
     wanted = LogFilter(module=arguments.module, stage=arguments.stage, ranks=ranks_from(arguments.rank))
     job = jobs.find(arguments.job)
@@ -270,7 +271,8 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
         cancel(arguments.job)
         return DONE
-    from launcher.schedulers import jobs, slurm_jobs
+    from launcher import jobs
+    from launcher.schedulers import slurm_client
 
     job = jobs.find(arguments.job)
     if job.slurm is None:
@@ -278,7 +280,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     if job.slurm.is_over:
         _say(f"job {job.slurm.job_id} is over already: {job.slurm.state}")
     else:
-        slurm_jobs.cancel(job.slurm.job_id)
+        slurm_client.cancel(job.slurm.job_id)
         _say(f"job {job.slurm.job_id} is cancelled")
     return DONE
 

@@ -7,12 +7,10 @@ Every name loads on first use. `current()`, `init()`, `shutdown()`, `RoleContext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimo_role.activations import ActivationSpec
-    from mimo_role.balance import balanced_lanes
-    from mimo_role.bridge import Bridge
-    from mimo_role.bridge_autograd import Passage, cross_together
+    from mimo_role.bridge.autograd import Passage, cross_together
+    from mimo_role.bridge.bridge import Bridge
+    from mimo_role.bridge.handshake import ActivationSpec
     from mimo_role.context import RoleContext, current, init, shutdown
-    from mimo_role.environ import RankEnviron
     from mimo_role.errors import (
         AxisError,
         BridgeError,
@@ -28,18 +26,20 @@ if TYPE_CHECKING:
         UnknownWorldSizeError,
         WorldSizeError,
     )
-    from mimo_role.families import GroupOptions, NcclOptions
-    from mimo_role.grid import RankGrid
-    from mimo_role.hyper_comm_grid import HyperCommGrid
-    from mimo_role.notices import REQUEUE_EXIT_CODE, Notice, listen, notice, shield_worker
-    from mimo_role.random_streams import RandomStreams
+    from mimo_role.groups.families import GroupOptions, NcclOptions
+    from mimo_role.megatron.hyper_comm_grid import HyperCommGrid
+    from mimo_role.pipeline.schedule import Schedule1F1B, StageOutput
+    from mimo_role.pipeline.timeline import StageId
+    from mimo_role.preemption.notice import REQUEUE_EXIT_CODE, Notice, listen, notice, shield_worker
+    from mimo_role.rank_environ import RankEnviron
+    from mimo_role.resharding.lane_balancing import balanced_lanes
+    from mimo_role.resharding.samples import Samples, TokenSplit, lane_samples
     from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, ModuleStageInfo, RankRole
-    from mimo_role.samples import Samples, TokenSplit, lane_samples
-    from mimo_role.schedule import Schedule1F1B, StageOutput
-    from mimo_role.seeding import megatron_seeds
-    from mimo_role.sizing import ModuleSizes
-    from mimo_role.timeline import StageId
-    from mimo_role.topology import Topology
+    from mimo_role.topology.grid import RankGrid
+    from mimo_role.topology.sizing import ModuleSizes
+    from mimo_role.topology.topology import Topology
+    from mimo_role.training.random_streams import RandomStreams
+    from mimo_role.training.seeding import megatron_seeds
 
 __version__ = "0.1.0"
 
@@ -93,48 +93,48 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ActivationSpec": "activations",
+    "ActivationSpec": "bridge.handshake",
     "AxisError": "errors",
-    "balanced_lanes": "balance",
-    "Bridge": "bridge",
+    "balanced_lanes": "resharding.lane_balancing",
+    "Bridge": "bridge.bridge",
     "BridgeError": "errors",
     "ContextError": "errors",
-    "cross_together": "bridge_autograd",
+    "cross_together": "bridge.autograd",
     "current": "context",
     "EnvironError": "errors",
     "GradientError": "errors",
     "GridError": "errors",
-    "GroupOptions": "families",
-    "HyperCommGrid": "hyper_comm_grid",
+    "GroupOptions": "groups.families",
+    "HyperCommGrid": "megatron.hyper_comm_grid",
     "init": "context",
-    "lane_samples": "samples",
-    "listen": "notices",
-    "megatron_seeds": "seeding",
+    "lane_samples": "resharding.samples",
+    "listen": "preemption.notice",
+    "megatron_seeds": "training.seeding",
     "MIMO_LANGUAGE_MODULE_KEY": "role",
     "MimoError": "errors",
     "ModuleLayout": "role",
-    "ModuleSizes": "sizing",
+    "ModuleSizes": "topology.sizing",
     "ModuleStageInfo": "role",
-    "NcclOptions": "families",
-    "Notice": "notices",
-    "notice": "notices",
-    "Passage": "bridge_autograd",
-    "RandomStreams": "random_streams",
-    "RankEnviron": "environ",
-    "RankGrid": "grid",
+    "NcclOptions": "groups.families",
+    "Notice": "preemption.notice",
+    "notice": "preemption.notice",
+    "Passage": "bridge.autograd",
+    "RandomStreams": "training.random_streams",
+    "RankEnviron": "rank_environ",
+    "RankGrid": "topology.grid",
     "RankNotInGridError": "errors",
     "RankRole": "role",
-    "REQUEUE_EXIT_CODE": "notices",
+    "REQUEUE_EXIT_CODE": "preemption.notice",
     "RoleContext": "context",
-    "Samples": "samples",
-    "Schedule1F1B": "schedule",
+    "Samples": "resharding.samples",
+    "Schedule1F1B": "pipeline.schedule",
     "ScheduleError": "errors",
-    "shield_worker": "notices",
+    "shield_worker": "preemption.notice",
     "shutdown": "context",
-    "StageId": "timeline",
-    "StageOutput": "schedule",
-    "TokenSplit": "samples",
-    "Topology": "topology",
+    "StageId": "pipeline.timeline",
+    "StageOutput": "pipeline.schedule",
+    "TokenSplit": "resharding.samples",
+    "Topology": "topology.topology",
     "TopologyError": "errors",
     "TopologyMismatchError": "errors",
     "UnknownWorldSizeError": "errors",

@@ -12,29 +12,30 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from mimo_role import environ
-from mimo_role.agreement import EndAgreement
-from mimo_role.batch_ledger import BatchLedger
-from mimo_role.batch_ledger import share as share_ledger
-from mimo_role.bridge import Bridge
+from mimo_role.bridge.batch_ledger import BatchLedger
+from mimo_role.bridge.batch_ledger import share as share_ledger
+from mimo_role.bridge.bridge import Bridge
+from mimo_role.bridge.nccl_channels import WayGroups
 from mimo_role.errors import AxisError, BridgeError, ContextError
-from mimo_role.families import EMBEDDING, GroupOptions, expert_grid_of
-from mimo_role.gradients import GradientClipper
-from mimo_role.grid import RankGrid
-from mimo_role.groups import Groups, share, uses_nccl
-from mimo_role.heartbeat import Heartbeat, beat_file
-from mimo_role.hyper_comm_grid import HyperCommGrid
+from mimo_role.groups.families import EMBEDDING, GroupOptions, expert_grid_of
+from mimo_role.groups.process_groups import Groups, share, uses_nccl
+from mimo_role.groups.rounds import schedule
+from mimo_role.host import environ
 from mimo_role.joining import check_same_topology, connect_peers, device_of, join
-from mimo_role.losses import mean_loss, token_count
-from mimo_role.notices import NOTICE
-from mimo_role.random_streams import RandomStreams
+from mimo_role.megatron.hyper_comm_grid import HyperCommGrid
+from mimo_role.monitoring.diagnostics import be_watched
+from mimo_role.monitoring.heartbeat import Heartbeat, beat_file
+from mimo_role.preemption.agreement import EndAgreement
+from mimo_role.preemption.notice import NOTICE
+from mimo_role.rank_environ import RankEnviron
+from mimo_role.resharding.samples import Endpoint, TokenSplit
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
-from mimo_role.rounds import schedule
-from mimo_role.samples import Endpoint, TokenSplit
-from mimo_role.seeding import DIFFERENT_OVER
-from mimo_role.topology import Topology
-from mimo_role.ways import WayGroups
-from mimo_role.witness import be_watched
+from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.topology import Topology
+from mimo_role.training.gradients import GradientClipper
+from mimo_role.training.losses import mean_loss, token_count
+from mimo_role.training.random_streams import RandomStreams
+from mimo_role.training.seeding import DIFFERENT_OVER
 
 logger = logging.getLogger(__name__)
 
@@ -139,9 +140,9 @@ class RoleContext:
         Raises:
             ContextError: Megatron-Core is not installed.
         """
-        from mimo_role import megatron
+        from mimo_role.megatron import adapters
 
-        return megatron.grid_map(self.topology, self._options, self.rank, self.group)
+        return adapters.grid_map(self.topology, self._options, self.rank, self.group)
 
     def megatron_process_groups(self, module: str) -> Any:
         """A module's groups as Megatron-Core's `ProcessGroupCollection`; none is made.
@@ -152,10 +153,10 @@ class RoleContext:
             AxisError: there is no such module, this rank does not run it, or its options leave out a group that is needed.
             ContextError: Megatron-Core is not installed.
         """
-        from mimo_role import megatron
+        from mimo_role.megatron import adapters
 
         self._own_grid(module)
-        return megatron.process_groups(self.topology, module, self.rank, self.group, self._groups.get_ends)
+        return adapters.process_groups(self.topology, module, self.rank, self.group, self._groups.get_ends)
 
     def bridge(
         self,
@@ -403,7 +404,7 @@ def init(
         elif context is not None:
             context._groups.destroy()
         raise
-    contract = environ.RankEnviron(
+    contract = RankEnviron(
         topology=topology,
         rank=_current.rank,
         run_dir=found.run_dir if found else None,
@@ -454,8 +455,8 @@ def shutdown() -> None:
         context._close()
 
 
-def _find_topology(topology: Topology | None) -> tuple[Topology, environ.RankEnviron | None]:
-    found = environ.RankEnviron.from_environ() if environ.is_set() else None
+def _find_topology(topology: Topology | None) -> tuple[Topology, RankEnviron | None]:
+    found = RankEnviron.from_environ() if environ.is_set() else None
     if topology is None:
         if found is None:
             raise ContextError(

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from mimo_role import environ, network
+from mimo_role.bridge.peer_links import PeerLinks, Store
 from mimo_role.errors import ContextError, TopologyMismatchError
-from mimo_role.families import GroupOptions
-from mimo_role.peer_links import PeerLinks, Store
-from mimo_role.topology import Topology
+from mimo_role.groups.families import GroupOptions
+from mimo_role.host import environ, network
+from mimo_role.topology.topology import Topology
 
 
 def join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:

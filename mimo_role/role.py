@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from mimo_role.errors import RankNotInGridError
+from mimo_role.host import environ
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +205,6 @@ def _this_rank() -> int:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank())
-    from mimo_role import environ  # it reads roles, so it imports this module
-
     rank = environ.rank()
     if rank is None:
         raise RankNotInGridError("this process has no rank: no process group is up and RANK is not set; pass rank=")

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from mimo_role import environ
 from mimo_role.context import init, shutdown
-from mimo_role.topology import Topology
+from mimo_role.host import environ
+from mimo_role.topology.topology import Topology
 
 
 class RankFailedError(AssertionError):

@@ -18,7 +18,7 @@ from typing import Any
 
 import launcher
 import mimo_role
-from mimo_role.whole_file import write_whole
+from mimo_role.host.files import write_whole
 
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), *launcher.__path__, *mimo_role.__path__)
 _TEXT_LIMIT = 4_000

@@ -5,18 +5,18 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from launcher.failures.records import RankRecord
+from launcher.failures.rank_exit import RankExit
 from mimo_role import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class FailureContext:
     """What a hint can take into account."""
 
-    record: RankRecord
+    record: RankExit
     """The rank that failed first."""
     topology: Topology
-    others: Sequence[RankRecord] = ()
+    others: Sequence[RankExit] = ()
     """The other ranks, first to end first."""
     oom_kills: int = 0
     """How many processes the kernel of its host has killed for want of memory since the run began."""
@@ -44,12 +44,12 @@ class Scene:
         return ", ".join(f"modules.{name}" for name in self.topology.modules_of(self.record.rank))
 
 
-def hint_for(scene: Scene) -> str | None:
+def hint_for(scene: FailureContext) -> str | None:
     """What the user can do, if the failure is a known one."""
     return next((hint for find in _KNOWN if (hint := find(scene)) is not None), None)
 
 
-def _early_end(scene: Scene) -> str | None:
+def _early_end(scene: FailureContext) -> str | None:
     ended = next((record for record in scene.others if record.code == 0), None)
     if not scene.record.has_lost_a_peer or ended is None:
         return None
@@ -59,7 +59,7 @@ def _early_end(scene: Scene) -> str | None:
     )
 
 
-def _gpu_memory(scene: Scene) -> str | None:
+def _gpu_memory(scene: FailureContext) -> str | None:
     if not (scene.kind.endswith("OutOfMemoryError") or re.search(r"CUDA out of memory|CUDA error: out of memory", scene.text)):
         return None
     return (
@@ -68,7 +68,7 @@ def _gpu_memory(scene: Scene) -> str | None:
     )
 
 
-def _host_memory(scene: Scene) -> str | None:
+def _host_memory(scene: FailureContext) -> str | None:
     if scene.record.code == -signal.SIGKILL and scene.oom_kills:
         times = f"{scene.oom_kills} processes" if scene.oom_kills > 1 else "a process"
         return (
@@ -80,7 +80,7 @@ def _host_memory(scene: Scene) -> str | None:
     return None
 
 
-def _data_loader(scene: Scene) -> str | None:
+def _data_loader(scene: FailureContext) -> str | None:
     if not re.search(r"DataLoader worker \(pid", scene.text):
         return None
     if scene.oom_kills:
@@ -94,13 +94,13 @@ def _data_loader(scene: Scene) -> str | None:
     )
 
 
-def _killed(scene: Scene) -> str | None:
+def _killed(scene: FailureContext) -> str | None:
     if scene.record.code != -signal.SIGKILL:
         return None
     return f"somebody sent SIGKILL: the out-of-memory killer (see dmesg on {scene.record.host}), a scheduler, or a person"
 
 
-def _nccl(scene: Scene) -> str | None:
+def _nccl(scene: FailureContext) -> str | None:
     if not re.search(r"\bNCCL\b|nccl[A-Z]\w+Error|ProcessGroupNCCL", scene.text):
         return None
     if "doesn't have NCCL built in" in scene.text or "no GPUs found" in scene.text:
@@ -112,7 +112,7 @@ def _nccl(scene: Scene) -> str | None:
     return f"{who}NCCL says more with env.NCCL_DEBUG=INFO: look for the first WARN in each rank's log"
 
 
-def _timeout(scene: Scene) -> str | None:
+def _timeout(scene: FailureContext) -> str | None:
     if not re.search(r"timed out waiting|collective operation timeout", scene.text, re.IGNORECASE):
         return None
     return (
@@ -121,13 +121,13 @@ def _timeout(scene: Scene) -> str | None:
     )
 
 
-def _lost_peer(scene: Scene) -> str | None:
+def _lost_peer(scene: FailureContext) -> str | None:
     if not scene.record.has_lost_a_peer:
         return None
     return "another rank has gone without a word, or the network between two hosts has failed"
 
 
-def _import(scene: Scene) -> str | None:
+def _import(scene: FailureContext) -> str | None:
     if not {"ImportError", "ModuleNotFoundError"} & set(scene.kinds):
         return None
     missing = re.search(r"No module named '([\w.]+)'", scene.text)
@@ -139,7 +139,7 @@ def _import(scene: Scene) -> str | None:
     return "a package is installed in a version that does not have this name, or a file of the script's folder hides it"
 
 
-def _port(scene: Scene) -> str | None:
+def _port(scene: FailureContext) -> str | None:
     if not re.search(r"EADDRINUSE|[Aa]ddress already in use", scene.text):
         return None
     return (
@@ -148,7 +148,7 @@ def _port(scene: Scene) -> str | None:
     )
 
 
-def _file(scene: Scene) -> str | None:
+def _file(scene: FailureContext) -> str | None:
     if "FileNotFoundError" not in scene.kinds:
         return None
     path = re.search(r"No such file or directory: '([^']*)'", scene.text)
@@ -157,7 +157,7 @@ def _file(scene: Scene) -> str | None:
     return f"is it there on {scene.record.host}, and on every node that the job runs on?"
 
 
-def _disk(scene: Scene) -> str | None:
+def _disk(scene: FailureContext) -> str | None:
     # The last two are torch.save's.
     said = r"No space left on device|Disk quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs"
     if not re.search(said, scene.text):
@@ -165,7 +165,7 @@ def _disk(scene: Scene) -> str | None:
     return f"free some space on {scene.record.host}, or choose another place with run_dir=..."
 
 
-def _joined_twice(scene: Scene) -> str | None:
+def _joined_twice(scene: FailureContext) -> str | None:
     if not scene.joined_by_launcher or "default process group twice" not in scene.text:
         return None
     return (
@@ -174,13 +174,13 @@ def _joined_twice(scene: Scene) -> str | None:
     )
 
 
-def _crashed_in_c(scene: Scene) -> str | None:
+def _crashed_in_c(scene: FailureContext) -> str | None:
     if scene.record.code not in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE):
         return None
     return "a crash in compiled code: the frames are Python's; gdb on a core file (ulimit -c unlimited) shows the rest"
 
 
-_KNOWN: Iterable[Callable[[Scene], str | None]] = (
+_KNOWN: Iterable[Callable[[FailureContext], str | None]] = (
     _joined_twice,
     _early_end,
     _gpu_memory,

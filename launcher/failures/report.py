@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.failures.hints import Scene, hint_for
-from launcher.failures.records import RankRecord
-from launcher.roles import in_words
+from launcher.failures.hints import FailureContext, hint_for
+from launcher.failures.rank_exit import RankExit
+from launcher.formatting import in_words
 from mimo_role import Topology
 
 _SHOWN_LINES = 6
@@ -22,8 +22,8 @@ class FailureReport:
     """What is known of a failure, on all nodes that could be asked."""
 
     topology: Topology
-    first: RankRecord
-    others: Sequence[RankRecord]
+    first: RankExit
+    others: Sequence[RankExit]
     """The other ranks, in the order in which they ended."""
     hint: str | None = None
     not_again: str | None = None
@@ -33,8 +33,8 @@ class FailureReport:
     def of(
         cls,
         topology: Topology,
-        records: Sequence[RankRecord],
-        first: RankRecord,
+        records: Sequence[RankExit],
+        first: RankExit,
         *,
         oom_kills: int,
         joined_by_launcher: bool,
@@ -43,7 +43,7 @@ class FailureReport:
         """Put together what the agents have seen."""
         in_order = sorted(records, key=lambda record: record.order)
         others = [record for record in in_order if record.rank != first.rank]
-        scene = Scene(
+        scene = FailureContext(
             record=first,
             topology=topology,
             others=others,
@@ -104,7 +104,7 @@ class FailureReport:
             yield f"and {sum(map(len, groups[_SHOWN_GROUPS:]))} more ranks in other ways"
 
 
-def headline(topology: Topology, record: RankRecord) -> str:
+def headline(topology: Topology, record: RankExit) -> str:
     """Which rank failed first, in which role, and how it ended."""
     return f"rank {record.rank} ({topology.label_of(record.rank)}) failed first: {record.ending}"
 
@@ -114,12 +114,12 @@ def _counted(topology: Topology, ranks: list[int]) -> str:
     return others + in_words(topology, ranks)
 
 
-def _at_step(record: RankRecord) -> str:
+def _at_step(record: RankExit) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(record.ended_at))
     return f", at {at}" + (f", in step {record.step}" if record.step is not None else "")
 
 
-def _last_words(record: RankRecord) -> list[str]:
+def _last_words(record: RankExit) -> list[str]:
     """The user's frames and the exception; else the last lines of the output."""
     crash = record.crash
     if crash is None or (not crash.frames and crash.kind == "SystemExit"):
@@ -149,14 +149,14 @@ def _short(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-def _groups(records: Sequence[RankRecord]) -> list[list[RankRecord]]:
-    found: dict[tuple[object, ...], list[RankRecord]] = {}
+def _groups(records: Sequence[RankExit]) -> list[list[RankExit]]:
+    found: dict[tuple[object, ...], list[RankExit]] = {}
     for record in records:
         found.setdefault(record.signature, []).append(record)
     return list(found.values())
 
 
-def _for_programs(topology: Topology, record: RankRecord) -> dict[str, Any]:
+def _for_programs(topology: Topology, record: RankExit) -> dict[str, Any]:
     place = {"label": topology.label_of(record.rank), "coords": topology.coords_of(record.rank)}
     role = {"role": topology.role_of(record.rank).as_dict()}
     return record.as_dict() | place | role | {"ending": record.ending}

@@ -6,11 +6,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from launcher.hangs.sightings import Sighting
-from launcher.plan import STALL_SHARE
-from launcher.roles import in_words, ranges
+from launcher.formatting import in_words, ranges
+from launcher.hangs.probe import RankSnapshot
+from launcher.plan.launch_plan import STALL_SHARE
 from mimo_role import Topology
-from mimo_role.flight_recorder import GroupTrace
+from mimo_role.monitoring.flight_recorder import GroupTrace
 
 _ROUNDED = 0.01
 _INNERMOST = 3
@@ -45,7 +45,7 @@ class HangReport:
 
     topology: Topology
     still_s: float
-    sightings: Sequence[Sighting]
+    sightings: Sequence[RankSnapshot]
     waits: Sequence[Wait]
     culprits: Sequence[int]
     """The ranks that others wait for and that wait for nobody themselves, or that are stopped."""
@@ -53,7 +53,7 @@ class HangReport:
     """The ranks that wait in a send or a receive, of which torch's recorder does not tell."""
 
     @classmethod
-    def of(cls, topology: Topology, still_s: float, sightings: Sequence[Sighting]) -> "HangReport":
+    def of(cls, topology: Topology, still_s: float, sightings: Sequence[RankSnapshot]) -> "HangReport":
         """Find out who waits for whom."""
         waits = _waits(topology, sightings)
         # A rank waits for nobody in a collective that all have entered.
@@ -118,7 +118,7 @@ class HangReport:
             return f"{what}: all have entered it"
         return f"{what}: {in_words(self.topology, wait.inside)} inside; not entered by {in_words(self.topology, wait.missing)}"
 
-    def _place_of(self, alike: list[Sighting]) -> Iterable[str]:
+    def _place_of(self, alike: list[RankSnapshot]) -> Iterable[str]:
         """What ranks at the same place are at."""
         sighting, name = alike[0], in_words(self.topology, [sighting.rank for sighting in alike])
         if sighting.is_stopped:
@@ -140,7 +140,7 @@ class HangReport:
             yield from (f"    ... {frame}" for frame in dict.fromkeys((*called[-1:], *called[:1])))
 
 
-def _waits_for_a_message(sighting: Sighting) -> bool:
+def _waits_for_a_message(sighting: RankSnapshot) -> bool:
     """Whether its main thread is in a send or a receive: torch's, or one of a bridge."""
     innermost = [frame for frame in sighting.frames if "torch/distributed/" in frame.file or "/mimo_role/" in frame.file][
         -_INNERMOST:
@@ -148,16 +148,16 @@ def _waits_for_a_message(sighting: Sighting) -> bool:
     return any((Path(frame.file).name, frame.function) in _RECEIVING for frame in innermost)
 
 
-def _alike(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
+def _alike(sightings: Sequence[RankSnapshot]) -> list[list[RankSnapshot]]:
     """Ranks at the same place together, but for those that have none to tell."""
-    found: dict[object, list[Sighting]] = {}
+    found: dict[object, list[RankSnapshot]] = {}
     for sighting in sightings:
         tells = sighting.frames and not sighting.is_stopped
         found.setdefault(sighting.frames if tells else sighting.rank, []).append(sighting)
     return list(found.values())
 
 
-def _waits(topology: Topology, sightings: Sequence[Sighting]) -> list[Wait]:
+def _waits(topology: Topology, sightings: Sequence[RankSnapshot]) -> list[Wait]:
     """The collectives in which ranks wait, of each group the first."""
     by_group: dict[str, dict[int, GroupTrace]] = {}
     for sighting in sightings:

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launcher.members import listed
+from launcher.coordination.membership import listed
+from launcher.formatting import ranges, stage_of
 from launcher.preflight.facts import Facts
-from launcher.roles import ranges, stage_of
 from mimo_role import Topology
 
 _SHOWN = 12
@@ -23,7 +23,7 @@ class Aspect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Odd:
+class Mismatch:
     """Ranks that differ from most in one aspect."""
 
     aspect: str
@@ -37,7 +37,7 @@ class Odd:
 class Verdict:
     """What the comparison has found."""
 
-    odd: Sequence[Odd]
+    odd: Sequence[Mismatch]
 
     @property
     def stops(self) -> bool:
@@ -86,21 +86,23 @@ def compare(facts: Sequence[Facts], *, needs_gpus: bool) -> Verdict:
     without = tuple(fact.rank for fact in facts if needs_gpus and fact.local_rank >= fact.gpus)
     if without:
         seen = ", ".join(sorted({str(fact.gpus) for fact in facts if fact.rank in without}))
-        found.append(Odd(aspect="GPU of the local rank", value=f"{seen} visible", usual="one each", ranks=without, breaks=True))
+        found.append(
+            Mismatch(aspect="GPU of the local rank", value=f"{seen} visible", usual="one each", ranks=without, breaks=True)
+        )
     nameless = tuple(fact.rank for fact in facts if not fact.resolves)
     if nameless:
-        found.append(Odd(aspect="own host name", value="has no address", usual="an address", ranks=nameless, breaks=False))
+        found.append(Mismatch(aspect="own host name", value="has no address", usual="an address", ranks=nameless, breaks=False))
     return Verdict(sorted(found, key=lambda odd: not odd.breaks))
 
 
-def _odd(facts: Sequence[Facts], aspect: Aspect) -> list[Odd]:
+def _odd(facts: Sequence[Facts], aspect: Aspect) -> list[Mismatch]:
     values = {fact.rank: aspect.value_of(fact) for fact in facts}
     counted = Counter(values.values())
     # Of two that are equally frequent, rank 0's is the usual one.
     first = values[min(values)]
     usual = max(counted, key=lambda value: (counted[value], value == first))
     return [
-        Odd(
+        Mismatch(
             aspect=aspect.name,
             value=value,
             usual=usual,

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.plan import Entry
+from launcher.plan.launch_plan import Entry
 from mimo_role import __version__
-from mimo_role.whole_file import write_whole
+from mimo_role.host.files import write_whole
 
 GO, STOP = "go", "stop"
 _LOOK_S = 0.005

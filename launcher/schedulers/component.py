@@ -16,9 +16,9 @@ def job(*overrides: str, config: str, image: str = "") -> AppDef:
         config: the job's YAML file
         image: the container image; its working folder stands for the current one
     """
-    from launcher.config import load
-    from launcher.plan import make_plan
-    from launcher.schedulers.appdef import pools_in_order, self_contained
+    from launcher.config.loader import load
+    from launcher.plan.planner import make_plan
+    from launcher.schedulers.app_def import pools_in_order, self_contained
 
     loaded, _ = load(Path(config), list(overrides))
     plan = make_plan(loaded, Path(config), (), list(overrides))

@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from launcher.errors import LaunchError
-from launcher.plan import LaunchPlan
-from launcher.schedulers.snapshot import take
+from launcher.plan.launch_plan import LaunchPlan
+from launcher.schedulers.code_snapshot import take
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from torchx.runner.api import Runner
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import AppDef
 
+from launcher.config.schema import PoolConfig
 from launcher.errors import LaunchError
-from launcher.plan import LaunchPlan
-from launcher.render import count
-from launcher.schedulers.appdef import over_shared_files, pools_in_order, self_contained
-from launcher.schedulers.sbatch import Component, component
-from launcher.schedulers.slurm import NAME as SLURM
-from launcher.schedulers.slurm import MimoSlurmScheduler, create_scheduler
+from launcher.plan.launch_plan import LaunchPlan
+from launcher.plan.render import count
+from launcher.schedulers.app_def import over_shared_files, pools_in_order, self_contained
+from launcher.schedulers.sbatch_script import Component, component
+from launcher.schedulers.slurm_scheduler import NAME as SLURM
+from launcher.schedulers.slurm_scheduler import MimoSlurmScheduler, create_scheduler
 from launcher.schedulers.submission import Submission
-from launcher.schema import PoolConfig
 from mimo_role import __version__
 
 SESSION = "mimo"
@@ -128,7 +128,7 @@ def dry_run(request: Request) -> str:
 
 def _components(request: Request) -> list[Component]:
     return [
-        component(pool.pool, pool.nodes, pool.procs, pool.config.slurm, request.plan.warning_s)
+        component(pool.pool, pool.nodes, pool.procs, pool.config.slurm, request.plan.runtime.warning_s)
         for pool in pools_in_order(request.plan, request.pools)
     ]
 

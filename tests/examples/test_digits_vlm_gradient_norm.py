@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 import mimo_role
-from launcher.config import load
-from launcher.plan import make_plan
+from launcher.config.loader import load
+from launcher.plan.planner import make_plan
 from mimo_role import Schedule1F1B, Topology
 from mimo_role.testing import run_ranks
 from tests.examples.digits_runs import EXAMPLE

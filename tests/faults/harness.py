@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from launcher import cli, warden
+from launcher import cli
+from launcher.host import reaper
 from tests.launcher.jobs import ROOT, Job
 
 _MARK = "MIMO_FAULT_TEST"
@@ -151,7 +152,7 @@ class Run:
         """The process that ranks are forked from."""
         (found,) = [
             pid
-            for pid in warden.processes_of(self.agent_id)
+            for pid in reaper.processes_of(self.agent_id)
             if parent_of(pid) == self.process.pid and b"forkserver" in words_of(pid)
         ]
         return found
@@ -159,7 +160,7 @@ class Run:
     def ranks(self) -> list[int]:
         """The processes forked from the server, in the order of their ranks unless process numbers have begun anew."""
         server = self.fork_server()
-        return sorted(pid for pid in warden.processes_of(self.agent_id) if parent_of(pid) == server)
+        return sorted(pid for pid in reaper.processes_of(self.agent_id) if parent_of(pid) == server)
 
     def touch(self, name: str) -> None:
         """Tell the script something."""
@@ -231,7 +232,7 @@ def check(run: Run) -> None:
 def check_nothing_is_left(run: Run) -> None:
     """Neither processes nor the folder in memory. Who was not killed itself has seen to it before it ended."""
     if run.process.returncode > 0:
-        assert warden.processes_of(run.agent_id) == []
+        assert reaper.processes_of(run.agent_id) == []
     # multiprocessing's resource tracker ends when it finds mimo-launch gone.
     wait_until_gone(run.mark)
     assert not list(Path("/dev/shm").glob(f"mimo-{run.agent_id}-*"))
@@ -278,7 +279,7 @@ def marked(mark: str) -> list[int]:
 def wait_until_gone(mark: str, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while left := marked(mark):
-        assert time.monotonic() < deadline, [warden.describe(pid) for pid in left]
+        assert time.monotonic() < deadline, [reaper.describe(pid) for pid in left]
         time.sleep(0.01)
 
 

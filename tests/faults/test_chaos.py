@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import warden
+from launcher.host import reaper
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -107,7 +107,7 @@ class Training:
     def ranks(self):
         """The processes of the ranks of the latest start: those that write its output."""
         logs = str(self.folder / "run" / "logs" / f"attempt{self.starts() - 1}")
-        found = warden.processes_of((self.folder / "run" / "run_id").read_text())
+        found = reaper.processes_of((self.folder / "run" / "run_id").read_text())
         return [pid for pid in found if _target(Path(f"/proc/{pid}/fd/1")).startswith(logs)]
 
     def wait_for(self, met, what):
@@ -162,4 +162,4 @@ def test_twenty_random_kills_change_nothing_in_the_final_loss(job):
     found = dict(training.losses())
     assert found[STEPS] == expected[-1][1]
     assert sorted(found.items()) == [tuple(pair) for pair in expected]
-    assert warden.processes_of((job.folder / "run" / "run_id").read_text()) == []
+    assert reaper.processes_of((job.folder / "run" / "run_id").read_text()) == []

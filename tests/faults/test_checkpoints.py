@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from launcher.machine import state_of
+from launcher.host.resources import state_of
 from tests.faults.harness import Fault, Run, suffer
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(200)]

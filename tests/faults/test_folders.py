@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import warden
+from launcher.host import reaper
 from tests.faults.harness import Fault, Run, check_nothing_is_left, running, suffer, words_of
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120)]
@@ -32,7 +32,7 @@ def remove_the_folder_in_memory(run: Run) -> None:
 
 def kill_the_warden(run: Run) -> None:
     run.pid()
-    (guard,) = [pid for pid in warden.processes_of(run.agent_id) if warden.__file__.encode() in words_of(pid)]
+    (guard,) = [pid for pid in reaper.processes_of(run.agent_id) if reaper.__file__.encode() in words_of(pid)]
     os.kill(guard, signal.SIGKILL)
     run.touch("end")
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from launcher import warden
+from launcher.host import reaper
 from tests.faults.harness import LAYOUTS, Fault, Run, parent_of, suffer, words_of
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120)]
@@ -82,7 +82,7 @@ def stop_a_rank_at_its_start(run: Run) -> None:
 
 
 def _spawned(run: Run) -> list[int]:
-    found = [pid for pid in warden.processes_of(run.agent_id) if parent_of(pid) == run.process.pid]
+    found = [pid for pid in reaper.processes_of(run.agent_id) if parent_of(pid) == run.process.pid]
     return sorted(pid for pid in found if b"multiprocessing-fork" in words_of(pid))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import warden
+from launcher.host import reaper
 from tests.faults.harness import PRELUDE, mimo_launch
 from tests.launcher.jobs import ROOT
 
@@ -214,7 +214,7 @@ def test_sigkill_to_the_mimo_launch_of_node_1(agents):
 def test_sigkill_to_the_fork_server_of_node_1(agents):
     write(agents, STEPS + "talk()\n")
     started = [agents.start(node) for node in range(3)]
-    server = warden._parent_of(pid_on(agents, 1))
+    server = reaper._parent_of(pid_on(agents, 1))
     os.kill(server, signal.SIGKILL)
     found = agents.finish(started, BOUND_S)
     check(agents, found, code=1, outcome="failed", names="the fork server")

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from launcher import machine
 from launcher.errors import LaunchError
-from launcher.exits import ExitOrder
-from launcher.follow import Followed, Follower
-from launcher.rundir import RunDir
+from launcher.host import resources
+from launcher.host.exit_watcher import ExitWatcher
+from launcher.logs.follower import Followed, Follower
+from launcher.run_dir.writer import RunDir
 from mimo_role import Topology
 
 TOPOLOGY = Topology.from_modules({"vision": {}, "language": {"tp": 2}})
@@ -32,7 +32,7 @@ def test_a_follower_passes_on_files_that_appear_later(tmp_path):
 
 def test_exits_are_told_in_their_order():
     children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(3)]
-    order = ExitOrder({key: child.pid for key, child in zip("abc", children, strict=True)})
+    order = ExitWatcher({key: child.pid for key, child in zip("abc", children, strict=True)})
     for already, child in enumerate((children[1], children[2], children[0])):
         child.communicate(b"\n", timeout=20)
         while len(order.so_far()) <= already:
@@ -96,7 +96,7 @@ def test_a_process_that_has_gone_counts_as_ended_first():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    order = ExitOrder({"alive": alive.pid, "gone": gone.pid})
+    order = ExitWatcher({"alive": alive.pid, "gone": gone.pid})
     alive.communicate(b"\n")
     assert order.ended() == ["gone", "alive"]
 
@@ -110,22 +110,22 @@ def test_a_run_folder_under_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("0,3", 2), ("GPU-1a,GPU-2b", 2)])
 def test_gpus_are_counted_without_torch(monkeypatch, visible, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert machine.gpus() == count
-    assert machine.rank_slots() == (count or machine.cores())
+    assert resources.gpus() == count
+    assert resources.rank_slots() == (count or resources.cores())
 
 
 def test_this_machine_has_memory_and_cores():
-    assert machine.cores() >= 1
-    assert machine.available_memory() > 0
+    assert resources.cores() >= 1
+    assert resources.available_memory() > 0
 
 
 LEAVE = """
 import atexit, sys
-from launcher.ending import leave
+from launcher.host.interpreter_exit import exit_without_teardown
 atexit.register(print, "first registered")
 atexit.register(print, "last registered", end="; ")
 sys.stdout.write("unflushed; ")
-leave(7)
+exit_without_teardown(7)
 """
 
 

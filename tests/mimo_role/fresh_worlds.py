@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore
 
 import mimo_role
-from mimo_role import Topology, environ
+from mimo_role import Topology
+from mimo_role.host import environ
 from mimo_role.testing import run_ranks
 
 LIMIT_S = 30.0

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch import nn
 
 import mimo_role
-from mimo_role import GroupOptions, NcclOptions, Topology, groups
-from mimo_role.rounds import RowSet
+from mimo_role import GroupOptions, NcclOptions, Topology
+from mimo_role.groups import process_groups
+from mimo_role.groups.rounds import RowSet
 from mimo_role.testing import run_ranks
 
 pytestmark = [
@@ -30,8 +31,8 @@ def nccl_alone():
     backend = dist.get_backend(context.group("language", "tp"))
     mesh = context.mesh("language").device_type
     # A group of one rank has no module's options; what a larger one would get is handed to NCCL here.
-    own = groups._backend_options(GroupOptions(is_high_priority_stream=True, nccl=NcclOptions(max_ctas=4)))
-    split = groups.make_rows(RowSet(range(1), ()), 0, pg_options=own, group_desc="language.tp")
+    own = process_groups._backend_options(GroupOptions(is_high_priority_stream=True, nccl=NcclOptions(max_ctas=4)))
+    split = process_groups.make_rows(RowSet(range(1), ()), 0, pg_options=own, group_desc="language.tp")
     dist.all_reduce(total, group=split)
     options = split._get_backend(torch.device("cuda")).options
     found = options.is_high_priority_stream, options.config.max_ctas, split.group_desc

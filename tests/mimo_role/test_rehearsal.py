@@ -5,7 +5,8 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import mimo_role
-from mimo_role import GroupOptions, Topology, groups
+from mimo_role import GroupOptions, Topology
+from mimo_role.groups import process_groups
 
 WORLD = Topology.from_modules({"vision": {"dp": 1024}, "language": {"tp": 8, "dp": 144, "pp": 8, "ep": 16}})
 ROLES = {"encoder": 500, "first stage": 1024 + 7, "middle stage": 1024 + 1152 * 3, "last stage": 10_239}
@@ -24,7 +25,9 @@ def rank(request, monkeypatch):
 def test_a_context_of_ten_thousand_ranks_makes_a_dozen_groups(rank, monkeypatch):
     made = []
     original = dist.new_group
-    monkeypatch.setattr(groups.dist, "new_group", lambda ranks, **rest: (made.append(ranks), original(ranks, **rest))[1])
+    monkeypatch.setattr(
+        process_groups.dist, "new_group", lambda ranks, **rest: (made.append(ranks), original(ranks, **rest))[1]
+    )
     context = mimo_role.init(WORLD, groups={"language": GroupOptions(families="megatron")})
     assert context.role == WORLD.role_of(rank)
     assert len(made) <= 12

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from launcher.schedulers import slurm_jobs
+from launcher.schedulers import slurm_client
 from tests.cluster.slurm.jobs import Submitted
 from tests.cluster.slurm.lab import BIN, Lab
 
@@ -41,7 +41,7 @@ def test_a_job_that_failed_is_found_with_its_exit_code_and_folder(accounting, fo
     assert job.wait() == ["FAILED"]
     # The database hears of a job's parts one after the other.
     accounting.until(lambda: "|FAILED|/" in accounting.run("sacct", "-nPX", "-o", "jobid,state,workdir", "-j", job.id).stdout)
-    found = slurm_jobs.find(job.id, forgetful)
+    found = slurm_client.find(job.id, forgetful)
     assert (found.state, found.components[0].exit_code, found.is_over) == ("FAILED", 7, True)
     assert found.folder == str(next(job.run_dir.glob("jobs/*")))
     assert job.mimo("status", job.id).stdout.startswith(f"job {job.id} (job): FAILED\n")
@@ -53,5 +53,5 @@ def test_a_cancelled_job_is_found_and_an_unknown_one_is_not(accounting, forgetfu
     accounting.run("scancel", job)
     accounting.wait(job)
     accounting.until(lambda: "CANCELLED" in accounting.run("sacct", "-nPX", "-o", "state", "-j", job).stdout)
-    assert slurm_jobs.find(job, forgetful).state == "CANCELLED"
-    assert slurm_jobs.find("99999", forgetful) is None
+    assert slurm_client.find(job, forgetful).state == "CANCELLED"
+    assert slurm_client.find("99999", forgetful) is None

@@ -82,7 +82,7 @@ def test_detection_can_be_switched_off(lab):
 
 
 def test_host_lists_are_read_as_scontrol_reads_them(lab):
-    from mimo_role.slurm import expand
+    from mimo_role.host.slurm import expand
 
     for hostlist in [
         "n[1-3,07-10],gpu-a[1-2]b[3-4],x",

@@ -296,7 +296,7 @@ def test_a_crash_survives_json():
         pytest.param(json.__file__, False, id="this Python's library"),
         pytest.param("<frozen runpy>", False, id="frozen"),
         pytest.param("<string>", False, id="no file"),
-        pytest.param(str(Path(__file__).parents[3] / "launcher" / "worker.py"), False, id="the launcher"),
+        pytest.param(str(Path(__file__).parents[3] / "launcher" / "worker" / "entrypoint.py"), False, id="the launcher"),
         pytest.param(str(Path(__file__).parents[3] / "mimo_role" / "context.py"), False, id="the runtime"),
     ],
 )

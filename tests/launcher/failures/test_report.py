@@ -9,7 +9,7 @@ import pytest
 
 from launcher.failures.crash import Frame
 from launcher.failures.report import FailureReport, headline
-from tests.launcher.failures.ends import GLOO_LOST_A_PEER, SCRIPT, TOPOLOGY, TORCH, crash, record
+from tests.launcher.failures.rank_exits import GLOO_LOST_A_PEER, SCRIPT, TOPOLOGY, TORCH, crash, record
 
 OWN = crash("ValueError", "bad batch 7")
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.failures.crash import Frame
+from launcher.hangs.probe import RankSnapshot
 from launcher.hangs.report import HangReport
-from launcher.hangs.sightings import Sighting
 from mimo_role import Topology
-from mimo_role.flight_recorder import GroupTrace
+from mimo_role.monitoring.flight_recorder import GroupTrace
 
 TOPOLOGY = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2}})
 """Ranks 0-1 are vision's, 2-3 language's."""
@@ -36,7 +36,7 @@ def group(name, ranks, entered, *waiting, operation="all_gather"):
 
 
 def sighting(rank, *traces, state="S", frames=(USERS,), step=None):
-    return Sighting(rank=rank, pid=1000 + rank, host="hosta", state=state, step=step, frames=tuple(frames), traces=traces)
+    return RankSnapshot(rank=rank, pid=1000 + rank, host="hosta", state=state, step=step, frames=tuple(frames), traces=traces)
 
 
 def report(*sightings):
@@ -319,7 +319,7 @@ def test_of_many_collectives_a_few_are_shown():
 
 def test_a_sighting_survives_json():
     for one in (sighting(2, world(5, 5), group("mine", None, 1), step=3), replace(sighting(1), traces=None)):
-        assert Sighting.from_dict(json.loads(json.dumps(one.as_dict()))) == one
+        assert RankSnapshot.from_dict(json.loads(json.dumps(one.as_dict()))) == one
 
 
 def test_the_report_for_programs_names_culprits_waits_and_ranks():

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from launcher.config import load
-from launcher.plan import make_plan
+from launcher.config.loader import load
+from launcher.plan.planner import make_plan
 from launcher.schedulers.submit import Request
 
 CONFIG = """\

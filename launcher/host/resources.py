@@ -1,0 +1,54 @@
+"""What this machine has, told without torch."""
+
+import os
+from pathlib import Path
+
+from mimo_role.host import environ
+
+_GPUS = Path("/proc/driver/nvidia/gpus")
+_MEMORY = Path("/proc/meminfo")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpus() -> int:
+    """NVIDIA GPUs that a process started here would see."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+
+
+def available_memory() -> int | None:
+    """Bytes that can be used without swapping; `None` where the system does not say."""
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return sizes[0] if sizes else None
+
+
+def rank_slots() -> int:
+    """The ranks that one machine takes by default, as torchrun's `--nproc-per-node auto`: its GPUs, else its cores."""
+    return gpus() or cores()
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it started, those of a cgroup's limit included."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for a process: R runs, S waits, D waits for a device, T is stopped, Z has ended; else empty."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""

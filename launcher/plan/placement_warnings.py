@@ -1,0 +1,145 @@
+"""What is wasteful about a placement that works, with numbers."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.config.schema import PoolConfig
+from launcher.plan.placement import Node
+from mimo_role import MIMO_LANGUAGE_MODULE_KEY, RankGrid, Topology
+
+HEAVY_AXES = ("tp", "cp")
+"""Axes whose ranks talk in every layer: their rows belong on one node."""
+
+
+@dataclass(frozen=True)
+class PlanWarning:
+    """Something wasteful about a plan that works."""
+
+    code: str
+    message: str
+
+
+def review(topology: Topology, nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> list[PlanWarning]:
+    """Nodes and slots without a rank; rows, modules and bridges that lie across nodes or pools."""
+    layout = _Layout(nodes)
+    return [
+        *_idle(nodes, pools),
+        *_too_few_gpus(nodes, pools),
+        *(warning for name, grid in topology.grids.items() for warning in _torn_rows(name, grid, layout)),
+        *(warning for name, grid in topology.grids.items() for warning in _split_module(name, grid, layout)),
+        *_bridges_between_pools(topology, layout),
+    ]
+
+
+def gpus_per_node(pool: PoolConfig) -> int | None:
+    """The GPUs that a pool's sbatch options ask for on each node; `None` if they do not say.
+
+    The forms are those of sbatch(1), `--gres` and `--gpus-per-node`: `gpu:4`, `gpu:h100:4`, `gpu:4,nvme:1`, `h100:4`, `4`.
+    """
+    counts = [
+        *re.findall(r"(?:^|,)(?:gres/)?gpu(?::[^:,()]+)??(?::(\d+))?(?=[,(]|$)", str(pool.slurm.get("gres") or ""), re.ASCII)
+    ]
+    counts += re.findall(r"(?:^|,)(?:[^:,]+:)?(\d+)(?=,|$)", str(pool.slurm.get("gpus-per-node") or ""), re.ASCII)
+    return sum(int(count or 1) for count in counts) if counts else None
+
+
+class _Layout:
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._first_ranks = [node.first_rank for node in nodes]
+
+    def node_of(self, rank: int) -> Node:
+        return self._nodes[bisect_right(self._first_ranks, rank) - 1]
+
+    def pools_of(self, ranks: Sequence[int]) -> dict[str, int]:
+        """How many of the ranks are on each pool."""
+        counts: dict[str, int] = {}
+        for rank in ranks:
+            pool = self.node_of(rank).pool
+            counts[pool] = counts.get(pool, 0) + 1
+        return counts
+
+
+def _idle(nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> Iterator[PlanWarning]:
+    procs = _procs_by_pool(nodes)
+    for name, pool in pools.items():
+        used = procs.get(name, [])
+        if len(used) < pool.nodes:
+            unused = pool.nodes - len(used)
+            yield PlanWarning("unused_nodes", f"pool {name}: {unused} of {pool.nodes} nodes get no rank")
+        slots = len(used) * pool.procs_per_node
+        if idle := slots - sum(used):
+            yield PlanWarning("idle_slots", f"pool {name}: {idle} of the {slots} slots on its used nodes get no rank")
+
+
+def _too_few_gpus(nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> Iterator[PlanWarning]:
+    procs = _procs_by_pool(nodes)
+    for name, pool in pools.items():
+        most = max(procs.get(name, [0]))
+        gpus = gpus_per_node(pool)
+        if gpus is not None and gpus < most:
+            yield PlanWarning(
+                "fewer_gpus_than_ranks", f"pools.{name}: {most} ranks on a node, for which slurm asks {gpus} GPUs"
+            )
+
+
+def _procs_by_pool(nodes: Sequence[Node]) -> dict[str, list[int]]:
+    """How many ranks each node of a pool runs; pools of which no node is used are left out."""
+    procs: dict[str, list[int]] = {}
+    for node in nodes:
+        procs.setdefault(node.pool, []).append(node.procs)
+    return procs
+
+
+def _torn_rows(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWarning]:
+    for axis in HEAVY_AXES:
+        size = grid.axis_size(axis)
+        if size == 1:
+            continue
+        torn = [row for row in grid.rows(axis) if layout.node_of(row[0]) is not layout.node_of(row[-1])]
+        if torn:
+            first, last = (layout.node_of(rank).name for rank in (torn[0][0], torn[0][-1]))
+            yield PlanWarning(
+                f"{axis}_across_nodes",
+                f"modules.{name}.{axis}={size}: {len(torn)} of {grid.row_count(axis)} {axis} rows cross nodes, the first "
+                f"(ranks {_shown(torn[0])}) from {first} to {last}; its ranks talk in every layer",
+            )
+
+
+def _split_module(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWarning]:
+    counts = layout.pools_of(grid.ranks)
+    if len(counts) > 1:
+        shares = ", ".join(f"{count} on {pool}" for pool, count in counts.items())
+        yield PlanWarning(
+            "module_across_pools",
+            f"modules.{name}: its {grid.size} ranks lie on {len(counts)} pools ({shares}); modules.{name}.pool puts it on one",
+        )
+
+
+def _bridges_between_pools(topology: Topology, layout: _Layout) -> Iterator[PlanWarning]:
+    language = topology.grids[MIMO_LANGUAGE_MODULE_KEY]
+    receivers = [rank for rank in language.ranks if language.coords(rank)["pp"] == 0]
+    to = layout.pools_of(receivers)
+    for name in topology.modality_module_names:
+        grid = topology.grids[name]
+        last = grid.axis_size("pp") - 1
+        senders = [rank for rank in grid.ranks if grid.coords(rank)["pp"] == last]
+        origin = layout.pools_of(senders)
+        if set(origin) | set(to) != set(origin) & set(to):
+            yield PlanWarning(
+                "bridge_across_pools",
+                f"bridge {name} -> language: {_ranks(senders)} on {' and '.join(origin)} to {_ranks(receivers)} on "
+                f"{' and '.join(to)}; all it carries crosses between the pools",
+            )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return "1 rank" if len(ranks) == 1 else f"{len(ranks)} ranks"
+
+
+def _shown(row: Sequence[int]) -> str:
+    if len(row) > 2 and list(row) == list(range(row[0], row[-1] + 1)):
+        return f"{row[0]}-{row[-1]}"
+    return ", ".join(map(str, row[:4])) + (", ..." if len(row) > 4 else "")

@@ -1,0 +1,161 @@
+"""The job script for sbatch: a value first, then text. Nothing here runs or submits anything."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from launcher.errors import ConfigError
+from launcher.schedulers.sbatch_options import LONGEST, check_options, seconds_of
+from mimo_role import REQUEUE_EXIT_CODE
+
+JOB_ID = "${app_id}"
+"""torchx's macro for the job's id, which SLURM gives only when the job has been submitted."""
+
+TORCHX_JOB_ID = "TORCHX_JOB_ID"
+"""The variable in which torchx uses it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """The nodes of one pool: a component of a heterogeneous job, or all of a plain one."""
+
+    pool: str
+    nodes: int
+    cpus_per_task: str | None
+    """CPUs of the one task of each node; `None` leaves it to the other options."""
+    options: Mapping[str, str | None]
+    """sbatch options; `None` for one without a value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SbatchJob:
+    """A job script before it is text."""
+
+    name: str
+    title: str
+    """For people, in the script's second line."""
+    components: tuple[Component, ...]
+    command: tuple[str, ...]
+    """What srun starts once on each node."""
+    folder: str
+    """Where the command runs."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], warning_s: float) -> Component:
+    """Check a pool's options and add the ones that a job of mimo-launch's needs.
+
+    Args:
+        pool: the pool's name.
+        nodes: how many of its nodes the plan uses.
+        procs: the most rank processes on one of them.
+        options: `pools.NAME.slurm`.
+        warning_s: how long before the time limit the ranks are warned.
+
+    Raises:
+        ConfigError: an option that would break the job.
+    """
+    own = check_options(pool, options)
+    limit = seconds_of(own.get("time") or "")
+    # SLURM may signal up to 60 s early, and 0 is no limit: sbatch(1), --signal and --time.
+    if "signal" not in own and limit and limit <= warning_s + 60:
+        raise ConfigError(
+            f"pools.{pool}.slurm.time={own['time']}: {limit} s, but the ranks are warned runtime.warning_s={warning_s:g} s "
+            "before the end, SLURM does so up to 60 s early, and the job would never get on; change one of them"
+        )
+    if "requeue" not in own and "no-requeue" not in own:
+        own["requeue"] = None
+    own.setdefault("signal", f"USR1@{max(1, round(warning_s))}")
+    cpus = own.pop("cpus-per-task", None)
+    # `exclusive: user` and the like share the node all the same.
+    has_node = own.get("exclusive", "") is None
+    if cpus is None and not has_node and "cpus-per-gpu" not in own:
+        cpus = str(procs)
+    return Component(pool=pool, nodes=nodes, cpus_per_task=cpus, options=own)
+
+
+def script_of(job: SbatchJob) -> str:
+    """The script as text.
+
+    It writes its output to `slurm-JOBID.out` in the folder where sbatch is called.
+    """
+    lines = ["#!/bin/bash", f"# {_one_line(job.title)}", "# shellcheck disable=SC2016  # what is quoted is data"]
+    for index, part in enumerate(job.components):
+        if index:
+            lines.append("#SBATCH hetjob")
+        lines += [f"#SBATCH {line}" for line in _directives(job.name, part, first=index == 0)]
+    lines += ["", *_exports(job.env)]
+    lines += [
+        f"cd {shlex.quote(job.folder)} || exit 2",
+        f"run=({shlex.join(job.command)})",
+        "code=0",
+        _srun(job.components),
+        "# SLURM requeues a preempted job that still runs when its time is over, but not one whose ranks ended before.",
+        f'if [ "$code" -ne 0 ] && [ "$code" -ne {REQUEUE_EXIT_CODE} ] &&',
+        '  [[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --Format=PreemptTime 2>/dev/null)" == [0-9]* ]]; then',
+        f"  code={REQUEUE_EXIT_CODE}",
+        "fi",
+        f'if [ "$code" -eq {REQUEUE_EXIT_CODE} ]; then',
+        "  trap '' TERM",
+        '  scontrol requeue "$SLURM_JOB_ID" ||',
+        '    echo "mimo-launch: cannot requeue job $SLURM_JOB_ID from $HOSTNAME; submit it again to go on" >&2',
+        "fi",
+        'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def quote_directive(value: str) -> str:
+    """A value in an #SBATCH line: sbatch takes `\\` as an escape inside double quotes, and everything else as it stands.
+
+    Tried with Slurm 22.05; sbatch(1) does not say.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_.,:/@%+=\[\]-]+", value, re.ASCII):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _directives(name: str, part: Component, *, first: bool) -> list[str]:
+    label = _one_line(name)[:LONGEST]
+    lines = [f"--job-name={quote_directive(label)}"] if "job-name" not in part.options else []
+    if first:
+        lines += ["--output=slurm-%j.out", "--open-mode=append"]
+    lines += [f"--nodes={part.nodes}", "--ntasks-per-node=1"]
+    if part.cpus_per_task is not None:
+        lines.append(f"--cpus-per-task={quote_directive(part.cpus_per_task)}")
+    lines += [f"--{name}" if value is None else f"--{name}={quote_directive(value)}" for name, value in part.options.items()]
+    return lines
+
+
+def _exports(env: Mapping[str, str]) -> list[str]:
+    """The job's variables. Names that a shell cannot export reach the ranks by the plan."""
+    lines = []
+    for name, value in env.items():
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
+            quoted = _with_job_id(value) if name == TORCHX_JOB_ID else shlex.quote(value)
+            lines.append(f"export {name}={quoted}")
+    return [*lines, ""] if lines else []
+
+
+def _with_job_id(value: str) -> str:
+    return '"$SLURM_JOB_ID"'.join(shlex.quote(part) if part else "" for part in value.split(JOB_ID))
+
+
+def _srun(components: Sequence[Component]) -> str:
+    """One step over all components. CPUs are said again: srun does not take them over from sbatch (since Slurm 22.05)."""
+    groups = []
+    for index, part in enumerate(components):
+        words = [f"--het-group={index}"] if len(components) > 1 else []
+        words += [f"--nodes={part.nodes}", f"--ntasks={part.nodes}"]
+        if part.cpus_per_task is not None:
+            words.append(f"--cpus-per-task={shlex.quote(part.cpus_per_task)}")
+        # The task's ranks use all that the node has given it.
+        words.append("--cpu-bind=none")
+        groups.append(" ".join(words) + ' "${run[@]}"')
+    joined = " : \\\n  ".join(groups)
+    return f"srun --kill-on-bad-exit=1 {joined} || code=$?"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\x00-\x1f\x7f\u0085\u2028\u2029]+", " ", text)

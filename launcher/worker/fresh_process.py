@@ -1,0 +1,98 @@
+"""What makes a started rank the process that a fresh interpreter would be.
+
+A forked rank begins with the state of the fork server: one random state in all ranks, the server's signal handlers, its place
+in multiprocessing. A spawned one begins as a child of multiprocessing too. `tests/launcher/worker/test_fresh_rank.py` lists
+what is compared, and what remains different with the reason.
+
+Left out, since nothing has to be done: `random` reseeds itself in a forked child, `tempfile` looks at its process id, `uuid4`
+and `secrets` read the system's generator; umask, limits, locale and interpreter options are inherited as a fresh process
+inherits them. Impossible: another seed for `hash(str)`, which is in every dictionary that the server has made.
+"""
+
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from mimo_role.host import environ
+
+
+def become_fresh() -> None:
+    """Give the script what a fresh interpreter would. Call it once per rank, in the rank, when its environment is complete."""
+    _reset_signals()
+    _become_main_process()
+    _replace_streams()
+    _keep_descriptors_from_children()
+    _draw_new_seeds()
+    _heed_environment()
+    _forget_launcher()
+
+
+def _reset_signals() -> None:
+    """The fork server ignores SIGTERM; a run that was started with `nohup` ignores SIGHUP."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _become_main_process() -> None:
+    """Let multiprocessing take this process for the program's main one: scripts and libraries compare its name and its parent.
+
+    Its identity is part of its children's names. Its key would be all ranks' alike. Its temporary folder is the agent's.
+    """
+    own = multiprocessing.current_process()
+    own.name = "MainProcess"
+    own.authkey = os.urandom(32)
+    own._identity = ()
+    own._config.pop("tempdir", None)  # type: ignore[attr-defined]
+    multiprocessing.process._parent_process = None  # type: ignore[attr-defined]
+    # The ranks' own start method is not what the script's data loaders should use.
+    multiprocessing.set_start_method(None, force=True)
+
+
+def _replace_streams() -> None:
+    """A script may close its streams, and torch flushes those that it has redirected."""
+    for name in ("stdout", "stderr"):
+        kept = getattr(sys, name)
+        own = open(kept.fileno(), "w", 1, encoding=kept.encoding, errors=kept.errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, own)
+        setattr(sys, f"__{name}__", own)
+
+
+def _keep_descriptors_from_children() -> None:
+    """Descriptors that arrive over a socket or through `spawn` are inheritable: `os.system` would pass the agent's pipes on."""
+    for descriptor in sorted(int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
+        if descriptor > 2:
+            with suppress(OSError):  # the listing's own is closed again
+                os.set_inheritable(descriptor, False)
+
+
+def _draw_new_seeds() -> None:
+    """torch and NumPy seed their default generators once per process, from the system's entropy.
+
+    Not by `torch.seed()`: that also queues a seed for CUDA, whose generators start from a constant in a fresh process.
+    NumPy's generator exists once `numpy.random` is imported; torch imports NumPy without it.
+    """
+    import torch
+
+    torch.default_generator.seed()
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+
+
+def _heed_environment() -> None:
+    """A module's own variables come after the imports, which have read some already."""
+    import torch
+
+    tempfile.tempdir = None
+    if (threads := environ.threads()) is not None:
+        torch.set_num_threads(threads)
+
+
+def _forget_launcher() -> None:
+    """The script may have a package named like ours. `__mp_main__` is mimo-launch's own program, which multiprocessing runs."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("launcher", "__mp_main__")]:
+        del sys.modules[name]

@@ -1,0 +1,242 @@
+"""The schedule of rounds in which process groups are made: a pure value.
+
+In a round every rank of the world creates exactly one group: its row along some axes, or, where its modules have no row
+left to make, a group of itself alone. Under NCCL a round is then one split of the world's communicator. And all ranks have
+made equally many groups afterwards: torch names those that a script makes itself with `use_local_synchronization` after their
+number, and ranks that disagreed on a name would hang.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from mimo_role.errors import TopologyError
+from mimo_role.groups.families import EMBEDDING, MEGATRON, GroupOptions, families_of, has_embedding_groups, locate
+from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.topology import Topology
+
+ALONE = "self"
+"""The name of a group of one rank."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of a span of ranks along some axes, told by steps: axes of two modules with equal rows give one value."""
+
+    span: range
+    steps: tuple[tuple[int, int], ...]
+    """(stride, size) of each run of adjacent axes, fastest first."""
+    ends_only: bool = False
+    """Only the first and the last rank of each row belong to it; the ranks between are alone."""
+
+    @classmethod
+    def of(cls, grid: RankGrid, axes: Iterable[str]) -> "RowSet":
+        """The rows of a grid along `axes`."""
+        wanted = set(axes)
+        steps: list[tuple[int, int]] = []
+        for name in grid.dim_names:
+            size, stride = grid.axis_size(name), grid.stride(name)
+            if name not in wanted or size == 1:
+                continue
+            if steps and steps[-1][0] * steps[-1][1] == stride:
+                steps[-1] = (steps[-1][0], steps[-1][1] * size)
+            else:
+                steps.append((stride, size))
+        return cls(grid.ranks, tuple(steps))
+
+    @classmethod
+    def ends_of(cls, grid: RankGrid, axis: str) -> "RowSet":
+        """The first and last rank of each row along one axis."""
+        rows = cls.of(grid, (axis,) if axis in grid.dim_names else ())
+        return cls(rows.span, rows.steps, ends_only=rows.row_size > 2)
+
+    @property
+    def row_size(self) -> int:
+        """How many ranks a row has."""
+        return 2 if self.ends_only else math.prod(size for _, size in self.steps)
+
+    @property
+    def row_count(self) -> int:
+        """How many rows there are, ranks that are alone left out."""
+        return len(self.span) // math.prod(size for _, size in self.steps)
+
+    def row_of(self, rank: int) -> tuple[int, ...]:
+        """The ranks of the rank's row, ascending."""
+        row = self._whole_row(rank - self._offset_in_row(rank))
+        if self.ends_only:
+            return (row[0], row[-1]) if rank in (row[0], row[-1]) else (rank,)
+        return row
+
+    def rows(self) -> Iterator[tuple[int, ...]]:
+        """All rows, each once, by their first rank."""
+        for rank in self.span:
+            if self._offset_in_row(rank) == 0:
+                yield self.row_of(rank)
+            elif self.ends_only and len(row := self.row_of(rank)) == 1:
+                yield row
+
+    def _offset_in_row(self, rank: int) -> int:
+        index = rank - self.span.start
+        return sum(index // stride % size * stride for stride, size in self.steps)
+
+    def _whole_row(self, first: int) -> tuple[int, ...]:
+        row = [first]
+        for stride, size in self.steps:
+            row = [other + step * stride for step in range(size) for other in row]
+        return tuple(row)
+
+
+@dataclass(frozen=True)
+class GroupSet:
+    """Rows that become groups."""
+
+    rows: RowSet
+    options: GroupOptions
+    """The communicator's; the families are of no account."""
+    names: tuple[str, ...]
+    """All that the rows are, such as `language.tp` and `language.ep`, by the axes longer than one; groups bear the first."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Group sets of disjoint spans, whose groups are made at the same time."""
+
+    group_sets: tuple[GroupSet, ...]
+
+    def group_set_of(self, rank: int) -> GroupSet | None:
+        """What the rank's group is a row of; `None` where it makes one of itself alone."""
+        return next((groups for groups in self.group_sets if rank in groups.rows.span), None)
+
+    def row_of(self, rank: int) -> tuple[int, ...]:
+        """The ranks of the one group that `rank` makes in this round."""
+        groups = self.group_set_of(rank)
+        return (rank,) if groups is None else groups.rows.row_of(rank)
+
+    def name_of(self, rank: int) -> str:
+        """What that group is for; `self` for a rank that makes one of itself alone."""
+        groups = self.group_set_of(rank)
+        return ALONE if groups is None or len(groups.rows.row_of(rank)) == 1 else groups.names[0]
+
+    def rows(self, world_size: int) -> Iterator[tuple[int, ...]]:
+        """The groups of all ranks, each once."""
+        covered = sorted((groups.rows for groups in self.group_sets), key=lambda rows: rows.span.start)
+        rank = 0
+        for rows in covered:
+            yield from ((other,) for other in range(rank, rows.span.start))
+            yield from rows.rows()
+            rank = rows.span.stop
+        yield from ((other,) for other in range(rank, world_size))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All rounds of a world."""
+
+    world_size: int
+    rounds: tuple[Round, ...]
+    on_world: tuple[GroupSet, ...]
+    """Rows that are the whole world: the world's own group, which is there before any round."""
+
+    def __len__(self) -> int:
+        return len(self.rounds)
+
+    def makes(self, rows: RowSet, communicator: GroupOptions | None = None) -> bool:
+        """Whether each rank of the rows has its group after the last round; for rows of one rank, one of itself alone.
+
+        Args:
+            rows: of any span.
+            communicator: the options that the groups are made with; default: any.
+        """
+        if rows.row_size > 1:
+            made = [groups for round_ in self.rounds for groups in round_.group_sets]
+            return any(groups.rows == rows and communicator in (None, groups.options) for groups in (*made, *self.on_world))
+        spans = [{groups.rows.span for groups in round_.group_sets} for round_ in self.rounds]
+        return bool(spans) and all(
+            any(span not in busy for busy in spans)
+            for span in set().union(*spans)
+            if span.start < rows.span.stop and rows.span.start < span.stop
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{len(self)} rounds for {self.world_size} ranks"]
+        for number, round_ in enumerate(self.rounds):
+            sets = "; ".join(
+                f"{', '.join(groups.names)} ({groups.rows.row_count} groups of {groups.rows.row_size})"
+                for groups in round_.group_sets
+            )
+            lines.append(f"{number}: {sets or ALONE}")
+        return "\n".join(lines)
+
+    def as_list(self) -> list[list[dict[str, Any]]]:
+        """The JSON form: for each round what is made at the same time, and how large; `self` where each rank is alone."""
+        alone = [{"names": [ALONE], "groups": self.world_size, "group_size": 1}]
+        return [
+            [
+                {"names": list(groups.names), "groups": groups.rows.row_count, "group_size": groups.rows.row_size}
+                for groups in round_.group_sets
+            ]
+            or alone
+            for round_ in self.rounds
+        ]
+
+
+def schedule(topology: Topology, options: Mapping[str, GroupOptions] | None = None) -> Schedule:
+    """The rounds for a topology: its distinct row sets, those of disjoint spans side by side.
+
+    Ranks with an axis of size one need a group of themselves alone: any round in which they make no row gives it; a
+    round for it alone is added where there would be none. Rows that are the whole world are the world's own group.
+
+    Args:
+        topology: the world.
+        options: of each module; those left out have the defaults.
+
+    Raises:
+        TopologyError: the options name a module or an axis that there is not.
+    """
+    options = options or {}
+    for module in options:
+        if module not in topology.grids:
+            raise TopologyError(f"modules.{module}", f"no such module; there are {', '.join(topology.grids)}")
+    whole = RowSet(range(topology.world_size), ((1, topology.world_size),))
+    by_span: dict[range, dict[tuple[RowSet, GroupOptions], list[str]]] = {}
+    on_world: dict[tuple[RowSet, GroupOptions], list[str]] = {}
+    for module, grid in topology.grids.items():
+        own = options.get(module, GroupOptions())
+        for name, rows in _row_sets(topology, module, own):
+            key = (rows, GroupOptions() if rows.row_size == 1 else own.communicator)
+            home = on_world if key == (whole, GroupOptions()) else by_span.setdefault(grid.ranks, {})
+            names = home.setdefault(key, [])
+            if name not in names:
+                names.append(name)
+    columns = [[_group_set(key, names) for key, names in found.items()] for found in by_span.values()]
+    rounds = []
+    for step in zip_longest(*columns):
+        rounds.append(Round(tuple(groups for groups in step if groups is not None and groups.rows.row_size > 1)))
+    return Schedule(topology.world_size, tuple(rounds), tuple(_group_set(key, names) for key, names in on_world.items()))
+
+
+def _row_sets(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, RowSet]]:
+    """The module's rows with their names; rows of one rank, which all are alike, last."""
+    of_one = (ALONE, RowSet.of(topology.grids[module], ()))
+    alone = of_one if options.families == MEGATRON else None  # Megatron's fields for what the module does not have
+    for axes in families_of(topology, module, options):
+        grid, own = locate(topology, module, axes)
+        rows = RowSet.of(grid, own)
+        if rows.row_size == 1:
+            alone = of_one
+        else:
+            yield f"{module}.{'_'.join(axis for axis in own if grid.axis_size(axis) > 1)}", rows
+    if has_embedding_groups(module, options):
+        rows = RowSet.ends_of(topology.grids[module], "pp")
+        if rows.row_size == 1:
+            alone = of_one
+        else:
+            yield f"{module}.{EMBEDDING}", rows
+    if alone is not None:
+        yield alone
+
+
+def _group_set(key: tuple[RowSet, GroupOptions], names: list[str]) -> GroupSet:
+    return GroupSet(*key, tuple(names))

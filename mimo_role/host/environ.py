@@ -1,0 +1,169 @@
+"""Access to the environment variables of this process. No other file uses `os.environ`."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mimo_role.errors import EnvironError
+from mimo_role.host.slurm import SlurmTask, job_of, restarts_of, task_of
+
+TOPOLOGY = "MIMO_TOPOLOGY"
+TOPOLOGY_DIGEST = "MIMO_TOPOLOGY_DIGEST"
+ROLE = "MIMO_ROLE"
+LAYOUT = "MIMO_LAYOUT"
+MODULES = "MIMO_MODULES"
+HAS_LANGUAGE_MODULE = "MIMO_HAS_LANGUAGE_MODULE"
+HAS_MODALITY_MODULES = "MIMO_HAS_MODALITY_MODULES"
+COORDS = "MIMO_COORDS"
+RUN_DIR = "MIMO_RUN_DIR"
+RUN_ID = "MIMO_RUN_ID"
+BACKEND = "MIMO_BACKEND"
+TIMEOUT_S = "MIMO_TIMEOUT_S"
+GROUPS = "MIMO_GROUPS"
+RESTART_COUNT = "MIMO_RESTART_COUNT"
+NODE = "MIMO_NODE"
+GRACE_S = "MIMO_GRACE_S"
+WARNING_S = "MIMO_WARNING_S"
+NODE_DIR = "MIMO_NODE_DIR"
+
+
+def is_set() -> bool:
+    """Whether this process's environment carries the contract."""
+    return TOPOLOGY in os.environ
+
+
+def export(values: Mapping[str, str]) -> list[str]:
+    """Set variables for this process and the ones it starts; return those that were not set before."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update(values)
+    return added
+
+
+@contextmanager
+def defaults(values: Mapping[str, str]) -> Iterator[None]:
+    """Set those variables that are not set, for the time of a block."""
+    added = export({name: value for name, value in values.items() if name not in os.environ})
+    try:
+        yield
+    finally:
+        withdraw(added)
+
+
+def withdraw(names: Iterable[str]) -> None:
+    """Unset variables."""
+    for name in names:
+        os.environ.pop(name, None)
+
+
+@contextmanager
+def without(is_meant: Callable[[str], bool]) -> Iterator[None]:
+    """Unset the variables whose names are meant, for the time of a block."""
+    taken = {name: value for name, value in os.environ.items() if is_meant(name)}
+    withdraw(taken)
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+def rank() -> int | None:
+    """`RANK`, if it is set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    return whole_number(os.environ, "RANK")
+
+
+def local_rank() -> int:
+    """`LOCAL_RANK`; 0 if it is not set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    return whole_number(os.environ, "LOCAL_RANK") or 0
+
+
+def world_size() -> int | None:
+    """`WORLD_SIZE`, if it is set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    return whole_number(os.environ, "WORLD_SIZE")
+
+
+def slurm_task() -> SlurmTask | None:
+    """This process's place in a job step of SLURM's, if srun started it.
+
+    Raises:
+        EnvironError: a variable of SLURM's that is missing or malformed.
+    """
+    return task_of(os.environ)
+
+
+def slurm_job() -> str | None:
+    """The id of the SLURM job that this process is in."""
+    return job_of(os.environ)
+
+
+def slurm_restarts() -> int:
+    """How often SLURM has requeued the job that this process is in."""
+    return restarts_of(os.environ)
+
+
+def elastic_restarts() -> int:
+    """How often torchelastic's agent has started the ranks again."""
+    return whole_number(os.environ, "TORCHELASTIC_RESTART_COUNT") or 0
+
+
+def threads() -> int | None:
+    """`OMP_NUM_THREADS`, if it is set to a number; OpenMP's own lists of numbers are left to OpenMP."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
+
+
+def is_on_one_host() -> bool:
+    """Whether all ranks are known to run on this machine.
+
+    Raises:
+        EnvironError: `WORLD_SIZE` or `LOCAL_WORLD_SIZE` is not a number.
+    """
+    ranks = whole_number(os.environ, "LOCAL_WORLD_SIZE")
+    return ranks is not None and ranks == whole_number(os.environ, "WORLD_SIZE")
+
+
+def variables() -> Mapping[str, str]:
+    """This process's environment."""
+    return os.environ
+
+
+def get(name: str) -> str | None:
+    """One variable of this process's environment."""
+    return os.environ.get(name)
+
+
+def node_dir() -> Path | None:
+    """The folder that this node's ranks share with their launcher; `None` outside mimo-launch."""
+    value = os.environ.get(NODE_DIR)
+    return Path(value) if value else None
+
+
+def missing_for_join() -> list[str]:
+    """The variables that torch's `env://` rendezvous needs and this process lacks."""
+    return [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+
+
+def whole_number(environ: Mapping[str, str], name: str) -> int | None:
+    """A variable that is a number; `None` where it is not set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    value = environ.get(name)
+    if value is None:
+        return None
+    if not value.isascii() or not value.isdigit():
+        raise EnvironError(name, f"{value!r} is not a whole number")
+    return int(value)

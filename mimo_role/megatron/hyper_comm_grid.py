@@ -1,0 +1,267 @@
+"""HyperCommGrid: the grid of ranks that code written for Megatron-Core expects, with its process groups."""
+
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+from operator import index
+from typing import Any
+
+import torch.distributed as dist
+
+from mimo_role.errors import AxisError, GridError, WorldSizeError
+from mimo_role.groups.families import GroupOptions
+from mimo_role.groups.process_groups import Groups, free, make_rows, shared
+from mimo_role.groups.rounds import RowSet
+from mimo_role.host import environ
+from mimo_role.topology.grid import RankGrid
+
+BASE_VIEW = "base"
+EXPERT_VIEW = "expert"
+
+_Key = tuple[str, tuple[str, ...]]
+"""A view's name and some of its axes, slowest first."""
+
+
+class HyperCommGrid:
+    """The ranks `rank_offset` to `rank_offset + size - 1`, arranged along named axes, fastest first.
+
+    The interface is that of `megatron.core.hyper_comm_grid.HyperCommGrid`: groups are made by `create_pg` and found by
+    `get_pg`. Where a `RoleContext` has made the same rows already, `create_pg` takes its groups and makes none; elsewhere it
+    is collective over the world, in one round. A context's own grids (`module_to_grid_map`) know all of its groups.
+
+    Attributes:
+        shape: the sizes of the axes.
+        dim_names: their names.
+        rank_offset: the first rank.
+        size: how many ranks.
+        backend: of the groups; `None` for the world's.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], dim_names: Sequence[str], rank_offset: int = 0, backend: str | None = None
+    ) -> None:
+        """
+        Raises:
+            GridError: (a ValueError) shape and names differ in length, an axis stands twice, a size is not positive, or
+                the offset is negative.
+            WorldSizeError: (a RuntimeError) the grid is larger than the world from the offset on, or the world's size is
+                unknown.
+        """
+        _check_lengths(shape, dim_names)
+        world_size = _world_size()
+        if rank_offset < 0:
+            raise GridError(f"rank_offset must be non-negative, got {rank_offset}")
+        if math.prod(shape) > world_size - rank_offset:
+            raise WorldSizeError(
+                f"Grid shape {list(shape)} is over sized with world size {world_size} and rank offset {rank_offset}"
+            )
+        self._set_base(_rank_grid("Grid", shape, dim_names, rank_offset), backend)
+
+    def _set_base(self, grid: RankGrid, backend: str | None) -> None:
+        self.shape = list(grid.shape)
+        self.dim_names = list(grid.dim_names)
+        self.rank_offset = grid.rank_offset
+        self.size = grid.size
+        self.backend = backend
+        self._views = {BASE_VIEW: grid}
+        self._shared_dims: dict[str, tuple[str, ...]] = {}
+        self._found: dict[_Key, dist.ProcessGroup | None] = {}
+        self._own: list[dist.ProcessGroup] = []
+        self._context_groups: Groups | None = None
+        self._communicator: GroupOptions | None = None
+
+    @classmethod
+    def over(cls, grid: RankGrid, experts: RankGrid | None, groups: Groups, communicator: GroupOptions) -> "HyperCommGrid":
+        """A module's grid of a context, whose groups there are already; its experts' are the view `expert`.
+
+        Args:
+            grid: the module's.
+            experts: the module's, see `expert_grid_of`.
+            groups: the context's.
+            communicator: the options with which the module's groups were made.
+        """
+        made = cls.__new__(cls)
+        made._set_base(grid, None)
+        made._context_groups = groups
+        made._communicator = communicator
+        if experts is not None:
+            made.register_view(EXPERT_VIEW, experts.shape, experts.dim_names, shared_axes(grid, experts))
+        return made
+
+    def __repr__(self) -> str:
+        return f"HyperCommGrid(shape={self.shape}, dim_names={self.dim_names}, rank_offset={self.rank_offset})"
+
+    def register_view(
+        self, name: str, shape: Sequence[int], dim_names: Sequence[str], shared_dims: Sequence[str] | None = None
+    ) -> None:
+        """Factor the grid's ranks a second time, for example along the axes of experts.
+
+        Args:
+            name: by which `create_pg`, `get_pg` and `get_rank_enum` take it.
+            shape: the sizes of its axes; their product is the grid's size.
+            dim_names: their names, fastest first.
+            shared_dims: axes that are the same in both: their groups are the grid's own.
+
+        Raises:
+            GridError: (a ValueError) one of these does not hold.
+        """
+        if name in self._views:
+            raise GridError(f"View {name!r} is already registered")
+        _check_lengths(shape, dim_names)
+        view = _rank_grid(f"View {name!r}", shape, dim_names, self.rank_offset)
+        if view.size != self.size:
+            raise GridError(f"View {name!r} shape {list(shape)} has size {view.size}, but the grid size is {self.size}")
+        shared_dims = tuple(shared_dims or ())
+        if len(set(shared_dims)) != len(shared_dims):
+            raise GridError(f"View {name!r} has duplicate shared_dims: {list(shared_dims)}")
+        for axis in shared_dims:
+            for place, known in (("base view", self.dim_names), ("view's dim_names", list(dim_names))):
+                if axis not in known:
+                    raise GridError(f"Shared dim {axis!r} of view {name!r} is not in the {place} {known}")
+        for axes in (*((axis,) for axis in shared_dims), shared_dims):
+            self._check_same_rows(name, view, axes)
+        self._views[name] = view
+        self._shared_dims[name] = shared_dims
+
+    def _check_same_rows(self, name: str, view: RankGrid, axes: tuple[str, ...]) -> None:
+        if RowSet.of(self._views[BASE_VIEW], axes) != RowSet.of(view, axes):
+            raise GridError(f"Shared dims {list(axes)} have different membership across views: base and {name!r}")
+
+    def get_rank_enum(self, dims: str | Sequence[str], view: str | None = None) -> list[list[int]]:
+        """All rows: lists of ranks, ascending, that differ only along `dims`.
+
+        Raises:
+            AxisError: (a KeyError) no such view.
+            GridError: (a ValueError) no such axis.
+        """
+        _, grid, ordered = self._resolve(dims, view)
+        return [list(row) for row in grid.rows(ordered)]
+
+    def _gen_rank_enum(self, dims: Sequence[str]) -> list[list[int]]:
+        """The base view's rows, each enumerated with the last of `dims` fastest, in whatever order they stand."""
+        grid = self._views[BASE_VIEW]
+        self._resolve(list(dims), None)
+        found = []
+        for first, *_ in grid.rows(dims):
+            row = [first]
+            for axis in dims:
+                row = [rank + step * grid.stride(axis) for rank in row for step in range(grid.axis_size(axis))]
+            found.append(row)
+        return found
+
+    def create_pg(
+        self,
+        dims: str | Sequence[str],
+        view: str | None = None,
+        *,
+        timeout: timedelta | None = None,
+        pg_options: Any = None,
+        group_desc: str | None = None,
+    ) -> dist.ProcessGroup | None:
+        """Make the groups of all rows along `dims`, or take a context's. Collective over the world.
+
+        A context's groups keep the names that they have; with `timeout` or `pg_options` groups are made in any case.
+
+        Returns:
+            This rank's group; `None` for a rank outside the grid.
+
+        Raises:
+            AxisError: (a KeyError) they have been created before, or there is no such view.
+            GridError: (a ValueError) no such axis.
+        """
+        key, grid, ordered = self._resolve(dims, view)
+        if key in self._found:
+            raise AxisError(
+                f"Process group {dims}{_of_view(key)} has already been created; its options may differ, so get_pg is the "
+                "way to have it again"
+            )
+        rows, rank = RowSet.of(grid, ordered), dist.get_rank()
+        inside = rank in rows.span
+        groups = shared() if (timeout, pg_options) == (None, None) and self.backend in (None, dist.get_backend()) else None
+        if groups is not None and groups.schedule.makes(rows, self._communicator):
+            self._found[key] = groups.find(rows, self._communicator) if inside else None
+            return self._found[key]
+        group = make_rows(
+            rows, rank, timeout=timeout, backend=self.backend, pg_options=pg_options, group_desc=group_desc or "_".join(ordered)
+        )
+        self._own.append(group)
+        self._found[key] = group if inside else None
+        return self._found[key]
+
+    def get_pg(self, dims: str | Sequence[str], view: str | None = None) -> dist.ProcessGroup | None:
+        """This rank's group along `dims`, or `None` for a rank outside the grid.
+
+        Raises:
+            AxisError: (a KeyError) it has not been created, or there is no such view.
+            GridError: (a ValueError) no such axis.
+        """
+        key, grid, ordered = self._resolve(dims, view)
+        if key in self._found:
+            return self._found[key]
+        rows = RowSet.of(grid, ordered)
+        if self._context_groups is not None and self._context_groups.schedule.makes(rows, self._communicator):
+            return self._context_groups.find(rows, self._communicator) if self.is_current_rank_in_grid() else None
+        raise AxisError(f"Process group for {'-'.join(key[1])}{_of_view(key)} hasn't been created. Call create_pg first.")
+
+    def is_current_rank_in_grid(self) -> bool:
+        """Whether this process's rank is one of the grid's."""
+        return dist.get_rank() in self._views[BASE_VIEW]
+
+    def destroy(self) -> None:
+        """Free each group that this grid has made, once, and forget the others. A context frees its own."""
+        own, self._own = self._own, []
+        self._found.clear()
+        for group in own:
+            free(group)
+
+    def _resolve(self, dims: str | Sequence[str], view: str | None) -> tuple[_Key, RankGrid, tuple[str, ...]]:
+        """The key of the groups along `dims`, the grid that enumerates them, and `dims` with the slowest axis first."""
+        name = BASE_VIEW if view is None else view
+        if name not in self._views:
+            raise AxisError(f"View {name!r} is not registered. Registered views: {sorted(self._views)}")
+        grid = self._views[name]
+        wanted = (dims,) if isinstance(dims, str) else tuple(dims)
+        for axis in wanted:
+            if axis not in grid.dim_names:
+                raise GridError(f"{axis!r} is not in view {name!r} with dim_names {list(grid.dim_names)}")
+        if len(set(wanted)) != len(wanted):
+            raise GridError(f"an axis stands twice in {list(wanted)}")
+        if name != BASE_VIEW and set(wanted) <= set(self._shared_dims[name]):
+            name, grid = BASE_VIEW, self._views[BASE_VIEW]
+        ordered = tuple(axis for axis in reversed(grid.dim_names) if axis in wanted)
+        return (name, ordered), grid, ordered
+
+
+def shared_axes(grid: RankGrid, experts: RankGrid) -> list[str]:
+    """The axes that a module's grid and its experts' have in common; a topology has checked that their rows are the same."""
+    return [axis for axis in experts.dim_names if axis in grid.dim_names]
+
+
+def _check_lengths(shape: Sequence[int], dim_names: Sequence[str]) -> None:
+    if len(shape) != len(dim_names):
+        raise GridError(f"len(shape) {list(shape)} != len(dim_names) {list(dim_names)}")
+
+
+def _rank_grid(what: str, shape: Sequence[int], dim_names: Sequence[str], rank_offset: int) -> RankGrid:
+    if len(set(dim_names)) != len(dim_names):
+        raise GridError(f"{what} has duplicate dim_names: {list(dim_names)}")
+    try:
+        return RankGrid([index(size) for size in shape], dim_names, rank_offset)
+    except (TypeError, ValueError):
+        raise GridError(f"{what} shape must be positive ints, got {list(shape)}") from None
+
+
+def _world_size() -> int:
+    found = environ.world_size()
+    if found is None and dist.is_initialized():
+        found = dist.get_world_size()
+    if found is None:
+        raise WorldSizeError(
+            "Cannot determine world size: WORLD_SIZE is not set and torch.distributed is not initialized; do one of the two "
+            "before HyperCommGrid is made"
+        )
+    return found
+
+
+def _of_view(key: _Key) -> str:
+    return "" if key[0] == BASE_VIEW else f" for view {key[0]!r}"

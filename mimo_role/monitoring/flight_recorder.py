@@ -1,0 +1,88 @@
+"""Which collectives this process has entered and not left, by torch's flight recorder.
+
+There is a recorder for NCCL and one for the other backends; torch has no public way to read them in the process itself. What
+is private stands in this file alone; `tests/mimo_role/monitoring/test_diagnostics.py` fails when it changes.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTrace:
+    """What one process has done in one process group."""
+
+    name: str
+    """torch's, on which all members agree."""
+    description: str
+    """What the group is for: `language.tp`; `default_pg` is the world."""
+    ranks: tuple[int, ...] | None = None
+    """Its members; `None` for the world, and if this process does not know the group (any more)."""
+    entered: int = 0
+    """How many collectives it has entered."""
+    timeout_s: float = 0.0
+    """The shortest limit of those that it has not left; 0 if none is known."""
+    waiting: Mapping[int, str] = field(default_factory=dict)
+    """Those that it has not left: their numbers, from 1, and names such as `all_reduce`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "GroupTrace":
+        """The inverse of `as_dict`, also after JSON has turned numbers into text."""
+        ranks = value["ranks"]
+        return cls(
+            name=value["name"],
+            description=value["description"],
+            ranks=None if ranks is None else tuple(ranks),
+            entered=value["entered"],
+            timeout_s=value["timeout_s"],
+            waiting={int(number): name for number, name in value["waiting"].items()},
+        )
+
+
+def traces() -> list[GroupTrace]:
+    """This process's, one per group in which it has entered a collective; none if it has not loaded torch."""
+    if "torch.distributed" not in sys.modules:
+        return []
+    from torch._C import _distributed_c10d as c10d
+
+    # NCCL has a recorder of its own, which builds of torch without CUDA lack.
+    readers = [getattr(c10d, "_dump_nccl_trace_json", None), getattr(c10d, "_dump_fr_trace_json", None)]
+    dumps = [json.loads(read(True, False)) for read in readers if read is not None]
+    return from_dump({"entries": [entry for dump in dumps for entry in dump.get("entries", ())]}, _members())
+
+
+def from_dump(dump: Mapping[str, Any], members: Mapping[str, tuple[int, ...]]) -> list[GroupTrace]:
+    """The same from the recorder's dump and the members of each group by its name."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in dump.get("entries", ()):
+        if not entry["is_p2p"]:
+            found.setdefault(entry["process_group"][0], []).append(entry)
+    return [
+        GroupTrace(
+            name=name,
+            description=entries[-1]["process_group"][1],
+            ranks=members.get(name),
+            entered=max(entry["collective_seq_id"] for entry in entries),
+            timeout_s=min((entry.get("timeout_ms", 0) / 1000 for entry in entries if not entry["retired"]), default=0.0),
+            waiting={
+                entry["collective_seq_id"]: entry["profiling_name"].rpartition(":")[2]
+                for entry in entries
+                if not entry["retired"]
+            },
+        )
+        for name, entries in found.items()
+    ]
+
+
+def _members() -> dict[str, tuple[int, ...]]:
+    from torch.distributed.distributed_c10d import _world
+
+    world = _world.default_pg
+    return {group.group_name: tuple(ranks) for group, ranks in _world.pg_group_ranks.items() if group is not world}

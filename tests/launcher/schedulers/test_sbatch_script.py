@@ -1,0 +1,254 @@
+"""Job scripts as text: what they say, and that they carry any name as data. No SLURM is needed."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.errors import ConfigError
+from launcher.schedulers.sbatch_options import check_options, seconds_of
+from launcher.schedulers.sbatch_script import Component, SbatchJob, component, quote_directive, script_of
+from launcher.schedulers.submit import dry_run
+from tests.launcher.schedulers.plans import request
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[3]
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
+
+THOUSANDS = [
+    "modules.vision.dp=1024",
+    "modules.language={tp: 8, pp: 8, dp: 144}",
+    "pools.encoders={nodes: 128, procs_per_node: 8, slurm: {partition: l40s, account: vlm, gres: 'gpu:8', exclusive: true}}",
+    "pools.llm={nodes: 1152, procs_per_node: 8, slurm: {partition: h100, account: vlm, gres: 'gpu:8', exclusive: true}}",
+]
+
+CASES = [
+    pytest.param("one_pool", ["modules.vision.pool=llm", "pools.llm.procs_per_node=6"], id="one pool"),
+    pytest.param("two_pools", [], id="two pools"),
+    pytest.param("thousands", THOUSANDS, id="1,280 nodes"),
+    pytest.param(
+        "options",
+        [
+            'name=it\'s a "name" of $HOME',
+            'pools.llm.slurm={partition: "a,b", comment: "x #y", exclude: [n1, n2], time: "2-0", no-requeue: true}',
+            "pools.llm.slurm.mail-type=END",
+            "pools.encoders.slurm={cpus-per-gpu: 4, gpus-per-node: 2, signal: USR1@300}",
+            "env={LIST: 'a,b c', QUOTE: \"it's\", not-a-name: x}",
+            "runtime.warning_s=300",
+        ],
+        id="options",
+    ),
+]
+
+PRINTABLE = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=40)
+ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+
+
+def script(tmp_path, monkeypatch, *overrides):
+    monkeypatch.chdir(tmp_path)
+    text = dry_run(request(tmp_path, *overrides))
+    program = Path(sys.executable).with_name("mimo-launch")
+    return text.replace(str(tmp_path), "/home/me").replace(shlex.quote(str(program)), "/venv/bin/mimo-launch")
+
+
+@pytest.mark.parametrize(("name", "overrides"), CASES)
+def test_the_script_is_as_it_was_when_somebody_last_read_it(name, overrides, tmp_path, monkeypatch):
+    assert script(tmp_path, monkeypatch, *overrides) == (GOLDEN / f"{name}.sbatch").read_text()
+
+
+SCRIPTS = [*GOLDEN.glob("*.sbatch"), *ROOT.glob("examples/slurm/*.sbatch"), *ROOT.glob("tests/cluster/lab/*.sh")]
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS), ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+    done = subprocess.run([SHELLCHECK, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_script_for_1280_nodes_has_two_components_and_stays_small(tmp_path, monkeypatch):
+    text = script(tmp_path, monkeypatch, *THOUSANDS)
+    assert text.count("#SBATCH hetjob") == 1
+    assert [line for line in text.splitlines() if "--nodes=" in line and line.startswith("#SBATCH")] == [
+        "#SBATCH --nodes=128",
+        "#SBATCH --nodes=1152",
+    ]
+    assert len(text.encode()) < 10 << 10
+
+
+def test_nothing_is_written_by_a_dry_run(tmp_path, monkeypatch):
+    script(tmp_path, monkeypatch)
+    assert not (tmp_path / "runs").exists()
+
+
+def sbatch_reads(directive: str) -> list[str]:
+    """An #SBATCH line as Slurm 22.05 was seen to read it: blanks separate, quotes join, a backslash escapes, # comments."""
+    words, word, quote, position = [], None, None, 0
+    while position < len(directive):
+        character = directive[position]
+        position += 1
+        if character == "\\" and position < len(directive):
+            word = (word or "") + directive[position]
+            position += 1
+        elif quote is not None and character == quote:
+            quote = None
+        elif quote is None and character in "\"'":
+            quote, word = character, word or ""
+        elif quote is None and character in " \t":
+            words, word = ([*words, word], None) if word is not None else (words, None)
+        elif quote is None and character == "#":
+            break
+        else:
+            word = (word or "") + character
+    return words if word is None else [*words, word]
+
+
+@given(PRINTABLE)
+def test_a_value_in_a_directive_is_read_as_it_was(value):
+    assert sbatch_reads(f"--comment={quote_directive(value)}") == [f"--comment={value}"]
+
+
+@given(name=ANY, title=ANY, folder=ANY, value=ANY, words=st.lists(ANY, min_size=1, max_size=4))
+def test_names_that_look_like_code_stay_data_in_a_real_bash(name, title, folder, value, words):
+    """srun prints its arguments, the folder and a variable; cd and scontrol are functions, since the folder does not exist."""
+    parts = (
+        Component(pool="p", nodes=2, cpus_per_task="4", options={}),
+        Component(pool="q", nodes=1, cpus_per_task=None, options={}),
+    )
+    text = script_of(
+        SbatchJob(name=name, title=title, components=parts, command=tuple(words), folder=folder, env={"ODD": value})
+    )
+    tools = """
+cd() { folder=$1; }
+srun() { printf '%s\\0' "$folder" "$ODD" "$@"; return 75; }
+scontrol() { printf '%s\\0' scontrol "$@"; }
+"""
+    done = subprocess.run(
+        ["bash", "-c", tools + text], env={"SLURM_JOB_ID": "12"}, capture_output=True, timeout=20, check=False
+    )
+    printed = [word.decode() for word in done.stdout.split(b"\0")[:-1]]
+    assert (done.returncode, done.stderr) == (75, b"")
+    assert printed == [
+        *(folder, value, "--kill-on-bad-exit=1"),
+        *("--het-group=0", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--cpu-bind=none", *words, ":"),
+        *("--het-group=1", "--nodes=1", "--ntasks=1", "--cpu-bind=none", *words),
+        *("scontrol", "requeue", "12"),
+    ]
+
+
+@given(ANY, ANY)
+def test_no_name_or_title_becomes_a_line_of_its_own(name, title):
+    part = Component(pool="p", nodes=1, cpus_per_task="1", options={})
+    text = script_of(SbatchJob(name=name, title=title, components=(part,), command=("x",), folder="/", env={}))
+    head = text.split("\n\n")[0].splitlines()
+    assert len(head) == 3 + 6
+    assert all(line.startswith("#") for line in head)
+
+
+def test_a_job_that_cannot_be_requeued_says_so_and_keeps_its_code():
+    part = Component(pool="p", nodes=1, cpus_per_task="1", options={})
+    text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), folder="/", env={}))
+    tools = "srun() { return 75; }\nscontrol() { return 127; }\n"
+    done = subprocess.run(
+        ["bash", "-c", tools + text], env={"SLURM_JOB_ID": "12"}, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 75
+    assert "mimo-launch: cannot requeue job 12 from" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 3}, "pools.p.slurm.nodes: mimo-launch sets this option itself (pools say how many there are); leave it out"),
+        ({"gpus-per-task": 1}, "use gpus-per-node or gres"),
+        ({"export": "A=1"}, "variables go into the config's env"),
+        ({"partitoin": "x"}, "no sbatch option is known by this name; did you mean 'partition'?"),
+        ({"cpus_per_task": 4}, "not the long name of an sbatch option; did you mean 'cpus-per-task'?"),
+        ({"-p": "x"}, "not the long name of an sbatch option; write sbatch's long name without the dashes"),
+        ({"comment": "a\nb"}, "a line break cannot stand in an option of a job script"),
+        ({"comment": "x" * 1025}, "1025 characters; sbatch takes 1024"),
+        ({"gres": {"gpu": 4}}, "a mapping cannot be an option's value"),
+        ({"signal": "B:USR1@60"}, "=B:USR1@60: B: signals the job script alone, not the ranks"),
+        ({"clusters": "a,b"}, "status, logs and cancel ask the cluster of this machine"),
+    ],
+)
+def test_options_that_would_break_the_script_are_refused(options, message):
+    with pytest.raises(ConfigError) as error:
+        check_options("p", options)
+    assert str(error.value).startswith(f"pools.p.slurm.{next(iter(options))}")
+    assert message in str(error.value)
+
+
+def test_options_of_newer_releases_and_plugins_pass():
+    assert check_options("p", {"brand-new": 1, "exclusive": True, "hold": False, "qos": None, "nodelist": ["a", "b"]}) == {
+        "brand-new": "1",
+        "exclusive": None,
+        "nodelist": "a,b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("1:00:00", 3600),
+        ("1-12", 129600),
+        ("1-0:30", 88200),
+        ("1-0:0:5", 86405),
+        ("UNLIMITED", None),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+def test_a_time_limit_that_the_warning_would_eat_up_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"pools.p.slurm.time=2: 120 s, but the ranks are warned runtime.warning_s=120 s before"
+    ):
+        component("p", 1, 4, {"time": 2}, 120.0)
+    assert component("p", 1, 4, {"time": 2, "signal": "USR1@10"}, 120.0).options["signal"] == "USR1@10"
+    assert component("p", 1, 4, {"time": 0}, 120.0).options["signal"] == "USR1@120"
+
+
+def test_times_that_yaml_would_take_for_numbers_stay_as_written(tmp_path, monkeypatch):
+    overrides = ["pools.llm.slurm.time=12:30:00", "pools.encoders.slurm.account=0042"]
+    text = script(tmp_path, monkeypatch, *overrides)
+    assert "#SBATCH --time=12:30:00\n" in text
+    assert "#SBATCH --account=0042\n" in text
+
+
+def test_a_task_gets_a_cpu_for_each_rank_where_nothing_else_is_said():
+    assert component("p", 1, 4, {}, 120.0).cpus_per_task == "4"
+    assert component("p", 1, 4, {"cpus-per-task": 32}, 120.0).cpus_per_task == "32"
+    assert component("p", 1, 4, {"exclusive": True}, 120.0).cpus_per_task is None
+    assert component("p", 1, 4, {"exclusive": "user"}, 120.0).cpus_per_task == "4"
+
+
+def test_requeueing_is_asked_for_unless_it_is_refused():
+    assert "requeue" in component("p", 1, 1, {}, 120.0).options
+    for refusal in ({"requeue": False}, {"no-requeue": True}):
+        assert component("p", 1, 1, refusal, 120.0).options.keys() & {"requeue", "no-requeue"} == {"no-requeue"}
+    with pytest.raises(ConfigError, match=r"pools.p.slurm: requeue and no-requeue contradict each other"):
+        check_options("p", {"requeue": True, "no-requeue": True})
+
+
+@pytest.mark.parametrize(("answer", "calls"), [("2026-11-25T00:53:03 ", 1), ("N/A ", 0), ("", 0)])
+def test_a_preempted_job_whose_ranks_died_of_it_is_requeued(answer, calls):
+    part = Component(pool="p", nodes=1, cpus_per_task="1", options={})
+    text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), folder="/", env={}))
+    tools = f"srun() {{ return 143; }}\nsqueue() {{ echo '{answer}'; }}\nscontrol() {{ echo \"$@\"; }}\n"
+    done = subprocess.run(
+        ["bash", "-c", tools + text], env={"SLURM_JOB_ID": "12"}, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (75 if calls else 143, ["requeue 12"] * calls)
+
+
+def test_a_config_travels_to_the_script_with_its_pools(tmp_path, monkeypatch):
+    text = script(tmp_path, monkeypatch, "pools.llm.slurm.licenses=" + json.dumps("a:1"))
+    assert text.index("--nodes=1") < text.index("#SBATCH hetjob") < text.index("--licenses=a:1")

@@ -1,0 +1,145 @@
+"""What SLURM's answers mean, in the words of old releases and new ones."""
+
+import json
+import subprocess
+
+import pytest
+
+from launcher.errors import LaunchError
+from launcher.schedulers.slurm_client import find, mine, state_of
+
+
+def answers(**by_command):
+    """A runner that answers with (exit code, stdout, stderr) by the command's name."""
+
+    def run(command):
+        code, out, err = by_command.get(command[0], (127, "", "not here"))
+        if command[0] == "sacct" and "--json" not in command:
+            code, out, err = by_command["sacct_text"]
+        return subprocess.CompletedProcess(command, code, out if isinstance(out, str) else json.dumps(out), err)
+
+    return run
+
+
+# As printed by Slurm 22.05.8, cut down.
+OLD = {
+    "jobs": [
+        {"job_id": 7, "job_state": "RUNNING", "het_job_id": 0, "name": "other", "nodes": "n4", "exit_code": 0},
+        {
+            "job_id": 270,
+            "job_state": "FAILED",
+            "state_reason": "NonZeroExitCode",
+            "het_job_id": 269,
+            "het_job_offset": 1,
+            "name": "j",
+            "nodes": "n[2-3]",
+            "current_working_directory": "/runs/j",
+            "exit_code": 1792,
+            "restart_cnt": 2,
+        },
+        {
+            "job_id": 269,
+            "job_state": "CANCELLED",
+            "state_reason": "None",
+            "het_job_id": 269,
+            "het_job_offset": 0,
+            "name": "j",
+            "nodes": "n1",
+            "current_working_directory": "/runs/j",
+            "exit_code": 15,
+            "restart_cnt": 2,
+        },
+    ]
+}
+# As described by the data parsers of Slurm 23.11 and 24.11.
+NEW = {
+    "jobs": [
+        {
+            "job_id": 12,
+            "job_state": ["RUNNING", "COMPLETING"],
+            "state_reason": "None",
+            "het_job_id": {"set": True, "infinite": False, "number": 0},
+            "het_job_offset": {"set": False, "infinite": False, "number": 0},
+            "name": "j",
+            "nodes": "n1",
+            "current_working_directory": "/runs/j",
+            "exit_code": {"status": ["SUCCESS"], "return_code": {"set": True, "infinite": False, "number": 0}, "signal": {}},
+            "restart_cnt": 1,
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "state"),
+    [
+        ("RUNNING", "RUNNING"),
+        ("CANCELLED by 0", "CANCELLED"),
+        (["RUNNING"], "RUNNING"),
+        (["COMPLETING", "CANCELLED"], "CANCELLED"),
+        (["PREEMPTED", "REQUEUED"], "PENDING"),
+        ({"current": "COMPLETED", "reason": "None"}, "COMPLETED"),
+        ({"current": ["TIMEOUT"], "reason": "None"}, "TIMEOUT"),
+        (["CONFIGURING"], "CONFIGURING"),
+        ([], "UNKNOWN"),
+    ],
+)
+def test_a_state_is_read_from_text_lists_and_mappings(value, state):
+    assert state_of(value) == state
+
+
+def test_components_are_found_among_all_jobs_by_their_leader():
+    job = find("269", answers(squeue=(0, OLD, "")))
+    assert [(part.name, part.state, part.nodes, part.exit_code) for part in job.components] == [
+        ("269+0", "CANCELLED", "n1", None),
+        ("269+1", "FAILED", "n[2-3]", 7),
+    ]
+    assert (job.state, job.is_over, job.folder, job.components[1].reason) == ("CANCELLED", True, "/runs/j", "NonZeroExitCode")
+
+
+def test_the_answer_of_a_newer_release_is_read():
+    job = find("12", answers(squeue=(0, NEW, "")))
+    (part,) = job.components
+    assert (part.name, part.state, part.exit_code, part.restarts, job.is_over) == ("12", "RUNNING", None, 1, False)
+
+
+def test_sacct_is_asked_when_squeue_has_forgotten_and_its_text_tells_exit_codes():
+    accounted = {
+        "jobs": [
+            {"job_id": 5, "name": "j", "state": {"current": "REQUEUED"}, "het": {"job_id": 0}, "nodes": "n1"},
+            {
+                "job_id": 5,
+                "name": "j",
+                "state": {"current": ["FAILED"]},
+                "het": {"job_id": 0, "job_offset": None},
+                "nodes": "n1",
+                "working_directory": "/runs/j",
+            },
+        ]
+    }
+    run = answers(squeue=(1, "", "Invalid job id specified"), sacct=(0, accounted, ""), sacct_text=(0, "5|7:0|/runs/a|b\n", ""))
+    job = find("5", run)
+    assert [(part.state, part.exit_code) for part in job.components] == [("FAILED", 7)]
+    assert job.folder == "/runs/a|b"
+
+
+@pytest.mark.parametrize("sacct", [(1, "", "Slurm accounting storage is disabled"), (0, {"jobs": [], "errors": []}, "")])
+def test_a_job_that_nobody_knows_is_none(sacct):
+    assert find("9", answers(squeue=(0, {"jobs": []}, ""), sacct=sacct)) is None
+
+
+def test_the_users_jobs_are_listed_by_their_leaders():
+    run = answers(squeue=(0, "12|RUNNING\n269+0|PENDING\n269+1|PENDING\n", ""))
+    assert mine(run) == {"12": "RUNNING", "269": "PENDING"}
+    with pytest.raises(LaunchError, match="squeue failed: no controller"):
+        mine(answers(squeue=(1, "", "no controller")))
+
+
+def test_a_controller_that_does_not_answer_is_told():
+    with pytest.raises(LaunchError, match="squeue failed: slurm_load_jobs error: Unable to contact slurm controller"):
+        find("9", answers(squeue=(1, "", "slurm_load_jobs error: Unable to contact slurm controller")))
+
+
+def test_an_answer_without_json_is_told():
+    with pytest.raises(LaunchError, match=r"its answer is not JSON with jobs; Slurm 21.08 and newer give that"):
+        find("9", answers(squeue=(0, "unknown option", "")))

@@ -1,0 +1,186 @@
+"""A rank that is forked from the fork server, compared with one in a fresh interpreter, and with one of torchrun."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.jobs import Job, lines_of
+from tests.launcher.worker import rank_facts
+
+pytestmark = pytest.mark.ranks
+
+FORKED, SPAWNED, TORCHRUN = "forkserver", "spawn", "torchrun"
+WORLD_SIZE = 3
+
+OPTIONS = ["-O", "-b", "-W", "error::FutureWarning", "-X", "faulthandler"]
+"""The interpreter options of `python OPTIONS -m launcher run`; torchrun does not pass its own on to its ranks."""
+
+DIFFERENT = {
+    "frozen objects": "preload.py calls gc.freeze(): memory that is never collected stays shared with the fork server",
+    "command line": "a forked process keeps its parent's in /proc; sys.orig_argv is the script's",
+    "modules": "the fork server has imported mimo_role.context and what it needs",
+    "variables for agents": "torchelastic sets it after the fork server's start, and only its agents read it",
+    "open /dev/null": "the fork server's own stdin, and the rank's",
+    "process group": "the fork server's, which a Ctrl-C in the terminal does not reach; mimo-launch ends the ranks",
+}
+"""The facts in which a forked rank differs from a spawned one, and why."""
+
+_NO_OPTIONS = "torchrun does not pass its interpreter options on, and adds -u"
+_SESSION = "torchrun starts each rank in a session of its own; ours end with mimo-launch, by their agent and its warden"
+DIFFERENT_UNDER_TORCHRUN = {
+    "descriptors": "multiprocessing's pipes, the rank's logs, and the file for its stacks",
+    "open /dev/null": "multiprocessing lets its children read /dev/null in place of the terminal",
+    "threads": "the thread that answers the agent what the rank is at",
+    "signals": "SIGUSR1 is ignored until the script handles it; faulthandler shows crashes in C",
+    "interpreter options": _NO_OPTIONS,
+    "warning options": _NO_OPTIONS,
+    "warning filters": _NO_OPTIONS,
+    "original arguments": _NO_OPTIONS,
+    "command line": "it is multiprocessing's; sys.orig_argv is the script's",
+    "modules": "torch is imported before the script",
+    "environment": "MIMO_*, GLOO_SOCKET_IFNAME, and torchelastic's names of the run",
+    "variables for agents": "mimo-launch handles SIGINT itself",
+    "main module": "runpy, which runs the script, leaves __package__ empty",
+    "streams": "output is line-buffered, not unbuffered; stdin is empty",
+    "process group": _SESSION,
+    "session": _SESSION,
+}
+"""The facts in which ranks of both start methods differ from those of torchrun, and why."""
+
+EQUAL_ON_FORKED_RANKS = {
+    "hash seed": "it is in every dictionary that the fork server has made; docs/environment.md describes it",
+}
+"""What is drawn once per rank by torchrun, and once per node by a fork server."""
+
+
+@dataclass
+class Started:
+    """What the ranks of one run have written."""
+
+    facts: list[dict]
+    draws: list[dict]
+
+    def distinct(self, name):
+        return len({json.dumps(draw[name]) for draw in self.draws})
+
+
+def start(folder, way):
+    """Run `rank_facts.py` on all ranks with a umask and a temporary folder that are not the defaults."""
+    script = Path(rank_facts.__file__)
+    program = ["sh", "-c", 'umask 027; exec "$0" "$@"', sys.executable]
+    environ = {"FACTS": str(folder), "TMPDIR": str(folder), "LC_ALL": "C.UTF-8"}
+    job = Job(folder, program=[*program, *OPTIONS, str(Path(sys.executable).with_name("mimo-launch"))], environ=environ)
+    job.write(script.read_text(encoding="utf-8"))
+    arguments = ["--steps", "3"]
+    command = job.command(f"runtime={{start_method: {way}, join: script}}", "--", *arguments)
+    if way == TORCHRUN:
+        nproc = f"--nproc-per-node={WORLD_SIZE}"
+        command = [*program, *OPTIONS, "-m", "torch.distributed.run", nproc, str(folder / "script.py"), *arguments]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={name: value for name, value in job.whole_environ().items() if name != "PYTHONHASHSEED"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    texts = [(folder / f"{rank}.json").read_text(encoding="utf-8") for rank in range(WORLD_SIZE)]
+    found = [json.loads(text.replace(str(folder), "FOLDER")) for text in texts]
+    return Started([one["facts"] for one in found], [one["draws"] for one in found])
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    return {way: start(tmp_path_factory.mktemp(way), way) for way in (FORKED, SPAWNED, TORCHRUN)}
+
+
+@pytest.mark.parametrize("name", [name for name in rank_facts.FACTS if name not in DIFFERENT])
+def test_a_forked_rank_finds_what_a_fresh_one_does(started, name):
+    forked, spawned, by_torchrun = ([facts[name] for facts in started[way].facts] for way in (FORKED, SPAWNED, TORCHRUN))
+    assert forked == spawned, f"torchrun: {by_torchrun}"
+
+
+@pytest.mark.parametrize(("name", "reason"), DIFFERENT.items())
+def test_what_remains_different_is_still_different(started, name, reason):
+    """Fails where an exception is no longer needed."""
+    assert started[FORKED].facts[0][name] != started[SPAWNED].facts[0][name], reason
+
+
+@pytest.mark.parametrize("name", rank_facts.DRAWS)
+def test_ranks_draw_as_many_different_numbers_as_those_of_torchrun(started, name):
+    expected = 1 if name in EQUAL_ON_FORKED_RANKS else started[TORCHRUN].distinct(name)
+    assert started[FORKED].distinct(name) == expected, EQUAL_ON_FORKED_RANKS.get(name)
+    assert started[SPAWNED].distinct(name) == started[TORCHRUN].distinct(name)
+
+
+def test_a_seeded_script_draws_the_same_numbers_however_it_is_started(started):
+    drawn = [facts["numbers of a seeded script"] for way in started.values() for facts in way.facts]
+    assert drawn == [drawn[0]] * len(drawn)
+
+
+@pytest.mark.parametrize("name", rank_facts.FACTS)
+def test_a_fresh_rank_finds_what_one_of_torchrun_does(started, name):
+    found, expected = ([facts[name] for facts in started[way].facts] for way in (SPAWNED, TORCHRUN))
+    assert (found != expected) == (name in DIFFERENT_UNDER_TORCHRUN), DIFFERENT_UNDER_TORCHRUN.get(name)
+
+
+def test_interpreter_options_reach_forked_ranks(started):
+    options = started[FORKED].facts[0]["interpreter options"]
+    assert "optimize=1" in options[0]
+    assert "bytes_warning=1" in options[0]
+    assert options[1:3] == [{"faulthandler": True}, False]
+    assert "error::FutureWarning" in started[FORKED].facts[0]["warning options"]
+
+
+def test_a_hash_seed_that_the_user_sets_is_every_ranks(job):
+    job.environ["PYTHONHASHSEED"] = "7"
+    fresh = subprocess.run(
+        [sys.executable, "-c", "print(hash('a text'))"], env=job.whole_environ(), capture_output=True, text=True, check=True
+    )
+    done = job.run("print(hash('a text'))", "runtime.join=script")
+    assert lines_of(done.stdout, "[vision r0]") == lines_of(done.stdout, "[language.tp1 r2]") == [fresh.stdout.strip()]
+
+
+DRAW = """
+import os, sys, torch
+with open(f"drawn{os.environ['RANK']}", "a") as file: print(torch.rand(()).item(), file=file)
+torch.distributed.barrier()  # a rank that fails at once would end the others before they have drawn
+sys.exit(os.environ["TORCHELASTIC_RESTART_COUNT"] == "0")
+"""
+
+
+def test_ranks_that_start_again_draw_new_numbers(job):
+    done = job.run(DRAW, "runtime.max_restarts=1")
+    assert done.returncode == 0, done.stderr
+    drawn = [line for rank in range(WORLD_SIZE) for line in (job.folder / f"drawn{rank}").read_text().split()]
+    assert len(set(drawn)) == 2 * WORLD_SIZE
+
+
+NUMPY_IN_THE_SERVER = """
+import os, sys
+import numpy.random, torch
+import launcher.worker.fresh_process
+torch.rand(()), numpy.random.rand()
+for _ in range(2):
+    if (child := os.fork()) == 0:
+        launcher.worker.fresh_process.become_fresh()
+        print(torch.rand(()).item(), numpy.random.rand(), torch.cuda.is_initialized(), "launcher" in sys.modules, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_numpy_is_seeded_anew_where_the_fork_server_has_imported_it(job):
+    command = [sys.executable, "-c", NUMPY_IN_THE_SERVER]
+    done = subprocess.run(command, env=job.whole_environ(), capture_output=True, text=True, timeout=60, check=True)
+    first, second = (line.split() for line in done.stdout.splitlines())
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+    assert first[2:] == second[2:] == ["False", "False"]

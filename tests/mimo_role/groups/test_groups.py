@@ -1,0 +1,410 @@
+"""Process groups made by rounds: on real ranks over gloo, on torch's fake backend, and NCCL's calls on a recorder."""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import mimo_role
+from mimo_role import AxisError, GroupOptions, NcclOptions, Topology
+from mimo_role.groups import process_groups
+from mimo_role.groups.families import DENSE_FAMILIES, EXPERT_FAMILIES
+from mimo_role.testing import run_ranks
+from tests.mimo_role.worlds import topologies
+
+APART = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 3}})
+SHORT = timedelta(seconds=30)
+
+
+def sums_over_all_groups(families):
+    """The members and the sum of ranks of every group of every module that this rank runs."""
+    context = mimo_role.current()
+    found = {}
+    for module in context.role.modules:
+        for axes in families:
+            group = context.group(module, *axes)
+            total = torch.tensor(context.rank)
+            dist.all_reduce(total, group=group)
+            found[module, axes] = dist.get_process_group_ranks(group), int(total)
+    return found
+
+
+def megatron_row(topology, module, axes, rank):
+    """The rank's row as Megatron-Core enumerates it; experts are a second grid of the same ranks."""
+    from megatron.core.hyper_comm_grid import HyperCommGrid
+
+    grid = topology.grids[module]
+    if not set(axes) <= set(grid.dim_names):
+        experts = topology.expert_grids.get(module)
+        pp, rest = grid.axis_size("pp"), grid.size // grid.axis_size("pp")
+        shape = [1, 1, rest, pp] if experts is None else list(experts.shape)
+        enumeration = HyperCommGrid(shape, ["expt_tp", "ep", "expt_dp", "pp"], grid.rank_offset).get_rank_enum(list(axes))
+    else:
+        enumeration = HyperCommGrid(list(grid.shape), list(grid.dim_names), grid.rank_offset).get_rank_enum(list(axes))
+    return next(row for row in enumeration if rank in row)
+
+
+@pytest.mark.ranks
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@given(topologies(max_ranks=16, experts=True).filter(lambda topology: topology.world_size > 1))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+def test_every_group_is_the_row_that_megatron_enumerates_and_works(topology):
+    # Expert rows are defined where a stage's ranks lie together, so families of experts need pp to be the slowest axis.
+    families = [*DENSE_FAMILIES, *EXPERT_FAMILIES]
+    ordered = all(grid.dim_names[-1] == "pp" for grid in topology.grids.values())
+    families = families if ordered else list(DENSE_FAMILIES)
+    os.environ["WORLD_SIZE"] = str(topology.world_size)
+    try:
+        for rank, found in enumerate(run_ranks(sums_over_all_groups, topology, families)):
+            for (module, axes), (members, total) in found.items():
+                assert members == megatron_row(topology, module, axes, rank)
+                assert total == sum(members)
+            assert {module for module, _ in found} == set(topology.modules_of(rank))
+    finally:
+        del os.environ["WORLD_SIZE"]
+
+
+def make_and_destroy():
+    dist.init_process_group("gloo")
+    made, freed, destroy = [], [], dist.destroy_process_group
+    found = process_groups.Groups(APART, dist.get_rank(), SHORT)
+    for module in APART.modules_of(dist.get_rank()):
+        made += [found.get(module, axes) for axes in DENSE_FAMILIES]
+    process_groups.dist.destroy_process_group = lambda group: (freed.append(group), destroy(group))
+    found.destroy()
+    found.destroy()
+    return len(freed), len(set(freed)), set(made) <= set(freed)
+
+
+@pytest.mark.ranks
+def test_every_rank_makes_one_group_a_round_and_each_is_freed_once():
+    rounds = len(process_groups.schedule(APART))
+    assert run_ranks(make_and_destroy, APART.world_size) == [(rounds, rounds, True)] * APART.world_size
+
+
+def make_again_and_again():
+    dist.init_process_group("gloo")
+    mine = []
+    for families in ("default", "megatron", "default", (("dp", "pp"),)):
+        options = {"language": GroupOptions(families=families)}
+        context = mimo_role.init(APART, timeout_s=30, groups=options)
+        module = next(iter(context.role.modules))
+        total = torch.ones(())
+        dist.all_reduce(total, group=context.group(module, "pp"))
+        mine.append(int(total))
+        mimo_role.shutdown()
+    others = dist.new_group(list(range(3)))  # the world's own names still agree
+    dist.barrier()  # a rank that ended would break the connections of those that still make the group
+    return mine, dist.get_process_group_ranks(others) if dist.get_rank() < 3 else []
+
+
+@pytest.mark.ranks
+def test_groups_can_be_made_again_in_a_world_that_stays():
+    found = run_ranks(make_again_and_again, APART.world_size)
+    assert [mine for mine, _ in found] == [[1] * 4] * 2 + [[3] * 4] * 6
+    assert [others for _, others in found] == [[0, 1, 2]] * 3 + [[]] * 5
+
+
+def with_other_groups_before_and_after():
+    dist.init_process_group("gloo")
+    dist.new_group([0, 2])  # only its members know it: torch's own counters differ from here on
+    context = mimo_role.init(APART, timeout_s=30)
+    module = next(iter(context.role.modules))
+    sums = []
+    for _ in range(2):
+        total = torch.ones(())
+        dist.all_reduce(total, group=context.group(module, "tp", "pp"))
+        sums.append(int(total))
+        if context.rank == 3:
+            dist.destroy_process_group(dist.new_group([3], use_local_synchronization=True))
+        for row in APART.grids["language"].rows(["pp"]):
+            dist.new_group([row[0], row[-1]])
+        grid = mimo_role.HyperCommGrid([4, 2], ["a", "b"])
+        total = torch.ones(())
+        dist.all_reduce(total, group=grid.create_pg("a"))
+        sums.append(int(total))
+        if context.rank in (1, 5):
+            grid.destroy()
+    mine = [context.group(module, "tp", "cp", "dp", "pp"), grid.get_pg("a")] if context.rank == 7 else []
+    names = [group.group_name for group in mine]
+    dist.barrier()
+    return sums, names
+
+
+@pytest.mark.ranks
+def test_groups_that_a_script_makes_and_frees_itself_do_not_matter():
+    found = run_ranks(with_other_groups_before_and_after, APART.world_size)
+    assert [sums for sums, _ in found] == [[1, 4, 1, 4]] * 2 + [[6, 4, 6, 4]] * 6
+    # torch asks the function that mimo_role/groups/names.py replaces.
+    assert found[7][1] == ["mimo_role.0.2.2", "mimo_role.2.0.4"]
+
+
+def after_the_end():
+    context = mimo_role.init(APART, backend="gloo")
+    grid = mimo_role.HyperCommGrid([4, 2], ["a", "b"])
+    grid.create_pg("a")
+    own = context.module_to_grid_map[next(iter(context.role.modules))]
+    mimo_role.shutdown()
+    grid.destroy()
+    said = []
+    for call in (lambda: own.get_pg("tp"), lambda: context.group(next(iter(context.role.modules)), "tp")):
+        try:
+            call()
+        except (mimo_role.ContextError, ValueError) as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.ranks
+def test_after_shutdown_grids_can_be_freed_and_groups_say_that_they_are_gone():
+    for said in run_ranks(after_the_end, APART.world_size):
+        assert said[-1] == "the groups have been freed: mimo_role.shutdown() was called"
+        assert len(said) == 2
+
+
+def options_of_the_groups():
+    context = mimo_role.init(
+        APART,
+        backend="gloo",
+        timeout_s=40,
+        groups={"language": GroupOptions(families=(("tp", "pp"),), timeout_s=7.5, nccl=NcclOptions(max_ctas=2))},
+    )
+    contract = mimo_role.RankEnviron.from_environ()
+    if not context.role.has_language_module:
+        group = context.group("vision", "dp")
+        return group.group_desc, group._get_backend(torch.device("cpu")).options._timeout, contract.groups
+    group = context.group("language", "tp")
+    try:
+        context.group("language", "dp", "pp", "tp")
+        context.group("language", "cp", "tp", "pp")
+        context.megatron_process_groups("language")
+    except AxisError as error:
+        return group.group_desc, group._get_backend(torch.device("cpu")).options._timeout, contract.groups, str(error)
+
+
+@pytest.mark.ranks
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+def test_a_modules_options_reach_its_groups_and_its_environment():
+    found = run_ranks(options_of_the_groups, APART.world_size, timeout_s=110)
+    options = {"language": GroupOptions(families=(("tp", "pp"),), timeout_s=7.5, nccl=NcclOptions(max_ctas=2))}
+    assert found[0] == ("vision.dp", timedelta(seconds=40), options)
+    assert found[2] == (
+        "language.tp",
+        timedelta(seconds=7.5),
+        options,
+        (
+            "module 'language' has no group of its first and last stages; ask for it with "
+            "modules.language.groups.families: megatron"
+        ),
+    )
+
+
+def group_that_was_not_asked_for():
+    context = mimo_role.init(APART, backend="gloo", groups={"language": GroupOptions(families=())})
+    try:
+        return str(context.group(next(iter(context.role.modules)), "tp", "pp"))
+    except AxisError as error:
+        return str(error)
+
+
+@pytest.mark.ranks
+def test_a_group_that_was_not_asked_for_says_how_to_ask():
+    assert run_ranks(group_that_was_not_asked_for, APART.world_size)[7] == (
+        "module 'language' has no group along tp, pp; ask for it with modules.language.groups.families: [[tp, pp]]"
+    )
+
+
+def join_with_unlike_options():
+    families = "megatron" if os.environ["RANK"] == "5" else "default"
+    try:
+        mimo_role.init(APART, backend="gloo", groups={"language": GroupOptions(families=families)})
+    except mimo_role.TopologyMismatchError as error:
+        return str(error)
+
+
+@pytest.mark.ranks
+def test_ranks_with_other_group_options_are_named():
+    for message in run_ranks(join_with_unlike_options, APART.world_size):
+        assert "different group options: 7 of 8 hold" in message
+        assert "but rank 5 on" in message
+
+
+def connections_of_new_groups():
+    """How many sockets this rank has more when its groups are made, and after the first use of one."""
+    from pathlib import Path
+
+    def sockets():
+        return sum("socket:" in str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    before = sockets()
+    made = process_groups.Groups(APART, dist.get_rank(), SHORT)
+    dist.barrier()
+    after = sockets()
+    module = APART.modules_of(dist.get_rank())[0]
+    dist.barrier(group=made.get(module, ("tp", "cp", "dp", "pp")))
+    dist.barrier()
+    return after - before, sockets() - after, os.environ.get("TORCH_GLOO_LAZY_INIT")
+
+
+@pytest.mark.ranks
+def test_ranks_of_a_gloo_group_connect_at_first_use_unless_the_user_says_otherwise():
+    default, at_use, at_once = (
+        run_ranks(with_switch, APART.world_size, switch, connections_of_new_groups) for switch in (None, "1", "0")
+    )
+    for rank in range(2, APART.world_size):
+        pairs = sum(len(APART.grids["language"].row_of(rank, axes)) - 1 for axes in ("tp", "pp", ("tp", "pp")))
+        for made, used, _ in (default[rank], at_use[rank]):
+            assert made < pairs <= at_once[rank][0]
+            assert used > 0
+        assert at_once[rank][1] <= 0
+    assert [found[0][2] for found in (default, at_use, at_once)] == [None, "1", "0"]
+
+
+def with_switch(switch, function):
+    if switch is not None:
+        os.environ["TORCH_GLOO_LAZY_INIT"] = switch
+    return function()
+
+
+@dataclass(eq=False)
+class World:
+    bound_device_id: torch.device | None
+
+
+class RecordingNccl:
+    """`torch.distributed` as it looks under NCCL with a bound device; records what is made."""
+
+    ProcessGroup = dist.ProcessGroup
+
+    class ProcessGroupNCCL:
+        class Options:
+            def __init__(self, is_high_priority_stream=False):
+                self.is_high_priority_stream = is_high_priority_stream
+                self.config = SimpleNamespace(cga_cluster_size=None, min_ctas=None, max_ctas=None, net_name=None)
+
+    def __init__(self, world_size, bound=True):
+        self.calls = []
+        self.freed = []
+        self.group = SimpleNamespace(WORLD=World(torch.device("cuda", 0) if bound else None))
+        self._world_size = world_size
+
+    def get_backend(self):
+        return "nccl"
+
+    def get_world_size(self):
+        return self._world_size
+
+    def split_group(self, **settings):
+        self.calls.append(("split_group", settings))
+        return SimpleNamespace(number=len(self.calls))
+
+    def new_group(self, ranks, **settings):
+        self.calls.append(("new_group", {"ranks": ranks} | settings))
+        return SimpleNamespace(number=len(self.calls))
+
+    def destroy_process_group(self, group):
+        self.freed.append(group)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    def install(world_size, bound=True):
+        fake = RecordingNccl(world_size, bound)
+        monkeypatch.setattr(process_groups, "dist", fake)
+        monkeypatch.setattr(process_groups, "_world", lambda: fake.group.WORLD)
+        return fake
+
+    return install
+
+
+@given(topology=topologies(experts=True), data=st.data())
+@settings(max_examples=30)
+def test_under_nccl_a_round_is_one_split_of_the_whole_world_the_same_on_every_rank(topology, data):
+    with pytest.MonkeyPatch.context() as patch:
+        calls = {}
+        for rank in data.draw(st.sets(st.integers(0, topology.world_size - 1), min_size=1, max_size=4)):
+            fake = RecordingNccl(topology.world_size)
+            patch.setattr(process_groups, "dist", fake)
+            patch.setattr(process_groups, "_world", lambda fake=fake: fake.group.WORLD)
+            made = process_groups.Groups(topology, rank, SHORT)
+            calls[rank] = [settings["split_ranks"] for name, settings in fake.calls if name == "split_group"]
+            assert len(calls[rank]) == len(fake.calls) == len(made.schedule)
+            for rows in calls[rank]:
+                assert sorted(member for row in rows for member in row) == list(range(topology.world_size))
+        assert len({str(splits) for splits in calls.values()}) == 1
+
+
+def test_nccl_options_names_and_timeouts_reach_the_split(recorder):
+    fake = recorder(APART.world_size)
+    options = {"language": GroupOptions(timeout_s=9, is_high_priority_stream=True, nccl=NcclOptions(max_ctas=8, net_name="IB"))}
+    made = process_groups.Groups(APART, 3, SHORT, options)
+    first, *_, last = [settings for _, settings in fake.calls]
+    assert (first["group_desc"], first["timeout"]) == ("language.tp", timedelta(seconds=9))
+    assert first["pg_options"].is_high_priority_stream
+    assert vars(first["pg_options"].config) == {"cga_cluster_size": None, "min_ctas": None, "max_ctas": 8, "net_name": "IB"}
+    assert first["split_ranks"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert (last["group_desc"], last["timeout"], last["pg_options"]) == ("self", SHORT, None)
+    made.destroy()
+    assert len(fake.freed) == len({group.number for group in fake.freed}) == len(made.schedule)
+
+
+def test_an_nccl_option_that_this_torch_lacks_is_named(recorder):
+    fake = recorder(APART.world_size)
+    fake.ProcessGroupNCCL = SimpleNamespace(Options=lambda **_: SimpleNamespace(config=SimpleNamespace()))
+    options = {"language": GroupOptions(nccl=NcclOptions(max_ctas=8))}
+    for rank in (0, 3):  # one that runs the module, and one that would wait for it in a round
+        with pytest.raises(mimo_role.ContextError, match=r"groups.nccl.max_ctas: this torch's NCCL has no such option"):
+            process_groups.Groups(APART, rank, SHORT, options)
+    assert not fake.calls
+
+
+def test_without_a_bound_device_each_rank_makes_only_its_own_rows(recorder):
+    fake = recorder(APART.world_size, bound=False)
+    process_groups.Groups(APART, 3, SHORT)
+    assert [(name, settings["ranks"], settings["use_local_synchronization"]) for name, settings in fake.calls] == [
+        ("new_group", [2, 3], True),
+        ("new_group", [3, 5, 7], True),
+        ("new_group", [2, 3, 4, 5, 6, 7], True),
+        ("new_group", [3], True),
+    ]
+
+
+@given(topology=topologies(experts=True))
+@settings(max_examples=30)
+def test_every_rank_makes_as_many_groups_in_an_order_that_agrees_with_all_of_their_members(topology):
+    with pytest.MonkeyPatch.context() as patch:
+        made = []
+        for rank in range(topology.world_size):
+            fake = RecordingNccl(topology.world_size, bound=False)
+            patch.setattr(process_groups, "dist", fake)
+            patch.setattr(process_groups, "_world", lambda fake=fake: fake.group.WORLD)
+            process_groups.Groups(topology, rank, SHORT)
+            made.append([settings["ranks"] for _, settings in fake.calls])
+        assert len({len(calls) for calls in made}) == 1
+        for rank, calls in enumerate(made):
+            for number, row in enumerate(calls):
+                assert rank in row
+                assert all(made[other][number] == row for other in row)
+
+
+def test_each_round_is_logged_with_its_seconds(recorder, caplog):
+    recorder(APART.world_size)
+    with caplog.at_level(logging.INFO, logger="mimo_role.groups.process_groups"):
+        process_groups.Groups(APART, 0, SHORT)
+    assert [record.getMessage().rpartition(":")[0] for record in caplog.records] == [
+        "round 0 (vision.dp)",
+        "round 1 (self)",
+        "round 2 (self)",
+        "round 3 (self)",
+    ]

@@ -1,0 +1,250 @@
+"""What a rank tells of itself while its main thread cannot: its stacks, and the collectives that it waits in."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import mimo_role
+from mimo_role import Topology
+from mimo_role.monitoring.diagnostics import STACKS_SIGNAL, be_watched, question_pipe, read_traces, stacks_file, traces_file
+from mimo_role.monitoring.flight_recorder import GroupTrace, from_dump, traces
+from mimo_role.testing import run_ranks
+
+ROOT = Path(__file__).parents[3]
+THREE = Topology.from_modules({"vision": {}, "language": {"tp": 2}})
+PATIENCE_S = 30.0
+
+WATCHED = """
+import ctypes, sys, threading, time
+from pathlib import Path
+from mimo_role.monitoring.diagnostics import be_watched
+be_watched(Path(sys.argv[1]), 3)
+def work():
+    print("at work", flush=True)
+    {}
+def main():
+    work()
+main()
+"""
+
+
+def until(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
+
+
+@contextmanager
+def at_work(folder, work):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED.format(work), str(folder)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=folder,
+    )
+    try:
+        assert process.stdout.readline() == b"at work\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+
+
+def stacks(folder, rank=3):
+    try:
+        return stacks_file(folder, rank).read_text()
+    except OSError:
+        return ""
+
+
+def main_functions(text):
+    """The functions of the main thread, innermost first."""
+    main = re.split(r"^(?:Current thread|Thread) 0x.*$", text, flags=re.MULTILINE)[-1]
+    return re.findall(r'^  File ".+", line \d+ in (.+)$', main, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param("while True: pass", id="a loop in Python"),
+        pytest.param("time.sleep(1000)", id="a sleep"),
+        pytest.param("while True: ctypes.PyDLL(None).sleep(1000)", id="a call in C that holds the interpreter"),
+        pytest.param("sum(1 for _ in iter(int, 1))", id="a loop in C"),
+        pytest.param("lock = threading.Lock(); lock.acquire(); lock.acquire()", id="a lock that nobody lets go of"),
+    ],
+)
+def test_a_busy_rank_writes_its_stacks(tmp_path, work):
+    with at_work(tmp_path, work) as process:
+        process.send_signal(STACKS_SIGNAL)
+        text = until(lambda: "in <module>" in stacks(tmp_path) and stacks(tmp_path))
+        assert main_functions(text)[-3:] == ["work", "main", "<module>"]
+        assert process.poll() is None
+
+
+def test_the_stacks_of_all_threads_are_written_the_main_one_last(tmp_path):
+    with at_work(tmp_path, "threading.Thread(target=time.sleep, args=(1000,)).start(); time.sleep(1000)") as process:
+        until(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 3)
+        process.send_signal(STACKS_SIGNAL)
+        text = until(lambda: "in <module>" in stacks(tmp_path) and stacks(tmp_path))
+        assert len(re.findall(r"^(?:Current thread|Thread) 0x", text, re.MULTILINE)) == 3
+        assert main_functions(text)[-3:] == ["work", "main", "<module>"]
+
+
+def test_a_crash_in_c_goes_to_the_same_file(tmp_path):
+    with at_work(tmp_path, "ctypes.string_at(0)") as process:
+        assert process.wait(timeout=PATIENCE_S) == -signal.SIGSEGV
+    assert stacks(tmp_path).startswith("Fatal Python error: Segmentation fault\n")
+    assert main_functions(stacks(tmp_path))[-3:] == ["work", "main", "<module>"]
+
+
+def ask(folder, rank):
+    traces_file(folder, rank).unlink(missing_ok=True)
+    os.close(os.open(question_pipe(folder, rank), os.O_WRONLY | os.O_NONBLOCK))
+    return until(lambda: traces_file(folder, rank).exists() and [read_traces(folder, rank)])[0]
+
+
+def test_a_rank_without_torch_answers_that_it_waits_for_nobody(tmp_path):
+    with at_work(tmp_path, "time.sleep(1000)"):
+        assert ask(tmp_path, 3) == []
+        assert ask(tmp_path, 3) == []
+
+
+def test_a_rank_in_a_loop_answers_too(tmp_path):
+    with at_work(tmp_path, "while True: pass"):
+        assert ask(tmp_path, 3) == []
+
+
+def test_a_rank_that_holds_the_interpreter_does_not_answer(tmp_path):
+    with at_work(tmp_path, "while True: ctypes.PyDLL(None).sleep(1000)") as process:
+        os.close(os.open(question_pipe(tmp_path, 3), os.O_RDWR | os.O_NONBLOCK))
+        process.send_signal(STACKS_SIGNAL)
+        until(lambda: "in <module>" in stacks(tmp_path))
+        assert read_traces(tmp_path, 3) is None
+
+
+def test_without_a_folder_nothing_is_watched(tmp_path):
+    be_watched(tmp_path / "gone", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def in_a_collective(folder):
+    """Rank 1 waits for rank 2, which asks it in the launcher's place and comes then; what rank 1 was at."""
+    folder = Path(folder)
+    ctx = mimo_role.current()
+    be_watched(folder, ctx.rank)
+    pids = [None] * 3
+    dist.all_gather_object(pids, os.getpid())
+    if ctx.rank == 0:
+        return None
+    tp = ctx.group("language", "tp")
+    dist.all_reduce(torch.ones(()), group=tp)
+    if ctx.rank == 1:
+        dist.all_reduce(torch.ones(()), group=tp)
+        return None
+    found = until(lambda: [trace for trace in ask(folder, 1) if trace.waiting and trace.ranks == (1, 2)])
+    own = [trace for trace in traces() if trace.name == found[0].name]
+    os.kill(pids[1], STACKS_SIGNAL)
+    text = until(lambda: "in all_reduce" in stacks(folder, 1) and stacks(folder, 1))
+    dist.all_reduce(torch.ones(()), group=tp)
+    return found, own, main_functions(text)
+
+
+@pytest.mark.ranks
+def test_a_rank_in_a_collective_tells_group_members_number_and_its_stack(tmp_path):
+    """Fails when the private interface of torch's flight recorder changes."""
+    _, _, ((found,), (own,), functions) = run_ranks(in_a_collective, THREE, str(tmp_path))
+    assert (found.description, found.ranks, found.entered) == ("language.tp", (1, 2), 2)
+    assert dict(found.waiting) == {2: "all_reduce"}
+    assert (own.name, own.description, own.ranks, own.entered, own.waiting) == (found.name, "language.tp", (1, 2), 1, {})
+    assert functions.index("all_reduce") < functions.index("in_a_collective")
+
+
+def in_the_world(folder):
+    folder = Path(folder)
+    be_watched(folder, mimo_role.current().rank)
+    dist.barrier()
+    mine = dist.new_group([0, 2], group_desc="mine")
+    if mimo_role.current().rank == 0:
+        # One of a group that a script has made, and one of the world, of which only the first is waited for.
+        work = dist.all_reduce(torch.ones(()), group=mine, async_op=True)
+        dist.all_reduce(torch.ones(()))
+        work.wait()
+        return None
+    if mimo_role.current().rank == 1:
+        dist.all_reduce(torch.ones(()))
+        return None
+    found = until(lambda: len(them := [trace for trace in ask(folder, 0) if trace.waiting]) == 2 and them)
+    dist.all_reduce(torch.ones(()), group=mine)
+    dist.all_reduce(torch.ones(()))
+    return sorted((trace.description, trace.ranks) for trace in found)
+
+
+@pytest.mark.ranks
+def test_a_rank_tells_of_the_world_and_of_groups_that_scripts_have_made(tmp_path):
+    assert run_ranks(in_the_world, THREE, str(tmp_path))[2] == [("default_pg", None), ("mine", (0, 2))]
+
+
+DUMP = {
+    "entries": [
+        {
+            "process_group": ["5", "mine"],
+            "is_p2p": False,
+            "collective_seq_id": 1,
+            "profiling_name": "gloo:all_reduce",
+            "retired": True,
+        },
+        {
+            "process_group": ["5", "mine"],
+            "is_p2p": False,
+            "collective_seq_id": 2,
+            "profiling_name": "nccl:_all_gather_base",
+            "retired": False,
+        },
+        {
+            "process_group": ["5", "mine"],
+            "is_p2p": True,
+            "collective_seq_id": 9,
+            "profiling_name": "nccl:send 0->1",
+            "retired": False,
+        },
+        {
+            "process_group": ["6", "gone"],
+            "is_p2p": False,
+            "collective_seq_id": 4,
+            "profiling_name": "nccl:broadcast",
+            "retired": True,
+        },
+    ]
+}
+
+
+def test_a_dump_is_read_by_group():
+    assert from_dump(DUMP, {"5": (0, 2)}) == [
+        GroupTrace(name="5", description="mine", ranks=(0, 2), entered=2, waiting={2: "_all_gather_base"}),
+        GroupTrace(name="6", description="gone", ranks=None, entered=4, waiting={}),
+    ]
+
+
+def test_a_dump_without_entries_is_empty():
+    assert from_dump({"version": "2.10"}, {}) == []
+
+
+def test_a_process_without_groups_has_no_traces():
+    assert traces() == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[{}]", "3", "[3]"])
+def test_an_answer_that_is_not_whole_is_none(tmp_path, text):
+    traces_file(tmp_path, 0).write_text(text)
+    assert read_traces(tmp_path, 0) is None
