@@ -137,14 +137,14 @@ def test_a_process_that_leaves_does_what_was_registered_for_its_exit():
 
 FORK_SERVER = """
 import multiprocessing, os
-from launcher import forkserver
+from launcher.host import fork_server
 
 def parent():
     return os.getppid()
 
 if __name__ == "__main__":
-    forkserver.start_tracker()
-    forkserver.start()
+    fork_server.start_tracker()
+    fork_server.start()
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         server = pool.apply(parent)
         pool.close()  # the server's children ignore SIGTERM, by which a pool is ended otherwise
