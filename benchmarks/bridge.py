@@ -105,14 +105,15 @@ def bare(bridge: Any, spec: Any) -> Callable[[], None]:
     import torch
     import torch.distributed as dist
 
-    from mimo_role.resharding.transfer_plan import Side, route
+    from mimo_role.resharding.endpoint import Side
+    from mimo_role.resharding.transfer_plan import plan_transfers
 
     sides = Side(bridge.source, spec.samples, True), Side(bridge.destination, spec.samples, False)
     memory: dict[Any, torch.Tensor] = {}
     rounds = []
     for way in (sides, sides[::-1]):
-        plan = route(dist.get_rank(), *way, spec.width)
-        for sends, receives in ((plan.sends, plan.receives), (plan.hand_on, plan.take_over)):
+        plan = plan_transfers(dist.get_rank(), *way, spec.width)
+        for sends, receives in ((plan.sends, plan.receives), (plan.replica_sends, plan.replica_receives)):
             operations = []
             for verb, transfers in ((dist.isend, sends), (dist.irecv, receives)):
                 for number, transfer in enumerate(transfers):
@@ -203,8 +204,8 @@ def rows_of(m: int, n: int, tp: int, mib: float, sequence_parallel: bool, runs: 
 
 
 def routing_row(runs: int) -> Row:
-    from mimo_role.resharding.samples import Endpoint
-    from mimo_role.resharding.transfer_plan import Side, route
+    from mimo_role.resharding.endpoint import Endpoint, Side
+    from mimo_role.resharding.transfer_plan import plan_transfers
 
     topology = Topology.from_modules({"vision": {"tp": 8, "dp": 1024}, "language": {"tp": 8, "dp": 1152}})
     generator = random.Random(0)
@@ -217,7 +218,7 @@ def routing_row(runs: int) -> Row:
                 lanes = [[generator.randrange(end.lanes) for _ in range(8192)] if assigned else None for end in ends]
                 started = time.perf_counter()
                 samples = Samples(8192, tokens, *lanes)
-                route(rank, Side(ends[0], samples, True), Side(ends[1], samples, False), 4096)
+                plan_transfers(rank, Side(ends[0], samples, True), Side(ends[1], samples, False), 4096)
                 found.append(1000 * (time.perf_counter() - started))
     print(f"one rank's route: {median(found):.2f} ms, at most {max(found):.2f} ms", file=sys.stderr)
     return Row("route, 8192 samples, 1024 to 1152 lanes of tp 8", max(found), 5.0, max(found) / 5, runs)

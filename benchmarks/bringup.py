@@ -52,9 +52,9 @@ LARGE = Topology.from_modules({"vision": {"dp": 1024}, "language": {"tp": 8, "pp
 
 
 def ours(topology: Topology, rank: int) -> list[Any]:
-    from mimo_role.groups.process_groups import Groups
+    from mimo_role.groups.process_groups import ProcessGroups
 
-    groups = Groups(topology, rank, timedelta(minutes=5), dict.fromkeys(topology.grids, FAMILIES))
+    groups = ProcessGroups(topology, rank, timedelta(minutes=5), dict.fromkeys(topology.grids, FAMILIES))
     return [groups.get(module, axes) for module in topology.modules_of(rank) for axes in (*DENSE, *EXPERT)]
 
 

@@ -43,7 +43,7 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
     from steps import Steps
 
     import mimo_role
-    from mimo_role.bridge.transfer import Crossing
+    from mimo_role.bridge.transfer import Transfer
 
     ctx = mimo_role.current()
     names = ctx.topology.modality_module_names
@@ -51,12 +51,12 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
     modules = build_modules(ctx, names, 0, torch.float32)
     optimizer = make_optimizer(modules, 1e-3, 0.01)
     steps = Steps(ctx, modules, optimizer)
-    waited, original = 0.0, Crossing._wait
+    waited, original = 0.0, Transfer._wait
 
-    def timed(crossing: Crossing, step: Any) -> None:
+    def timed(transfer: Transfer, step: Any) -> None:
         nonlocal waited
         started = time.perf_counter()
-        original(crossing, step)
+        original(transfer, step)
         if threading.current_thread() is threading.main_thread():  # another waits for sends beside the step
             waited += time.perf_counter() - started
 
@@ -76,7 +76,7 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
     }
     times: dict[str, list[float]] = {side: [] for side in sides}
     shares: dict[str, list[float]] = {side: [] for side in sides}
-    with mock.patch.object(Crossing, "_wait", timed):
+    with mock.patch.object(Transfer, "_wait", timed):
         for run in range(runs):
             for side, step in sides.items():
                 batch = digits.batch(0, run, size)

@@ -5,7 +5,7 @@ Cases; `ours` is with it, `peer` without:
 - `a beat (ns) of a step of 10 ms`: one `ctx.step()` into shared memory, and the step's nanoseconds: their ratio is its share;
 - `a step (ms), beat and watched`: 2 ranks train, each step a matmul forward and back and one small all-reduce; with
   `ctx.step()` and `runtime.stall_timeout_s: 60`, and with neither. Rank 0's time over all steps, divided by their number. The
-  witness, a thread that waits on a pipe, is there in both;
+  diagnostics thread, which waits on a pipe, runs in both;
 - `N ranks arrive (s)`: N threads in place of ranks, on nodes of 8 with an agent each: from the first that arrives until all
   know that they may go on, with and without the comparison;
 - `N ranks, whole run (s)`: a script that joins, does one all-reduce and ends; with the comparison, and with `--no-preflight`.
@@ -77,7 +77,7 @@ def beat_ns() -> float:
     from mimo_role.monitoring.heartbeat import Heartbeat
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        heartbeat = Heartbeat(Path(folder, "rank0.beat"))
+        heartbeat = Heartbeat(Path(folder, "rank0.heartbeat"))
         rounds = []
         for _ in range(5):
             began = time.perf_counter_ns()
@@ -111,7 +111,7 @@ def arriving_s(ranks: int, *, compares: bool) -> float:
     """From the first arrival until all may go on: nodes of 8, each with an agent's own code, over a real control store."""
     from launcher.config.loader import load
     from launcher.coordination.coordinator import Coordinator
-    from launcher.coordination.node_identity import Endpoint
+    from launcher.coordination.node_identity import Endpoint, LocalNode
     from launcher.plan.planner import make_plan
     from launcher.preflight.check import PreflightCheck
     from launcher.preflight.facts import arrive, gather
@@ -126,10 +126,12 @@ def arriving_s(ranks: int, *, compares: bool) -> float:
         folders = [Path(name, node) for node in names]
         for folder in folders:
             folder.mkdir()
-        controls = [Coordinator(endpoint, names, node, plan.digest, TIMEOUT_S) for node in range(len(names))]
+        coordinators = [Coordinator(plan, LocalNode(node, endpoint), name) for node, name in enumerate(names)]
         with ThreadPoolExecutor(len(names)) as threads:
-            list(threads.map(lambda control: control.meet("run", say), controls))
-        agents = [PreflightCheck(plan, node, 0, folders[node], names, control, say) for node, control in enumerate(controls)]
+            list(threads.map(lambda coordinator: coordinator.meet("run", say), coordinators))
+        agents = [PreflightCheck(plan, 0, *each, say) for each in zip(folders, coordinators, strict=True)]
+        for agent in agents:
+            agent.start()
         with ThreadPoolExecutor(ranks) as threads:
             began = time.perf_counter()
             calls = [
@@ -143,12 +145,12 @@ def arriving_s(ranks: int, *, compares: bool) -> float:
                 for rank in range(ranks)
             ]
             if not all(call.result() for call in calls):
-                raise RuntimeError(f"the ranks do not fit together: {agents[0].problem}")
+                raise RuntimeError(f"the ranks do not fit together: {agents[0].failure}")
             took = time.perf_counter() - began
         for agent in agents:
             agent.stop()
-        for control in reversed(controls):
-            control.leave(0.0)
+        for coordinator in reversed(coordinators):
+            coordinator.leave(0.0)
         return took
 
 

@@ -1,18 +1,18 @@
-"""The errors that a user of mimo-launch can meet.
+"""Errors of mimo-launch.
 
-A user's mistake raises a child of `MimoError`, whose message says what is wrong, where, and what to do. Several
-children are also the built-in error that code written against torch or Megatron-Core expects.
+A user's mistake raises a subclass of `MimoError`, whose message has what is wrong, where, and what to do. Several subclasses
+are also the built-in error that code written for torch or Megatron-Core expects.
 """
 
 
 class MimoError(Exception):
-    """A mistake in what the user gave: the message is meant to be read without a traceback."""
+    """A user's mistake. The message is complete without a traceback."""
 
 
 class TopologyError(MimoError, ValueError):
     """Modules that cannot be arranged as grids of one world.
 
-    `key` is the dotted path of the value at fault as it stands in a config, such as `modules.vision.tp`.
+    `key` is the dotted path of the wrong value in a config, such as `modules.vision.tp`.
     """
 
     def __init__(self, key: str, problem: str) -> None:
@@ -21,7 +21,7 @@ class TopologyError(MimoError, ValueError):
 
 
 class UnknownWorldSizeError(TopologyError):
-    """`dp: auto` takes the ranks that are left, and nothing says how many there are."""
+    """`dp: auto` takes the remaining ranks, but the number of ranks is unknown."""
 
 
 class AxisError(MimoError, KeyError):
@@ -32,7 +32,7 @@ class AxisError(MimoError, KeyError):
 
 
 class RankNotInGridError(MimoError, RuntimeError):
-    """A rank that no grid spans."""
+    """A rank that is in no grid."""
 
 
 class GridError(MimoError, ValueError):
@@ -40,11 +40,11 @@ class GridError(MimoError, ValueError):
 
 
 class WorldSizeError(MimoError, RuntimeError):
-    """A grid that does not fit into its world, or a world whose size nothing tells."""
+    """A grid that does not fit into its world, or a world of unknown size."""
 
 
 class EnvironError(MimoError, ValueError):
-    """A variable of the environment contract that is missing, malformed or at odds with another."""
+    """A variable of the environment contract that is missing, malformed or inconsistent with another."""
 
     def __init__(self, variable: str, problem: str) -> None:
         super().__init__(f"{variable}: {problem}")
@@ -52,15 +52,15 @@ class EnvironError(MimoError, ValueError):
 
 
 class ContextError(MimoError, RuntimeError):
-    """`init()`, `current()` or `shutdown()` called where it cannot work."""
+    """`init()`, `current()` or `shutdown()` called in a wrong state."""
 
 
 class TopologyMismatchError(ContextError):
-    """Ranks of one job that hold different topologies."""
+    """Ranks of one job that have different topologies."""
 
 
 class BridgeError(MimoError, RuntimeError):
-    """A bridge that does not exist, or a tensor that does not fit it."""
+    """A bridge that does not exist, a tensor that does not fit it, or a transfer that has failed."""
 
 
 class ScheduleError(MimoError, ValueError):
@@ -68,4 +68,4 @@ class ScheduleError(MimoError, ValueError):
 
 
 class GradientError(MimoError, RuntimeError):
-    """Gradients whose norm over all modules cannot be computed, or is not finite where that is an error."""
+    """Gradients whose norm over all modules cannot be computed, or is not finite if that is an error."""

@@ -1,4 +1,4 @@
-"""How a process joins torch.distributed, and the check that all that joined hold the same topology."""
+"""Joining torch.distributed, and the check that all ranks have the same topology."""
 
 import hashlib
 import itertools
@@ -13,18 +13,18 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from mimo_role.bridge.peer_links import PeerLinks, Store
+from mimo_role.bridge.peer_links import Links, NoPeerLinks, PeerLinks, Store
 from mimo_role.errors import ContextError, TopologyMismatchError
-from mimo_role.groups.families import GroupOptions
+from mimo_role.groups.options import GroupOptions
 from mimo_role.host import environ, network
 from mimo_role.topology.topology import Topology
 
 
 def join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
-    """Join by torch's `env://`, or by SLURM's variables where srun has started the rank; return the rank's device.
+    """Join by torch's `env://`, or by SLURM's variables if srun has started the rank; return the rank's device.
 
     Raises:
-        ContextError: the environment does not say how, or names a GPU that there is not.
+        ContextError: variables are missing, or name a GPU that does not exist.
         EnvironError: a malformed variable.
     """
     if backend == "auto":
@@ -38,12 +38,12 @@ def join(topology: Topology, backend: str, timeout: timedelta) -> torch.device:
 
 
 def _adopt_slurm() -> list[str]:
-    """Where srun has started this rank, and nobody else, put SLURM's numbers under torch's names; return those set."""
+    """If srun and no launcher has started this rank, set torch's variables from SLURM's; return the names of those set."""
     if environ.rank() is not None or (task := environ.slurm_task()) is None:
         return []
     found = task.to_environ()
     if len(set(task.hosts)) > 1 and (interface := network.interface_towards(task.hosts[0])) is not None:
-        # gloo would take the interface of this host's own name, which may lead nowhere.
+        # gloo would use the interface of this host's own name, which may not be reachable.
         found["GLOO_SOCKET_IFNAME"] = interface
     return environ.export({name: value for name, value in found.items() if environ.get(name) is None})
 
@@ -67,27 +67,27 @@ def _join_by_environ(topology: Topology, backend: str, timeout: timedelta) -> to
 
 
 _contexts: "weakref.WeakKeyDictionary[dist.ProcessGroup, itertools.count[int]]" = weakref.WeakKeyDictionary()
-"""Numbers for the contexts of each world, which all its ranks make in the same order."""
+"""Numbers for the contexts of each world, which all its ranks create in the same order."""
 
 
-def connect_peers(rank: int, timeout: timedelta) -> PeerLinks | None:
-    """Listen for other ranks' frames, and publish where in the world's store; `None` where no other rank is real.
+def connect_peers(rank: int, timeout: timedelta) -> Links:
+    """Listen for other ranks' frames, and publish the address in the world's store.
 
     Raises:
-        BridgeError: this host does not have the address at which the others are to reach it.
+        BridgeError: this host does not have the address at which others reach it.
         HostError: the name of the job's first host cannot be resolved.
     """
     world = dist.group.WORLD
     assert world is not None
     if dist.get_world_size() == 1 or dist.get_backend() == "fake":
-        return None
+        return NoPeerLinks(rank)
     number = next(_contexts.setdefault(world, itertools.count()))
     store: Store = world.get_group_store()
     return PeerLinks(rank, store, address=_own_address(), series=number, timeout_s=timeout.total_seconds())
 
 
 def _own_address() -> str:
-    """The address at which other ranks reach this host: that of gloo's interface, else the one towards the first host."""
+    """The address at which other ranks reach this host: that of gloo's interface, otherwise the one towards the first host."""
     if (name := environ.get("GLOO_SOCKET_IFNAME")) and (address := network.address_of(name.partition(",")[0])) is not None:
         return address
     host = environ.get("MASTER_ADDR") or socket.gethostname()
@@ -95,7 +95,7 @@ def _own_address() -> str:
         own = address if network.is_local(address) else network.address_towards(address)
         if own is not None and (environ.is_on_one_host() or not network.is_loopback(own)):
             return own
-    # The first host's name leads to its loopback interface there: Debian's /etc/hosts.
+    # On the first host its own name may resolve to the loopback interface, by Debian's /etc/hosts.
     return next(filter(None, map(network.address_of, network.interfaces())), "127.0.0.1")
 
 
@@ -116,10 +116,10 @@ def device_of(on_gpu: bool) -> torch.device:
 
 
 def check_same_topology(topology: Topology, options: Mapping[str, GroupOptions], device: torch.device) -> None:
-    """Compare digests by one all-reduce; gather the details only where they differ.
+    """Compare digests by one all-reduce; gather the details only if they differ.
 
     Raises:
-        TopologyMismatchError: ranks hold different topologies or group options.
+        TopologyMismatchError: ranks have different topologies or group options.
     """
     plain = {name: own.as_dict() for name, own in options.items() if own != GroupOptions()}
     groups_digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

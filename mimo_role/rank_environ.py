@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mimo_role.errors import EnvironError, RankNotInGridError, TopologyError
-from mimo_role.groups.families import GroupOptions
+from mimo_role.groups.options import GroupOptions
 from mimo_role.host.environ import (
     BACKEND,
     COORDS,
@@ -33,21 +33,21 @@ from mimo_role.topology.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnviron:
-    """What the contract says of one rank. `to_environ` and `from_environ` are each other's inverse."""
+    """The environment contract of one rank. `to_environ` and `from_environ` are inverse to each other."""
 
     topology: Topology
     rank: int
     run_dir: str | None = None
-    """The run folder; `None` outside mimo-launch."""
+    """The run directory; `None` outside mimo-launch."""
     run_id: str | None = None
     backend: str | None = None
-    """The backend that the config asks for, `auto` included."""
+    """The backend in the config, or `auto`."""
     timeout_s: float | None = None
     """The config's limit for joining and for each collective."""
     groups: Mapping[str, GroupOptions] = field(default_factory=dict)
-    """Each module's group options, where they are not the defaults."""
+    """By module, group options that are not the defaults."""
     restart_count: int = 0
-    """How often the ranks have been started before in this job, by mimo-launch or by a requeue."""
+    """The number of earlier attempts in this job, whether restarted by mimo-launch or requeued."""
     node: str | None = None
     """The plan's name of the rank's node; `None` outside mimo-launch."""
     grace_s: float | None = None
@@ -61,7 +61,7 @@ class RankEnviron:
         return self.topology.role_of(self.rank)
 
     def to_environ(self) -> dict[str, str]:
-        """The contract's variables; `RANK` and the rest of torchelastic's are not among them."""
+        """The contract's variables, without torchelastic's, such as `RANK`."""
         values = self._derived()
         optional = {
             RUN_DIR: self.run_dir,
@@ -72,7 +72,7 @@ class RankEnviron:
             GRACE_S: None if self.grace_s is None else repr(self.grace_s),
             WARNING_S: None if self.warning_s is None else repr(self.warning_s),
             RESTART_COUNT: str(self.restart_count),
-            # Always set: what a job around this one has exported is not ours.
+            # Always set: the variable may be left from an outer job.
             GROUPS: json.dumps({name: options.as_dict() for name, options in self.groups.items()}),
         }
         return values | {name: value for name, value in optional.items() if value is not None}
@@ -95,7 +95,7 @@ class RankEnviron:
         """Read the contract back, by default from this process's environment.
 
         Raises:
-            EnvironError: a variable that is missing, malformed, or at odds with the topology and rank.
+            EnvironError: a variable that is missing, malformed, or inconsistent with topology and rank.
         """
         environ = variables() if environ is None else environ
         try:

@@ -162,7 +162,7 @@ class RankRole:
         """The inverse of `as_dict`.
 
         Raises:
-            ValueError: the value has another form; the message says which part.
+            ValueError: the value has another form; the message names the part.
         """
         if not isinstance(value, dict) or set(value) != {"mode", "modules"}:
             raise ValueError(f'a role is an object with the keys "mode" and "modules", not {value!r}')

@@ -1,4 +1,4 @@
-"""Real ranks for tests: processes on this machine that talk over gloo."""
+"""Real ranks for tests: processes on this machine that communicate over gloo."""
 
 import multiprocessing
 import pickle
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from mimo_role.context import init, shutdown
 from mimo_role.host import environ
+from mimo_role.lifecycle import init, shutdown
 from mimo_role.topology.topology import Topology
 
 
 class RankFailedError(AssertionError):
-    """A rank raised, died or did not finish in time; the message carries its traceback."""
+    """A rank raised an error, exited or timed out; the message has its traceback."""
 
 
 def run_ranks(
@@ -30,7 +30,7 @@ def run_ranks(
     Args:
         fn: a module-level function, found by import in the ranks.
         world: a topology, which every rank joins before `fn` and leaves after it, so that `fn` finds
-            `mimo_role.current()`; or a number of ranks, which find the variables for joining and join for themselves.
+            `mimo_role.current()`; or a number of ranks, which find the variables for joining and join by themselves.
         timeout_s: for the whole call.
         preload: modules that all ranks find imported; heeded by the first call of a process, which starts the fork server.
 
@@ -84,7 +84,7 @@ def _collect(pending: dict[Connection, int], deadline: float, timeout_s: float) 
             try:
                 succeeded, value = pickle.loads(receiver.recv_bytes())
             except EOFError:
-                raise RankFailedError(f"rank {rank} died without a word") from None
+                raise RankFailedError(f"rank {rank} exited without reporting an error") from None
             if not succeeded:
                 raise RankFailedError(f"rank {rank} failed:\n{value}")
             values[rank] = value

@@ -1,0 +1,5 @@
+"""Transfers of activations and gradients between pipeline stages of any two grids."""
+
+from mimo_role.host.lazy_exports import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

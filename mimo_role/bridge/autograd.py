@@ -1,8 +1,8 @@
-"""Calls of bridges as autograd nodes: forward moves activations, backward moves their gradients the other way.
+"""Calls of bridges as autograd nodes: forward transfers activations, backward transfers their gradients back.
 
 On a rank that only receives activations, several backward passes may reach the same node, for two losses or for one sample
-after another, and the sender must not see a part of their sum. So gradients are sent when autograd is done with the call
-(`OwedGradients`): when nothing can reach it any more, at this rank's next call of a bridge, or at an optimizer's next step.
+after another, and the sender must get their sum. So gradients are sent when no more can be added (`OwedGradients`): when the
+node has been freed, at this rank's next call of a bridge, or at an optimizer's next step.
 """
 
 import weakref
@@ -12,18 +12,21 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from mimo_role.bridge.activation_spec import ActivationSpec
 from mimo_role.bridge.backward_pass import is_in_backward
 from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.bridge_base import BridgeBase
 from mimo_role.bridge.frames import BatchKey, Returns
-from mimo_role.bridge.handshake import ActivationSpec
 from mimo_role.bridge.message_tags import BATCHES
 from mimo_role.bridge.owed_gradients import OwedGradients
-from mimo_role.bridge.transfer import Crossing, start_together
+from mimo_role.bridge.transfer import Transfer, TransferOptions, start_together
+
+_FORWARD = TransferOptions(copy=True, keep=True)
+_BACK = TransferOptions(copy=True, keep=True, headers_first=True)
 
 
 class Passage(NamedTuple):
-    """One bridge's part of a call that crosses several."""
+    """One bridge's part of a call of several bridges."""
 
     bridge: BridgeBase
     spec: ActivationSpec
@@ -32,20 +35,20 @@ class Passage(NamedTuple):
 
 
 def cross_together(passages: Sequence[Passage], *, requires_grad: bool = True) -> list[torch.Tensor]:
-    """Call several bridges at once: all transfers go on at the same time, and so do those of their gradients.
+    """Call several bridges at once: their transfers run at the same time, and so do those of their gradients.
 
     Args:
-        passages: the bridges in which this rank takes part, in the same order on all ranks.
+        passages: the bridges to which this rank belongs, in the same order on all ranks.
         requires_grad: whether gradients come back.
 
     Returns:
-        What each bridge's call returns. They are one autograd node: a sender passes all its zeros to `torch.autograd.backward`.
+        The result of each bridge. All are one autograd node: a sender passes all its zeros to `torch.autograd.backward`.
 
     Raises:
         BridgeError: as a bridge's call.
     """
     if torch.compiler.is_compiling():
-        # Messages are not part of a graph: dynamo breaks it here, and runs the call as it stands.
+        # Messages cannot be compiled: dynamo breaks the graph here and runs the call uncompiled.
         call: Callable[..., list[torch.Tensor]] = torch.compiler.disable(_cross_together)  # type: ignore[no-untyped-call]
         return call(passages, requires_grad)
     return _cross_together(passages, requires_grad)
@@ -55,13 +58,13 @@ def _cross_together(passages: Sequence[Passage], requires_grad: bool) -> list[to
     if is_in_backward():
         raise passages[0].bridge.ledger.fail(
             f"{passages[0].bridge} was called during a backward pass, as torch.utils.checkpoint does to recompute activations; "
-            f"it would take batch {passages[0].bridge.next_batch} for the one of the forward. Call the bridge outside of the "
-            "checkpointed function and pass what it returns"
+            f"it would transfer batch {passages[0].bridge.next_batch} in place of the forward's. Call the bridge outside "
+            "of the checkpointed function and pass what it returns"
         )
     has_grad = requires_grad and torch.is_grad_enabled()
     anchors = []
     for bridge, spec, _ in passages:
-        # A sender whose activations need no gradient must still take what the other side sends.
+        # A sender whose activations need no gradient must still receive what the other side sends.
         dtype = spec.dtype if _takes_gradients(spec.dtype) else torch.float32
         needs_grad = has_grad and _takes_gradients(spec.dtype)
         anchors.append(torch.zeros((), dtype=dtype, device=bridge.device, requires_grad=needs_grad))
@@ -79,7 +82,7 @@ def _takes_gradients(dtype: torch.dtype) -> bool:
 
 
 class _Call:
-    """One call of bridges, from its forward until its gradients have crossed."""
+    """One call of bridges, from its forward until its gradients have been transferred."""
 
     def __init__(self, passages: Sequence[Passage], has_grad: bool) -> None:
         self.passages = passages
@@ -88,54 +91,54 @@ class _Call:
         self.has_grad = has_grad
         self.turn = 0
         self.numbers: list[int] = []
-        self._early: dict[BatchKey, Crossing] = {}
+        self._early: dict[BatchKey, Transfer] = {}
         self._owed: dict[int, OwedGradients] = {}
         """By passage."""
 
-    def go_forward(self, given: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """Move activations; return what has arrived for each passage."""
+    def forward(self, given: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Transfer activations; return what has been received for each passage."""
         with self.ledger:
-            crossings = []
+            transfers = []
             for (bridge, spec, _), tensor in zip(self.passages, given, strict=True):
                 self.numbers.append(bridge.number_of("forward"))
                 returns = Returns.YES if self.has_grad and _takes_gradients(spec.dtype) else Returns.NO
-                # Copies: the activations are the user's, who may change them.
-                crossings.append(
-                    bridge.crossing(tensor, spec, back=False, copies=True, keeps=True, number=self.numbers[-1], returns=returns)
+                # A copy: the script may change its activations.
+                transfers.append(
+                    bridge.transfer(tensor, spec, back=False, options=_FORWARD, number=self.numbers[-1], returns=returns)
                 )
-            self._open()
-            start_together(crossings)
-            return self._received(crossings)
+            self._register_gradients()
+            start_together(transfers)
+            return self._receive_all(transfers)
 
-    def go_back(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """Take in the gradients of this rank's outputs; return those of its inputs."""
+    def backward(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Transfer gradients: take those of this rank's outputs, return those of its inputs."""
         with self.ledger:
-            self.ledger.send_started(but=list(self._owed.values()))
+            self.ledger.gradients.send_started(but=list(self._owed.values()))
             if self.turn and any(bridge.is_sender and not bridge.is_receiver for bridge, *_ in self.passages):
                 raise self.ledger.fail(f"backward() reached {self} a second time on its sender; call it once for each batch")
-            moving = []
+            started = []
             for at, ((bridge, spec, _), gradient) in enumerate(zip(self.passages, gradients, strict=True)):
                 if at in self._owed:
                     self._owed[at].add(gradient)
                 else:
-                    moving.append((at, self._back(at, bridge, spec, gradient if bridge.is_receiver else None)))
-            if moving or all(output() is None for output in self.outputs):
+                    started.append((at, self._back(at, bridge, spec, gradient if bridge.is_receiver else None)))
+            if started or all(output() is None for output in self.outputs):
                 for owed in self._owed.values():
                     owed.send()
-            crossings = [crossing for _, crossing in moving]
-            start_together(crossings)
-            arrived = dict(zip((at for at, _ in moving), self._received(crossings), strict=True))
+            transfers = [transfer for _, transfer in started]
+            start_together(transfers)
+            received = dict(zip((at for at, _ in started), self._receive_all(transfers), strict=True))
             self._close_turn()
-            return [arrived.get(at) for at in range(len(self.passages))]
+            return [received.get(at) for at in range(len(self.passages))]
 
     def drop(self) -> None:
-        """Autograd will not come to this call any more."""
+        """The node has been freed: no backward pass can reach it."""
         for at, (bridge, spec, _) in enumerate(self.passages):
             if at in self._owed:
                 self._owed[at].send()
                 continue
             key = bridge.back_key(self.numbers[at], self.turn)
-            if self.turn == 0 and self.ledger.calls.pop(key, None) is not None:
+            if self.turn == 0 and self.ledger.gradients.calls.pop(key, None) is not None:
                 if bridge.is_receiver:
                     bridge.send_zeros_back(spec, self.numbers[at], 0)
                 self.ledger.abandon(key, bridge.senders_back(spec), f"{bridge}: gradients of batch {self.numbers[at]}")
@@ -145,8 +148,8 @@ class _Call:
             f"batch {number} of {bridge}" for number, (bridge, *_) in zip(self.numbers, self.passages, strict=True)
         )
 
-    def _open(self) -> None:
-        """Note for which gradients this rank waits, and which it owes."""
+    def _register_gradients(self) -> None:
+        """Register the gradients that this rank waits for, and those that it owes."""
         for at, (bridge, spec, _) in enumerate(self.passages):
             if not (self.has_grad and _takes_gradients(spec.dtype)):
                 continue
@@ -156,49 +159,47 @@ class _Call:
                 self._register(at, bridge, spec)
 
     def _register(self, at: int, bridge: BridgeBase, spec: ActivationSpec) -> None:
-        """Note that gradients will come, and how to receive them before they are asked for."""
+        """Register that gradients will come, and how to receive them before autograd asks for them."""
         key = bridge.back_key(self.numbers[at], self.turn)
 
         def receive_early(peer: int) -> None:
             if bridge.is_receiver:
                 raise self.ledger.fail(
-                    f"rank {peer} took more than {BATCHES} batches of {bridge} back in another order than this rank; call "
-                    "backward() in the same order on all ranks"
+                    f"rank {peer} ran more than {BATCHES} backwards of {bridge} in another order than this rank; "
+                    "call backward() in the same order on all ranks"
                 )
             if key not in self._early:
                 self._early[key] = self._back(at, bridge, spec, None)
             self._early[key].receive_early(peer)
 
-        self.ledger.calls[key] = receive_early
+        self.ledger.gradients.calls[key] = receive_early
 
     def _close_turn(self) -> None:
         for at, (bridge, *_) in enumerate(self.passages):
             if at not in self._owed:
-                self.ledger.calls.pop(bridge.back_key(self.numbers[at], self.turn), None)
+                self.ledger.gradients.calls.pop(bridge.back_key(self.numbers[at], self.turn), None)
         self.turn += 1
 
-    def _back(self, at: int, bridge: BridgeBase, spec: ActivationSpec, gradient: torch.Tensor | None) -> Crossing:
-        """The crossing by which gradients come, and on a rank of both sides go."""
+    def _back(self, at: int, bridge: BridgeBase, spec: ActivationSpec, gradient: torch.Tensor | None) -> Transfer:
+        """The transfer that receives gradients, and on a rank of both sides also sends them."""
         key = bridge.back_key(self.numbers[at], self.turn)
         if (early := self._early.pop(key, None)) is not None:
             return early
-        # A copy: autograd may add to a gradient once it has left here. Where NCCL sends and receives, both are one operation.
-        return bridge.crossing(
+        # A copy: autograd may add to a gradient after this. Under NCCL sends and receives are one operation.
+        return bridge.transfer(
             gradient,
             spec,
             back=True,
-            copies=True,
-            keeps=True,
+            options=_BACK if bridge.device.type == "cpu" or not bridge.is_receiver else _FORWARD,
             number=self.numbers[at],
             turn=self.turn,
-            waits_for_headers=bridge.device.type == "cpu" or not bridge.is_receiver,
         )
 
-    def _received(self, crossings: Sequence[Crossing]) -> list[torch.Tensor | None]:
-        arrived = [crossing.receive() for crossing in crossings]
-        for crossing in crossings:
-            crossing.let_go()
-        return arrived
+    def _receive_all(self, transfers: Sequence[Transfer]) -> list[torch.Tensor | None]:
+        received = [transfer.receive() for transfer in transfers]
+        for transfer in transfers:
+            transfer.release_result()
+        return received
 
 
 class _Cross(torch.autograd.Function):
@@ -207,23 +208,23 @@ class _Cross(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         anchors, given = tensors[: len(call.passages)], tensors[len(call.passages) :]
-        arrived = call.go_forward(given)
+        received = call.forward(given)
         ctx.call = call
         if call.has_grad:
-            ctx.guard = _Guard(call)
+            ctx.finalizer = _Finalizer(call)
         return tuple(
-            anchor.new_zeros(()) if tensor is None else tensor for tensor, anchor in zip(arrived, anchors, strict=True)
+            anchor.new_zeros(()) if tensor is None else tensor for tensor, anchor in zip(received, anchors, strict=True)
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         call: _Call = ctx.call
-        return None, *(None for _ in call.passages), *call.go_back(gradients)
+        return None, *(None for _ in call.passages), *call.backward(gradients)
 
 
-class _Guard:
-    """Ends with its node, when no backward pass can come any more."""
+class _Finalizer:
+    """Freed together with its node, when no backward pass can reach it any more."""
 
     def __init__(self, call: _Call) -> None:
         self._call = call

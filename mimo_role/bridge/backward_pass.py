@@ -1,4 +1,4 @@
-"""Whether this thread runs a backward pass: the only file that asks autograd's engine, which has no public answer."""
+"""Whether this thread runs a backward pass. Autograd has no public way to find out; what is private is used here only."""
 
 from typing import Any
 
@@ -9,5 +9,5 @@ _NO_TASK = -1
 
 
 def is_in_backward() -> bool:
-    """Whether autograd's engine runs a backward pass in this thread; `False` where torch cannot say."""
+    """Whether autograd's engine runs a backward pass in this thread; `False` if torch cannot tell."""
     return _task is not None and _task() != _NO_TASK

@@ -1,4 +1,4 @@
-"""Memory for what arrives, used again as soon as nobody has it any more."""
+"""Memory for received data, reused when nothing refers to it any more."""
 
 import weakref
 from collections import defaultdict
@@ -6,14 +6,14 @@ from collections import defaultdict
 import torch
 
 _SMALLEST = 1 << 18
-"""Bytes from which memory is kept. Fresh memory costs a page fault for every 4 KiB, together more than the transfer itself."""
+"""Bytes from which memory is reused. New memory costs a page fault for every 4 KiB, in all more than the transfer itself."""
 
 _KEPT = 4
-"""Free pieces of one size that are kept."""
+"""Free blocks of one size that are kept."""
 
 
 class BufferPool:
-    """Hands out tensors whose memory returns when the last tensor over it is gone, an autograd graph's among them.
+    """Returns tensors whose memory is reused when no tensor uses it any more, including those of an autograd graph.
 
     For CPU tensors; on a GPU torch's caching allocator does the same.
     """
@@ -29,15 +29,15 @@ class BufferPool:
         size = count * tensor.element_size()
         if self._device.type != "cpu" or size < _SMALLEST:
             return torch.empty(shape, dtype=dtype, device=self._device)
-        # Powers of two, so that batches of varying size find each other's memory; pages never touched take none.
+        # Powers of two, so that batches of different sizes use the same memory; pages that are never touched need none.
         size = 1 << (size - 1).bit_length()
         memory = self._free[size].pop() if self._free[size] else bytearray(size)
-        loan = memoryview(memory)
-        storage = torch.frombuffer(loan, dtype=dtype, count=count).untyped_storage()
-        # The storage keeps the loan alive; when it goes, so does the loan, and the memory is free again.
-        weakref.finalize(loan, self._give_back, size, memory).atexit = False
+        view = memoryview(memory)
+        storage = torch.frombuffer(view, dtype=dtype, count=count).untyped_storage()
+        # The storage keeps the view alive; when the storage is freed, so is the view, and the memory is reused.
+        weakref.finalize(view, self._reuse, size, memory).atexit = False
         return tensor.set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
-    def _give_back(self, size: int, memory: bytearray) -> None:
+    def _reuse(self, size: int, memory: bytearray) -> None:
         if len(self._free[size]) < _KEPT:
             self._free[size].append(memory)

@@ -10,7 +10,7 @@ _UNKNOWN = Position()
 
 
 class End(Protocol):
-    """This rank's end of a bridge, in words."""
+    """This rank's end of a bridge, for messages."""
 
     @property
     def place(self) -> str:
@@ -28,7 +28,7 @@ class End(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Expected:
-    """What this rank waits for from one peer in one batch."""
+    """A batch that this rank waits for from one peer."""
 
     peer: int
     wanted: BatchHeader
@@ -36,13 +36,13 @@ class Expected:
     in_order: bool
     """Whether the peer sends batches in the order in which this rank expects them."""
     header: BatchHeader | None = None
-    """The one that has come."""
+    """The header that has arrived."""
     earlier_alike: tuple[BatchKey, ...] = ()
-    """Batches of the same tags that the peer sent before this one, and that this rank has not asked for."""
+    """Batches with the same tags that the peer sent before this one, and that this rank has not asked for."""
 
     @property
     def want(self) -> Want:
-        """From whom, and what."""
+        """From which peer, and which batch."""
         return Want(self.peer, self.wanted.key)
 
     def describe(self) -> str:
@@ -53,34 +53,34 @@ class Expected:
         return None if theirs == self.wanted.description else self.end.difference(self.peer, theirs)
 
     def difference(self, header: BatchHeader) -> str | None:
-        """Why a header is not the one that is expected; `None` if it is."""
+        """How a header differs from the expected one; `None` if it does not."""
         wanted = self.wanted
-        mine, came = named(wanted.key, wanted.position), named(header.key, header.position)
+        wanted_name, found_name = named(wanted.key, wanted.position), named(header.key, header.position)
         place, peer = self.end.place, self.end.name_of(self.peer)
         problem = None
         if header.key != wanted.key:
-            problem = f"expects {mine} from {peer}, but {came} came"
+            problem = f"expects {wanted_name} from {peer}, but {found_name} came"
         elif header.is_zero and self.in_order:
-            problem = f"expects {mine} from {peer}, whose script dropped that batch without a backward pass"
+            problem = f"expects {wanted_name} from {peer}, whose script dropped that batch without a backward pass"
         elif not header.position.fits(wanted.position):
             problem = (
-                f"expects {mine} from {peer}, but {came} came; all ranks of a bridge run the same steps, with as many "
-                "micro-batches each"
+                f"expects {wanted_name} from {peer}, but {found_name} came; all ranks of a bridge run the same steps, with "
+                "equally many micro-batches"
             )
         elif (found := self._other_description(header.description)) is not None:
-            problem = f"expects {found[0]} in {mine}, but {peer} has {found[1]}"
+            problem = f"expects {found[0]} in {wanted_name}, but {peer} has {found[1]}"
         elif header.elements != wanted.elements:
-            problem = f"expects {wanted.elements} elements of {mine} from {peer}, but {header.elements} came"
+            problem = f"expects {wanted.elements} elements of {wanted_name} from {peer}, but {header.elements} came"
         elif {header.returns, wanted.returns} == {Returns.YES, Returns.NO}:
             expects, returns = ("gradients", "none") if header.returns is Returns.YES else ("no gradients", "some")
             problem = (
-                f"would return {returns} for {mine} to {peer}, which expects {expects}; use torch.no_grad() or "
+                f"would return {returns} for {wanted_name} to {peer}, which expects {expects}; use torch.no_grad() or "
                 "requires_grad=False on both sides or on neither (torch.utils.checkpoint with use_reentrant=True implies it)"
             )
         return None if problem is None else f"{place} {problem}"
 
 
 def named(key: BatchKey, position: Position = _UNKNOWN) -> str:
-    """A batch in words, such as `batch 3 (step 1, micro-batch 0 of 4)`."""
-    what = "gradients of batch" if key.purpose in (Purpose.BACK, Purpose.BACK_AMONG_COPIES) else "batch"
+    """A batch, for messages: `batch 3 (step 1, micro-batch 0 of 4)`."""
+    what = "gradients of batch" if key.purpose in (Purpose.BACK, Purpose.BACK_AMONG_REPLICAS) else "batch"
     return f"{what} {key.batch}" + (f" ({position})" if str(position) else "")

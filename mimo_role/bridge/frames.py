@@ -1,7 +1,7 @@
-"""The frames that ranks send each other beside a bridge's data: the identity of each batch, receipts, and failures.
+"""Frames, which ranks exchange beside data: the identity of each batch, receipts, and failures.
 
-A frame is its length (4 bytes), its kind (1 byte) and its content, little-endian. Data travels over the process groups; a
-frame never carries any.
+A frame is its length (4 bytes), its kind (1 byte) and its content, little-endian. Data is transferred over process groups,
+never in frames.
 """
 
 import struct
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mimo_role.bridge.message_tags import Purpose
 
 PREFIX = struct.Struct("<IB")
-"""Bytes that follow the prefix, and the kind."""
+"""Bytes after the prefix, and the kind."""
 
 _BATCH = struct.Struct("<HBBqiqqiiq")
 _KEY = struct.Struct("<HBqiB")
@@ -22,24 +22,24 @@ _TRANSFER = struct.Struct("<qqB")
 
 
 class FrameKind(IntEnum):
-    """What a frame reports."""
+    """The kind of a frame."""
 
     BATCH = 1
     """The data of a batch has been sent, or zeros stand for it."""
     TAKEN = 2
-    """The data of a batch has arrived and is in use."""
+    """A receipt: the data of a batch has been received."""
     SPEC = 3
-    """What the sender's samples are, on request."""
+    """A description of the sender's samples."""
     BLOCKED = 4
-    """The sender waits for the receiver: a path of ranks, each waiting for the next."""
+    """The sender waits for the receiver: a path of ranks, each of which waits for the next."""
     FAILED = 5
-    """The sender has failed; the text says why."""
+    """The sender has failed; the content is the error."""
     LEAVING = 6
-    """The sender has left the job in good order."""
+    """The sender has left the job without an error."""
     DONE = 8
-    """The sender has ended a phase of leaving: all its peers have ended the one before."""
+    """The sender has completed a phase of leaving: all its peers have completed the one before."""
     RELEASE = 7
-    """The sender has failed and is blocked in a transfer with the receiver, which is to complete it with any data."""
+    """The sender has failed and is blocked in a transfer with the receiver, which completes it with any data."""
 
 
 class BatchKey(NamedTuple):
@@ -50,36 +50,36 @@ class BatchKey(NamedTuple):
     batch: int
     """Batches are counted from 0 in the order of their forwards; gradients have the number of their forward."""
     turn: int = 0
-    """How many times the same batch has gone back before."""
+    """How many times gradients of the same batch have been transferred before."""
 
 
 class Position(NamedTuple):
-    """Where in the training a batch stands; -1 for what a rank does not know."""
+    """The step and micro-batch of a batch; -1 for what a rank does not know."""
 
     step: int = -1
-    """The number that the script gives the training step by `ctx.step()`."""
+    """The training step that the script reports by `ctx.step()`."""
     scheduled: int = -1
-    """How many steps its schedule had run before."""
+    """The number of steps that the schedule has run before."""
     micro_batch: int = -1
     micro_batches: int = -1
-    """How many the step has."""
+    """Micro-batches of the step."""
 
     def __str__(self) -> str:
-        named = (
+        known = (
             (self.step, "step"),
             (self.scheduled if self.step < 0 else -1, "scheduled step"),
             (self.micro_batch, "micro-batch"),
         )
-        words = ", ".join(f"{what} {number}" for number, what in named if number >= 0)
+        words = ", ".join(f"{name} {number}" for number, name in known if number >= 0)
         return words + (f" of {self.micro_batches}" if self.micro_batches >= 0 else "")
 
     def fits(self, other: "Position") -> bool:
-        """Whether both can be the same place: what either does not know is left out."""
+        """Whether both can be the same: what either does not know is ignored."""
         return all(mine == theirs or -1 in (mine, theirs) for mine, theirs in zip(self, other, strict=True))
 
 
 class Returns(IntEnum):
-    """Whether the sender of a forward expects gradients."""
+    """Whether the sender of activations expects gradients."""
 
     NO = 0
     YES = 1
@@ -90,19 +90,19 @@ _PURPOSES, _RETURNS = tuple(Purpose), tuple(Returns)
 
 
 class BatchHeader(NamedTuple):
-    """The identity of what one rank sends another in one batch."""
+    """The identity of a batch that one rank sends another."""
 
     key: BatchKey
     position: Position
     returns: Returns
     is_zero: bool
-    """Whether zeros stand for the data, of which none is sent."""
+    """Whether zeros stand for the data, which is not sent."""
     is_kept: bool
     """Whether the sender keeps the data until it gets a receipt."""
     elements: int
-    """Of the data, over all its messages."""
+    """Elements of the data, over all its messages."""
     description: bytes
-    """What both sides must agree on, as `activations.Description` packs it."""
+    """What both sides must agree on, as `handshake.Description` packs it."""
 
     def packed(self) -> bytes:
         """The whole frame."""
@@ -133,14 +133,14 @@ class Want(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A rank that waits, and for what."""
+    """A rank that waits, and what it waits for."""
 
     rank: int
     want: Want
 
 
 def taken(key: BatchKey) -> bytes:
-    """A frame: the batch has arrived."""
+    """A frame: the batch has been received."""
     return _framed(FrameKind.TAKEN, _KEY.pack(*key, 0))
 
 
@@ -156,7 +156,7 @@ def blocked(path: tuple[Edge, ...]) -> bytes:
 
 
 def path_of(content: bytes, receiver: int) -> tuple[Edge, ...]:
-    """The path of a `BLOCKED` frame that `receiver` got."""
+    """The path in a `BLOCKED` frame that `receiver` has received."""
     found = [
         (rank, (bridge, purpose, batch, turn), flag) for rank, bridge, purpose, batch, turn, flag in _EDGE.iter_unpack(content)
     ]
@@ -168,7 +168,7 @@ def path_of(content: bytes, receiver: int) -> tuple[Edge, ...]:
 
 
 def spec(bridge: int, number: int, values: list[int]) -> bytes:
-    """A frame: the numbers that describe an exchange."""
+    """A frame: the numbers that describe a batch."""
     return _framed(FrameKind.SPEC, _SPEC.pack(bridge, number) + struct.pack(f"<{len(values)}q", *values))
 
 
@@ -189,7 +189,7 @@ def leaving() -> bytes:
 
 
 def done() -> bytes:
-    """A frame: the sender has ended a phase of leaving."""
+    """A frame: the sender has completed a phase of leaving."""
     return _framed(FrameKind.DONE, b"")
 
 

@@ -1,98 +1,26 @@
-"""What crosses a bridge, and how its two sides come to agree on it."""
+"""What the two sides of a bridge must agree on before a batch is transferred."""
 
 import math
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import torch
-
-from mimo_role.bridge.batch_ledger import BatchLedger
-from mimo_role.errors import BridgeError
-from mimo_role.resharding.samples import Endpoint, Place, Samples, Side
-from mimo_role.resharding.transfer_plan import talks
-
-_DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
+from mimo_role.bridge.activation_spec import (
+    SPEC_NUMBERS,
+    ActivationSpec,
+    describe_form,
+    have_equal_form,
+    pack_spec,
+    unpack_spec,
 )
+from mimo_role.bridge.batch_ledger import BatchLedger
+from mimo_role.resharding.endpoint import Endpoint, Side
+from mimo_role.resharding.handshake_peers import handshake_peers
+from mimo_role.resharding.samples import Samples
 
-_HEADER = 16
-"""Numbers that describe activations in a message: dtype, samples, form, shape, and an end mark."""
-
-_PACKED_HEADER = struct.Struct(f"<{_HEADER + 2}q")
-"""These, a checksum of splits and lanes, and one of token counts."""
-
-_PACKED, _DENSE, _SINGLE, _END = 0, 1, 2, -1
-"""Forms of activations: tokens one after another, samples of equal length, samples of one token; and the end mark."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivationSpec:
-    """The activations of one batch: what both sides of a bridge must know before it crosses.
-
-    Packed, a rank's tensor is `[tokens of its samples, *token_shape]`, sample after sample; dense, which needs equally many
-    tokens in each sample, `[samples, tokens, *token_shape]`. cp ranks and sequence-parallel ranks have their own tokens only.
-    """
-
-    samples: Samples
-    token_shape: tuple[int, ...]
-    dtype: torch.dtype
-    is_dense: bool = False
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            BridgeError: a dtype or a number of dimensions that bridges do not carry, or dense samples of unequal length.
-        """
-        object.__setattr__(self, "token_shape", _shape("token_shape", self.token_shape))
-        if len(self.token_shape) > _HEADER - 5 or self.dtype not in _DTYPES:
-            raise BridgeError(f"bridges do not carry tokens of {self.dtype} {list(self.token_shape)}")
-        if self.is_dense and (not isinstance(self.samples.tokens, int) or self.samples.places is not None):
-            raise BridgeError("dense activations have equally many tokens in each sample, and no places; pack them instead")
-
-    @classmethod
-    def of(cls, batch_size: int, sample_shape: tuple[int, ...], dtype: torch.dtype) -> "ActivationSpec":
-        """Samples of one shape, split over lanes in contiguous ranges; of `[tokens, hidden]`, or any other shape."""
-        sample_shape = _shape("sample_shape", sample_shape)
-        if len(sample_shape) < 2:
-            return cls(samples=Samples(batch_size), token_shape=sample_shape, dtype=dtype)
-        return cls(samples=Samples(batch_size, sample_shape[0]), token_shape=sample_shape[1:], dtype=dtype, is_dense=True)
-
-    @property
-    def width(self) -> int:
-        """Elements of one token."""
-        return torch.Size(self.token_shape).numel()
-
-    def shape_at(self, side: Side, place: Place) -> tuple[int, ...]:
-        """The shape of the tensor of the rank at `place`."""
-        if not self.is_dense:
-            return (side.rows(place), *self.token_shape)
-        of_each = sum(map(len, side.tokens(0, place)))
-        return (len(side.of_lane(place.lane)), of_each, *self.token_shape)
-
-
-def _shape(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, int):
-        raise BridgeError(f"{name}={value} is one number; give all sizes, such as ({value},)")
-    return tuple(value)
+_DESCRIPTION = struct.Struct(f"<{SPEC_NUMBERS + 2}q")
+"""A spec, a checksum of splits and lanes, and one of token counts."""
 
 
 class Description:
@@ -107,28 +35,28 @@ class Description:
         self._source = source
         self._destination = destination
         self._samples = spec.samples
-        self._header = _header(spec)
+        self._header = pack_spec(spec)
         lanes = spec.samples.source_lanes, spec.samples.destination_lanes
         self._agreed = _checksum([source.endpoint.split, destination.endpoint.split, lanes])
 
     def between(self, source_rank: int, destination_rank: int) -> bytes:
-        """For what goes from one rank to the other, or back."""
+        """The description of what is transferred from one rank to the other, or back."""
         tokens = self._tokens(source_rank, destination_rank)
-        return _PACKED_HEADER.pack(*self._header, self._agreed, _checksum(tokens.values()))
+        return _DESCRIPTION.pack(*self._header, self._agreed, _checksum(tokens.values()))
 
     def difference(self, source_rank: int, destination_rank: int, theirs: bytes) -> tuple[str, str] | None:
-        """What this rank expects and what the other one has, in words; `None` if their descriptions fit.
+        """What this rank expects and what the other one has described, for messages; `None` if they agree.
 
         Args:
             source_rank, destination_rank: the two ranks.
             theirs: the other's description.
         """
-        *header, agreed, checksum = _PACKED_HEADER.unpack(theirs)
+        *header, agreed, checksum = _DESCRIPTION.unpack(theirs)
         mine = self._header
-        if not _is_same(header, mine):
+        if not have_equal_form(header, mine):
             counts = f" of a batch of {mine[1]}", f" of a batch of {header[1]}"
             expected, found = (
-                _in_words(numbers) + (count if header[1] != mine[1] else "")
+                describe_form(numbers) + (count if header[1] != mine[1] else "")
                 for numbers, count in zip((mine, header), counts, strict=True)
             )
             return expected, found
@@ -141,22 +69,27 @@ class Description:
         return None
 
     def _tokens(self, source_rank: int, destination_rank: int) -> dict[int, int]:
-        """By sample, the token counts of what crosses from one rank's lane to the other's."""
-        given, got = self._source.endpoint.place(source_rank), self._destination.endpoint.place(destination_rank)
-        if given is None or got is None:  # copies of one lane
+        """By sample, the token counts of what is transferred from one rank's lane to the other's."""
+        at_source = self._source.endpoint.place_of(source_rank)
+        at_destination = self._destination.endpoint.place_of(destination_rank)
+        if at_source is None or at_destination is None:  # replicas of one lane
             return {}
-        common = (sample for sample in self._source.of_lane(given.lane) if self._destination.lane_of(sample) == got.lane)
+        common = (
+            sample
+            for sample in self._source.of_lane(at_source.lane)
+            if self._destination.lane_of(sample) == at_destination.lane
+        )
         return {sample: self._samples.tokens_of(sample) for sample in common}
 
 
-def handshake_peers(source: Endpoint, destination: Endpoint, rank: int) -> tuple[list[int], list[int]]:
-    """To whom a rank sends the description of a bridge's first batch, and from whom it gets one, whatever they send else.
+def first_batch_peers(source: Endpoint, destination: Endpoint, rank: int) -> tuple[list[int], list[int]]:
+    """The peers to and from which a header of a bridge's first batch is sent, with or without data.
 
-    Each destination rank gets one from every source lane with which it shares any batch of evenly split samples.
+    Each destination rank gets one from every source lane with which it has common samples in any batch that is split evenly.
     """
     samples = Samples(math.lcm(source.lanes, destination.lanes))
-    tells, hears = talks(rank, Side(source, samples, True), Side(destination, samples, False))
-    return [talk.peer for talk in tells if talk.peer != rank], [talk.peer for talk in hears if talk.peer != rank]
+    receivers, senders = handshake_peers(rank, Side(source, samples, True), Side(destination, samples, False))
+    return [peer for peer, _ in receivers if peer != rank], [peer for peer, _ in senders if peer != rank]
 
 
 def exchange(
@@ -169,87 +102,54 @@ def exchange(
     ledger: BatchLedger,
     place: str,
 ) -> ActivationSpec:
-    """Send destination ranks what their samples are, in one frame from each source lane.
+    """Send destination ranks the description of their samples, in one frame from each source lane.
 
     Args:
-        source, destination: both ends with the samples as far as the rank knows them.
+        source, destination: both ends with the samples, as far as the rank knows them.
         rank: this process's.
-        spec: what it sends, on a sender.
-        bridge, number: of the bridge, and of this exchange over it.
-        ledger: by which frames are sent and awaited.
+        spec: on a sender, what it sends.
+        bridge, number: numbers of the bridge and of this exchange.
+        ledger: sends the frames and waits for them.
         place: the bridge and this rank, for messages.
 
     Raises:
-        BridgeError: the source did not answer within the timeout, or its lanes do not agree.
+        BridgeError: a source lane did not answer within the timeout, or source lanes disagree.
     """
-    tells, hears = talks(rank, source, destination)
-    heard: dict[int, list[int]] = {}
-    for talk in tells:
+    receivers, senders = handshake_peers(rank, source, destination)
+    described: dict[int, list[int]] = {}
+    for peer, common in receivers:
         assert spec is not None
-        values = _header(spec) + [spec.samples.tokens_of(sample) for sample in talk.samples]
-        if talk.peer == rank:
-            heard[rank] = values
+        values = pack_spec(spec) + [spec.samples.tokens_of(sample) for sample in common]
+        if peer == rank:
+            described[rank] = values
         else:
-            ledger.send_spec(talk.peer, bridge, number, values)
-    if spec is not None and not hears:
+            ledger.send_spec(peer, bridge, number, values)
+    if spec is not None and not senders:
         return spec
     tokens, headers = [0] * destination.samples.count, []
-    if spec is not None and (given := source.endpoint.place(rank)) is not None:
-        for sample in source.of_lane(given.lane):
+    if spec is not None and (place_of_rank := source.endpoint.place_of(rank)) is not None:
+        for sample in source.of_lane(place_of_rank.lane):
             tokens[sample] = spec.samples.tokens_of(sample)
-    others = [talk.peer for talk in hears if talk.peer != rank]
-    heard |= zip(others, ledger.wait_for_specs(others, bridge, number, place), strict=True)
-    for talk in hears:
-        values = heard[talk.peer]
-        if len(values) != _HEADER + len(talk.samples):
+    others = [peer for peer, _ in senders if peer != rank]
+    described |= zip(others, ledger.wait_for_specs(others, bridge, number, place), strict=True)
+    for peer, common in senders:
+        values = described[peer]
+        found = len(values) - SPEC_NUMBERS
+        if found != len(common):
             raise ledger.fail(
-                f"{place} expects {len(talk.samples)} samples from rank {talk.peer}, which describes {len(values) - _HEADER}; "
+                f"{place} expects {len(common)} samples from rank {peer}, which describes {found}; "
                 "all ranks call exchange_spec() with the same number of samples and the same lanes"
             )
-        headers.append((talk.peer, values[:_HEADER]))
-        for sample, count in zip(talk.samples, values[_HEADER:], strict=True):
+        headers.append((peer, values[:SPEC_NUMBERS]))
+        for sample, count in zip(common, values[SPEC_NUMBERS:], strict=True):
             tokens[sample] = count
     (first, header), *rest = headers
     for peer, other in rest:
-        if not _is_same(other, header):
-            raise ledger.fail(f"{place}: rank {first} sends {_in_words(header)}, but rank {peer} sends {_in_words(other)}")
-    return _spec_of(header, replace(destination.samples, tokens=tuple(tokens)))
-
-
-def _is_same(header: list[int], other: list[int]) -> bool:
-    """Whether two descriptions mean the same; tokens may be given as one number or one by one."""
-
-    def plain(numbers: list[int]) -> list[int]:
-        form = _PACKED if numbers[2] == _SINGLE else numbers[2]
-        return [*numbers[:2], form, *numbers[3:_HEADER]]
-
-    return plain(header) == plain(other)
+        if not have_equal_form(other, header):
+            expected, found_form = describe_form(header), describe_form(other)
+            raise ledger.fail(f"{place}: rank {first} sends {expected}, but rank {peer} sends {found_form}")
+    return unpack_spec(header, replace(destination.samples, tokens=tuple(tokens)))
 
 
 def _checksum(values: Iterable[object]) -> int:
     return zlib.crc32(repr(list(values)).encode())
-
-
-def _header(spec: ActivationSpec) -> list[int]:
-    samples = spec.samples
-    if spec.is_dense and isinstance(samples.tokens, int):
-        form = [_DENSE, samples.tokens]
-    else:
-        form = [_SINGLE if samples.tokens == 1 else _PACKED]
-    numbers = [_DTYPES.index(spec.dtype), samples.count, *form, *spec.token_shape, _END]
-    return numbers + [0] * (_HEADER - len(numbers))
-
-
-def _in_words(header: list[int]) -> str:
-    dtype, _, form, *dimensions = header
-    what = "tokens" if form == _PACKED else "samples"
-    return f"{what} of {_DTYPES[dtype]} {dimensions[: dimensions.index(_END)]}"
-
-
-def _spec_of(header: list[int], samples: Samples) -> ActivationSpec:
-    dtype, _, form, *dimensions = header
-    shape = tuple(dimensions[: dimensions.index(_END)])
-    if form == _DENSE:
-        samples = replace(samples, tokens=shape[0])
-        return ActivationSpec(samples=samples, token_shape=shape[1:], dtype=_DTYPES[dtype], is_dense=True)
-    return ActivationSpec(samples=samples, token_shape=shape, dtype=_DTYPES[dtype])

@@ -1,4 +1,4 @@
-"""The tags of bridges' data messages: gloo matches a message with a receive only where their tags are equal."""
+"""Tags of data messages: gloo matches a message with a receive only if their tags are equal."""
 
 from enum import IntEnum
 from functools import lru_cache
@@ -7,7 +7,7 @@ from hashlib import blake2b
 import torch
 
 BRIDGES = 1 << 9
-"""The number of bridges of one world that tags can tell apart."""
+"""The largest number of bridges of one world."""
 
 BATCHES = 1 << 7
 """Batches of one bridge whose numbers differ by less have different tags."""
@@ -16,22 +16,22 @@ _SIGNATURES = 1 << 13
 
 
 class Purpose(IntEnum):
-    """What a message carries."""
+    """The data of a message: activations or gradients, over the bridge or among the replicas of a lane."""
 
     FORWARD = 0
     BACK = 1
-    FORWARD_AMONG_COPIES = 2
-    BACK_AMONG_COPIES = 3
+    FORWARD_AMONG_REPLICAS = 2
+    BACK_AMONG_REPLICAS = 3
 
-    # Part of keys that are looked up for each message; Enum's own would hash the name, in Python.
+    # Part of keys that are looked up for each message. Enum would hash the name, in Python.
     __hash__ = int.__hash__
 
 
 def tag_of(bridge: int, purpose: Purpose, batch: int, message: torch.Tensor) -> int:
     """A tag of 31 bits, the most that torch takes.
 
-    The tag keeps messages apart while they are in flight. Which batch a message belongs to is decided by its `BatchHeader`
-    alone. Size and dtype are part of the tag because gloo ends the process where a message is longer than its receive.
+    The tag distinguishes messages that are in flight. A message's `BatchHeader` alone identifies its batch. Size and dtype are
+    part of the tag because gloo aborts the process if a message is longer than its receive.
     """
     signature = _signature(message.numel(), message.dtype)
     return ((bridge * len(Purpose) + purpose) * BATCHES + batch % BATCHES) * _SIGNATURES + signature

@@ -1,4 +1,4 @@
-"""Gradients that a rank owes to the senders of a batch, until autograd is done with it."""
+"""Gradients that a rank owes to the senders of a batch, until no backward pass can contribute to them."""
 
 import sys
 import threading
@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from mimo_role.bridge.activation_spec import ActivationSpec
 from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.bridge_base import BridgeBase
-from mimo_role.bridge.handshake import ActivationSpec
+from mimo_role.bridge.transfer import TransferOptions
 
-_LOOK_S = 0.1
-_LOOKS = 3
-"""Looks at which a thread stands at the same instruction, before it is considered blocked."""
+_POLL_S = 0.1
+_BLOCKED_POLLS = 3
+"""Polls at which a thread is at the same instruction before it is considered blocked."""
 
 
 class OwedGradients:
-    """The sum of what backward passes bring for one batch over one bridge."""
+    """The sum of the gradients from all backward passes for one batch of one bridge."""
 
     def __init__(self, bridge: BridgeBase, spec: ActivationSpec, number: int) -> None:
         """
         Args:
-            bridge: of which this rank is a receiver only.
+            bridge: one over which this rank only receives activations.
             spec, number: of the batch.
         """
         self._bridge = bridge
@@ -33,10 +34,10 @@ class OwedGradients:
         self._sum: torch.Tensor | None = None
         self._is_sent = False
         self._ledger = bridge.ledger
-        self._ledger.owed[bridge.back_key(number)] = self
+        self._ledger.gradients.owed[bridge.back_key(number)] = self
 
     def add(self, gradient: torch.Tensor) -> None:
-        """Add what a backward pass brings.
+        """Add the gradient of one backward pass.
 
         Raises:
             BridgeError: the gradients have been sent.
@@ -49,30 +50,30 @@ class OwedGradients:
         if self._sum is None:
             # A copy: autograd may use the memory for a parameter's gradient, and add to it.
             self._sum = gradient.detach().clone(memory_format=torch.contiguous_format)
-            self._ledger.started.append(self)
-            _Watch.of(self._ledger).look_on()
+            self._ledger.gradients.started.append(self)
+            _Watcher.of(self._ledger).watch_this_thread()
         else:
             self._sum += gradient
 
     def send(self) -> None:
-        """Send the sum; zeros, without data, if there is none. Only once."""
+        """Send the sum, once; if no backward pass has contributed, a header that stands for zeros."""
         if self._is_sent:
             return
         self._is_sent = True
-        self._ledger.owed.pop(self._bridge.back_key(self._number), None)
+        self._ledger.gradients.owed.pop(self._bridge.back_key(self._number), None)
         if self._sum is None:
             self._bridge.send_zeros_back(self._spec, self._number, 0)
             return
-        if self in self._ledger.started:
-            self._ledger.started.remove(self)
-        self._bridge.crossing(self._sum, self._spec, back=True, keeps=True, number=self._number).start()
+        if self in self._ledger.gradients.started:
+            self._ledger.gradients.started.remove(self)
+        self._bridge.transfer(self._sum, self._spec, back=True, options=TransferOptions(keep=True), number=self._number).start()
         self._sum = None
 
 
-class _Watch:
-    """Sends gradients when autograd must be done with their batch although nothing shows it.
+class _Watcher:
+    """Sends gradients that must be complete although their node has not been freed.
 
-    Before an optimizer's step; and where this rank is blocked, perhaps in a collective with a rank that waits for them.
+    It does so before an optimizer's step, and when this rank is blocked: perhaps by a rank that waits for them.
     """
 
     def __init__(self, ledger: BatchLedger) -> None:
@@ -82,27 +83,27 @@ class _Watch:
         handle: Any = register_optimizer_step_pre_hook(lambda *_: self._send())
         for end in (handle.remove, self._is_needed.set):
             weakref.finalize(ledger, end).atexit = False
-        threading.Thread(target=self._look, name="mimo-launch gradients", daemon=True).start()
+        threading.Thread(target=self._run, name="mimo-launch gradients", daemon=True).start()
 
     @classmethod
-    def of(cls, ledger: BatchLedger) -> "_Watch":
-        """The ledger's, made when it is first needed."""
-        if ledger not in _watches:
-            _watches[ledger] = cls(ledger)
-        return _watches[ledger]
+    def of(cls, ledger: BatchLedger) -> "_Watcher":
+        """The watcher of a ledger, made at its first use."""
+        if ledger not in _watchers:
+            _watchers[ledger] = cls(ledger)
+        return _watchers[ledger]
 
-    def look_on(self) -> None:
-        """Look to it that what a backward pass of this thread has brought is sent."""
+    def watch_this_thread(self) -> None:
+        """Watch this thread, in which a backward pass has contributed gradients."""
         self._owner = threading.get_ident()
         self._is_needed.set()
 
     def _send(self) -> None:
         if (ledger := self._ledger()) is not None:
             with ledger:
-                ledger.send_started()
+                ledger.gradients.send_started()
 
-    def _look(self) -> None:
-        at, looks = None, 0
+    def _run(self) -> None:
+        at, polls = None, 0
         while True:
             self._is_needed.wait()
             is_needed = self._has_started()
@@ -111,25 +112,25 @@ class _Watch:
             if not is_needed:
                 self._is_needed.clear()
                 continue
-            threading.Event().wait(_LOOK_S)
+            threading.Event().wait(_POLL_S)
             frame = sys._current_frames().get(self._owner)
             here = None if frame is None or _is_in_autograd(frame) else (id(frame), frame.f_lasti)
-            del frame  # it keeps all that the script has
-            at, looks = here, looks + 1 if here is not None and here == at else 0
-            if looks >= _LOOKS:
+            del frame  # it keeps all tensors of the script alive
+            at, polls = here, polls + 1 if here is not None and here == at else 0
+            if polls >= _BLOCKED_POLLS:
                 self._send_when_free()
 
     def _has_started(self) -> bool | None:
-        """Whether gradients wait to be sent; `None` where there is no ledger any more."""
+        """Whether gradients are to be sent; `None` if the ledger has been freed."""
         ledger = self._ledger()
-        return None if ledger is None else bool(ledger.started)
+        return None if ledger is None else bool(ledger.gradients.started)
 
     def _send_when_free(self) -> None:
         if (ledger := self._ledger()) is not None:
-            ledger.when_free(ledger.send_started)
+            ledger.when_free(ledger.gradients.send_started)
 
 
-_watches: "weakref.WeakKeyDictionary[BatchLedger, _Watch]" = weakref.WeakKeyDictionary()
+_watchers: "weakref.WeakKeyDictionary[BatchLedger, _Watcher]" = weakref.WeakKeyDictionary()
 
 
 def _is_in_autograd(frame: FrameType | None) -> bool:

@@ -1,8 +1,8 @@
-"""Connections on which ranks send each other frames, beside the process groups that carry data.
+"""Connections between ranks for frames, beside the process groups that transfer data.
 
-A rank listens at an address that it puts into the world's store, and opens a connection to a peer when it first has a frame
-for it. A connection carries frames in one direction, so nobody waits for a peer to answer. Frames take a few microseconds
-where a message over gloo takes hundreds, and waiting for them can be interrupted, which waiting for gloo or NCCL cannot.
+A rank listens at an address that it publishes in the world's store, and connects to a peer when it first has a frame for it. A
+connection carries frames in one direction, so a sender never waits for an answer. A frame takes a few microseconds where a
+message over gloo takes hundreds, and waiting for frames can be interrupted, which waiting for gloo or NCCL cannot.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Protocol
 from mimo_role.bridge.frames import PREFIX, FrameKind
 from mimo_role.errors import BridgeError
 
-_HELLO = struct.Struct("<16si")
+_GREETING = struct.Struct("<16si")
 """The listener's secret, which only ranks of the world can read, and the rank that connects."""
 
 _RECEIVED_AT_ONCE = 1 << 13
@@ -37,11 +37,81 @@ class Store(Protocol):
         """Wait for a value."""
 
 
+class Links(Protocol):
+    """Connections to all peers."""
+
+    rank: int
+    """This process's."""
+    lost: set[int]
+    """Peers whose connection was closed without `FrameKind.LEAVING`: they have exited or died."""
+
+    def on(self, kind: FrameKind, handler: Callable[[int, bytes], None]) -> None:
+        """Call `handler(peer, content)` for each frame of a kind; from within `handle()` and `receive_from()`."""
+
+    def send(self, peer: int, frame: bytes) -> None:
+        """Send a frame without waiting. A frame to a peer that has exited is dropped.
+
+        Raises:
+            BridgeError: the peer's host cannot be reached.
+        """
+
+    def peers(self) -> Iterable[int]:
+        """The ranks with which frames have been exchanged."""
+
+    def ready(self, timeout_s: float) -> list[int]:
+        """Wait for frames; returns the connections on which something has arrived."""
+
+    def handle(self, ready: Iterable[int]) -> None:
+        """Handle the frames that have arrived on some connections."""
+
+    def receive_from(self, peer: int) -> None:
+        """Handle the frames that have arrived from one peer."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+class NoPeerLinks:
+    """The connections of a rank without peers: in a world of one rank, or of ranks that do not exist."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.lost: set[int] = set()
+
+    def on(self, kind: FrameKind, handler: Callable[[int, bytes], None]) -> None:
+        """No frame will come."""
+
+    def send(self, peer: int, frame: bytes) -> None:  # noqa: ARG002
+        """Not called."""
+        raise AssertionError(f"rank {self.rank} has no peer {peer}")
+
+    def peers(self) -> Iterable[int]:
+        """None."""
+        return ()
+
+    def ready(self, timeout_s: float) -> list[int]:
+        """None."""
+        assert not timeout_s, f"rank {self.rank} has no peers to wait for"
+        return []
+
+    def handle(self, ready: Iterable[int]) -> None:
+        """Nothing has arrived."""
+
+    def receive_from(self, peer: int) -> None:
+        """Nothing has arrived."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class PeerLinks:
-    """This rank's connections. Frames from one peer arrive in the order in which it sent them."""
+    """The connections of one rank. Frames from one peer arrive in the order in which it sent them.
+
+    It has more attributes than other classes: two listeners and two kinds of connections share one epoll.
+    """
 
     def __init__(self, rank: int, store: Store, *, address: str, series: int, timeout_s: float) -> None:
-        """Listen, and publish where.
+        """Listen, and publish the address.
 
         Args:
             rank: this process's.
@@ -63,9 +133,9 @@ class PeerLinks:
         self._link_of: dict[int, _Incoming] = {}
         self._handlers: dict[int, Callable[[int, bytes], None]] = {}
         self.lost: set[int] = set()
-        """Peers whose connection has ended without a word: they have exited or died."""
+        """Peers whose connection was closed: they have exited or died, unless they have sent `FrameKind.LEAVING`."""
         self._refused: set[int] = set()
-        """Peers that do not listen any more; they are lost when what they have sent has been handled."""
+        """Peers that refuse connections; they are lost when what they have sent has been handled."""
         self._epoll = select.epoll()
         self._by_file: dict[int, Callable[[], object]] = {}
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -75,7 +145,7 @@ class PeerLinks:
             raise BridgeError(
                 f"rank {rank} cannot listen at {address}: {error}; set GLOO_SOCKET_IFNAME to an interface of this host"
             ) from error
-        # Within a host, sockets of the file system's kind take half the time of TCP.
+        # Within a host, Unix sockets take half the time of TCP.
         self._local_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._local_listener.bind(_local_name(self._secret))
         self._local_listener.listen(_BACKLOG)
@@ -86,11 +156,11 @@ class PeerLinks:
         store.set(self._key(rank), f"{self._secret.hex()} {_host_id()} {port} {address}")
 
     def on(self, kind: FrameKind, handler: Callable[[int, bytes], None]) -> None:
-        """Call `handler(peer, content)` for each frame of a kind; from within `poll()`."""
+        """Call `handler(peer, content)` for each frame of a kind; from within `handle()` and `receive_from()`."""
         self._handlers[kind] = handler
 
     def send(self, peer: int, frame: bytes) -> None:
-        """Send a frame; nothing is waited for. To a peer that has gone it is dropped.
+        """Send a frame without waiting. A frame to a peer that has exited is dropped.
 
         Raises:
             BridgeError: the peer's host cannot be reached.
@@ -101,13 +171,13 @@ class PeerLinks:
         if link is None:
             try:
                 link = self._outgoing[peer] = self._connect(peer)
-            except ConnectionRefusedError:  # it does not listen any more
+            except ConnectionRefusedError:  # it has closed its listener
                 self._refused.add(peer)
                 return
         link.send(frame)
 
     def peers(self) -> Iterable[int]:
-        """The ranks that frames have been sent to or have come from."""
+        """The ranks with which frames have been exchanged."""
         return {*self._outgoing, *(link.peer for link in self._incoming if link.peer is not None)}
 
     def ready(self, timeout_s: float) -> list[int]:
@@ -124,7 +194,7 @@ class PeerLinks:
                 handle()
         while self._refused:
             peer = self._refused.pop()
-            self._receive_the_rest(peer)
+            self._drain(peer)
             self.lost.add(peer)
 
     def receive_from(self, peer: int) -> None:
@@ -163,7 +233,7 @@ class PeerLinks:
         link = _Outgoing(connection)
         self._by_file[connection.fileno()] = lambda: self._hung_up(peer, link)
         self._epoll.register(connection, select.EPOLLRDHUP)
-        link.send(_HELLO.pack(bytes.fromhex(secret), self.rank))
+        link.send(_GREETING.pack(bytes.fromhex(secret), self.rank))
         return link
 
     def _accept(self, listener: socket.socket) -> bool:
@@ -178,14 +248,14 @@ class PeerLinks:
         return True
 
     def _hung_up(self, peer: int, link: "_Outgoing") -> None:
-        """A peer has closed its end."""
+        """A peer has closed its connection."""
         self._by_file.pop(link.socket.fileno(), None)
         self._epoll.unregister(link.socket)
-        self._receive_the_rest(peer)
+        self._drain(peer)
         self.lost.add(peer)
 
-    def _receive_the_rest(self, peer: int) -> None:
-        """Handle all that a peer has sent before it closed its end."""
+    def _drain(self, peer: int) -> None:
+        """Handle all that a peer sent before it closed its connections."""
         for listener in (self._listener, self._local_listener):
             while self._accept(listener):
                 pass
@@ -206,7 +276,7 @@ class PeerLinks:
             return False
         if link.peer is None:
             link.rest += data
-            if not self._is_welcome(link):
+            if not self._is_authenticated(link):
                 return False
             data = b""
         self._handle_frames(link, link.rest + data)
@@ -226,15 +296,15 @@ class PeerLinks:
         for kind, content in frames:
             self._handlers[kind](peer, content)
 
-    def _is_welcome(self, link: "_Incoming") -> bool:
-        """Whether a connection has named its rank, and knows the secret."""
-        if len(link.rest) < _HELLO.size:
+    def _is_authenticated(self, link: "_Incoming") -> bool:
+        """Whether the peer of a connection has sent its rank and the listener's secret."""
+        if len(link.rest) < _GREETING.size:
             return False
-        secret, peer = _HELLO.unpack_from(link.rest)
+        secret, peer = _GREETING.unpack_from(link.rest)
         if not secrets.compare_digest(secret, self._secret):
             self._drop(link)
             return False
-        link.rest = link.rest[_HELLO.size :]
+        link.rest = link.rest[_GREETING.size :]
         link.peer = peer
         self._link_of[peer] = link
         return True
@@ -264,7 +334,7 @@ def _connected(name: str) -> socket.socket:
 
 
 def _local_name(secret: bytes) -> str:
-    """A listener's name in Linux's abstract namespace, which only processes of the same network namespace see: unix(7)."""
+    """A listener's name in Linux's abstract namespace, visible within one network namespace only: unix(7)."""
     return f"\0mimo_role/{hashlib.sha256(secret).hexdigest()}"
 
 
@@ -282,15 +352,15 @@ class _Outgoing:
         self.socket = connection
         self._lock = threading.Lock()
         self._rest: deque[bytes] = deque()
-        """What the kernel has not taken yet. A thread sends it, since this rank may compute or wait elsewhere meanwhile."""
+        """Frames that the kernel has not accepted yet. A thread sends them, since this rank may compute or wait meanwhile."""
 
     def send(self, frame: bytes) -> None:
-        """Send, as far as the kernel takes it, and leave what is over to a thread."""
+        """Send what the kernel accepts, and leave the rest to a thread."""
         with self._lock:
             if self._rest:
                 self._rest.append(frame)
                 return
-            rest = self._sent_but_for(frame)
+            rest = self._send_now(frame)
             if rest:
                 self._rest.append(rest)
                 threading.Thread(target=self._send_rest, name="mimo-launch frames", daemon=True).start()
@@ -301,18 +371,18 @@ class _Outgoing:
         while True:
             writable.poll()
             with self._lock:
-                rest = self._sent_but_for(self._rest.popleft())
+                rest = self._send_now(self._rest.popleft())
                 if rest:
                     self._rest.appendleft(rest)
                 if not self._rest:
                     return
 
-    def _sent_but_for(self, frame: bytes) -> bytes:
+    def _send_now(self, frame: bytes) -> bytes:
         try:
             return frame[self.socket.send(frame) :]
         except BlockingIOError:
             return frame
-        except OSError:  # the peer has gone; whoever waits for it notices
+        except OSError:  # the peer has exited, which is noticed when it is waited for
             return b""
 
 
@@ -323,4 +393,4 @@ class _Incoming:
         self.socket = connection
         self.peer: int | None = None
         self.rest = b""
-        """What has come of a frame that is not complete."""
+        """The beginning of a frame that is not complete."""

@@ -1,26 +1,26 @@
-"""Tensors of other kinds than torch's plain one, on their way over a bridge: this rank's part, or an error."""
+"""The plain part of DTensors and other tensor subclasses, for transfer over a bridge."""
 
 from typing import Any
 
 import torch
 
 from mimo_role.errors import BridgeError
-from mimo_role.resharding.samples import Endpoint
+from mimo_role.resharding.endpoint import Endpoint
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def plain(tensor: torch.Tensor, shape: tuple[int, ...] | None, end: Endpoint, where: str) -> torch.Tensor:
-    """The local part of a DTensor that is placed as `end` divides tokens; the data of other subclasses. Autograd sees it.
+    """The local part of a DTensor that is placed as `end` divides tokens; the data of other subclasses; in the same graph.
 
     Args:
         tensor: any tensor.
-        shape: of the part that this rank has to give, if it does.
-        end: the stage that gives it, and how its ranks divide tokens.
-        where: for the message.
+        shape: of the part that this rank sends, if it does.
+        end: the stage that sends it, and how its ranks divide tokens.
+        where: for messages.
 
     Raises:
-        BridgeError: a DTensor placed otherwise, or a subclass that keeps its data in other tensors.
+        BridgeError: a DTensor that is placed otherwise, or a subclass that keeps its data in other tensors.
     """
     if type(tensor) in _PLAIN:
         return tensor

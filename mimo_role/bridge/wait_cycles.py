@@ -1,8 +1,8 @@
-"""Ranks that wait for each other in a cycle, found while they wait.
+"""Detection of ranks that wait for each other in a cycle.
 
-Each rank that waits reports that to those it waits for, and these pass the report on to those that they wait for themselves
-(K. Chandy, J. Misra, L. Haas, "Distributed deadlock detection", ACM TOCS 1983). A report that comes to a rank of its own path
-has closed a cycle.
+Each rank that waits reports that to the ranks it waits for, and these forward the report to the ranks that they wait for
+(K. Chandy, J. Misra, L. Haas, "Distributed deadlock detection", ACM TOCS 1983). A report that reaches a rank of its own path
+has found a cycle.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,35 +18,35 @@ _LONGEST_PATH = 32
 
 
 class Awaited(Protocol):
-    """Something that a wait has not seen yet."""
+    """A batch or receipt that has not arrived."""
 
     @property
     def want(self) -> Want:
-        """From whom, and what."""
+        """From which peer, and what."""
 
     def describe(self) -> str:
-        """The same for messages."""
+        """For messages."""
 
 
 class Owed(Protocol):
-    """Gradients that autograd may still bring, and that a sender may wait for."""
+    """Gradients that backward passes may still contribute to, and that a peer may wait for."""
 
     def send(self) -> None:
-        """Send what there is; zeros where there is nothing."""
+        """Send their sum; zeros if no backward pass has contributed."""
 
 
 class WaitCycles:
-    """The reports of ranks that wait, directly or by way of others, for this one."""
+    """The reports of ranks that wait for this one, directly or through others."""
 
     def __init__(self) -> None:
         self._paths: list[Path] = []
-        self._passed_on: set[tuple[Path, Want]] = set()
+        self._forwarded: set[tuple[Path, Want]] = set()
 
     def __bool__(self) -> bool:
         return bool(self._paths)
 
     def add(self, path: Path) -> None:
-        """A report has come."""
+        """Add a report that has arrived."""
         self._paths.append(path)
 
     def resolve(
@@ -55,29 +55,29 @@ class WaitCycles:
         awaited: Sequence[Awaited],
         owed: Mapping[BatchKey, Owed],
         is_valid: Callable[[Edge], bool],
-        pass_on: Callable[[int, Path], None],
+        forward: Callable[[int, Path], None],
     ) -> str | None:
         """Resolve a cycle by sending the gradients that this rank owes: it cannot run a backward while it waits.
 
         Args:
             rank: this one, which waits.
-            awaited: what for.
-            owed: the gradients that autograd may still bring.
-            is_valid: whether a peer that has reported to wait for this rank must still do so.
-            pass_on: sends a report to a peer.
+            awaited: what it waits for.
+            owed: the gradients that it has not sent.
+            is_valid: whether a peer that has reported to wait for this rank still does.
+            forward: sends a report to a peer.
 
         Returns:
-            What is wrong, where a cycle has no gradients that some rank of it could send; else `None`.
+            The error, if there is a cycle in which no rank owes gradients; otherwise `None`.
         """
         self._paths = [path for path in self._paths if is_valid(path[-1])]
-        self._passed_on = {passed for passed in self._passed_on if passed[0] in self._paths}
+        self._forwarded = {item for item in self._forwarded if item[0] in self._paths}
         for path in list(self._paths):
-            if not is_valid(path[-1]):  # what one of the others has led to may be the answer to this one, too
+            if not is_valid(path[-1]):  # resolving another one may have resolved this one too
                 continue
             want, ranks = path[-1].want, {edge.rank for edge in path}
             closing = next((item for item in awaited if item.want.peer in ranks), None)
             if closing is None:
-                self._pass_on(path, rank, awaited, pass_on)
+                self._forward(path, rank, awaited, forward)
             elif want.key in owed:
                 self._paths.remove(path)
                 owed[want.key].send()
@@ -85,15 +85,15 @@ class WaitCycles:
                 return _described(rank, path, closing)
         return None
 
-    def _pass_on(self, path: Path, rank: int, awaited: Sequence[Awaited], pass_on: Callable[[int, Path], None]) -> None:
+    def _forward(self, path: Path, rank: int, awaited: Sequence[Awaited], forward: Callable[[int, Path], None]) -> None:
         for item in awaited:
-            if len(path) < _LONGEST_PATH and (path, item.want) not in self._passed_on:
-                self._passed_on.add((path, item.want))
-                pass_on(item.want.peer, (*path, Edge(rank, item.want)))
+            if len(path) < _LONGEST_PATH and (path, item.want) not in self._forwarded:
+                self._forwarded.add((path, item.want))
+                forward(item.want.peer, (*path, Edge(rank, item.want)))
 
 
 def _is_for_gradients(want: Want) -> bool:
-    """Whether the awaited rank decides by itself: it sends the gradients, or reports the cycle."""
+    """Whether the awaited rank resolves the cycle: it sends the gradients, or reports the error."""
     return want.key.purpose is Purpose.BACK and not want.is_receipt
 
 

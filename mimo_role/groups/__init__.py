@@ -1,0 +1,5 @@
+"""Process groups of all grids of a world."""
+
+from mimo_role.host.lazy_exports import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -1,11 +1,11 @@
 """Names of process groups on which all of their members agree.
 
-torch names a group that only its members make after its ranks and the number of groups that this process has. A rank that has
-made or freed one group more than another, as a plain `new_group` of some ranks or a `destroy_process_group` does, would name
-the next one differently, and wait for its peers for ever; and a group made after others were freed could come to the name
-of one of them, and find its addresses in the store. torch has no public way to give a name, so this file puts a function of its
-own in the place of `torch.distributed.distributed_c10d._process_group_name` while a group is made. It is the only file that
-does; `tests/mimo_role/groups/test_groups.py` fails when torch no longer asks that function.
+torch names a group that only its members create after its ranks and the number of groups of this process. A rank that has
+created or destroyed one group more than another, by `new_group` of some ranks or `destroy_process_group`, would name the next
+group differently and hang; and a group created after others were destroyed could get the name of one of them, and find its
+addresses in the store. torch has no public way to set a name, so this file replaces
+`torch.distributed.distributed_c10d._process_group_name` while a group is created. It is the only file that does;
+`tests/mimo_role/groups/test_groups.py` fails when torch no longer calls that function.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from torch.distributed import ProcessGroup
 from torch.distributed import distributed_c10d as c10d
 
 _series: "WeakKeyDictionary[ProcessGroup, int]" = WeakKeyDictionary()
-"""How many series of groups have been made in a world."""
+"""The number of series of groups in a world."""
 
 
 def next_series(world: ProcessGroup) -> int:
-    """A number for groups that all ranks of the world are about to make, the same on all of them and never given before."""
+    """A number for groups that all ranks of the world are about to create: the same on all of them, and not used before."""
     _series[world] = _series.get(world, -1) + 1
     return _series[world]
 
 
 @contextmanager
 def named(series: int, number: int) -> Iterator[None]:
-    """Name the group made in this block after the series, its number in the series, and its first rank."""
+    """Name the group created in this block after the series, its number in the series, and its first rank."""
     original = c10d._process_group_name
 
     def name(ranks: list[int], use_hashed_name: bool) -> c10d.GroupName:  # noqa: ARG001 (torch's keyword)

@@ -1,9 +1,9 @@
-"""The schedule of rounds in which process groups are made: a pure value.
+"""The schedule of rounds in which process groups are created: a pure value.
 
-In a round every rank of the world creates exactly one group: its row along some axes, or, where its modules have no row
-left to make, a group of itself alone. Under NCCL a round is then one split of the world's communicator. And all ranks have
-made equally many groups afterwards: torch names those that a script makes itself with `use_local_synchronization` after their
-number, and ranks that disagreed on a name would hang.
+In a round every rank of the world creates exactly one group: its row along some axes, or, if its modules have no more rows, a
+group of that rank only. So under NCCL a round is one split of the world's communicator. And all ranks create equally many
+groups: torch names those that a script creates with `use_local_synchronization` after their number, and ranks that disagree on
+a name hang.
 """
 
 import math
@@ -13,7 +13,8 @@ from itertools import zip_longest
 from typing import Any
 
 from mimo_role.errors import TopologyError
-from mimo_role.groups.families import EMBEDDING, MEGATRON, GroupOptions, families_of, has_embedding_groups, locate
+from mimo_role.groups.families import EMBEDDING, families_of, has_embedding_groups, locate
+from mimo_role.groups.options import MEGATRON, GroupOptions
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
 
@@ -23,13 +24,13 @@ ALONE = "self"
 
 @dataclass(frozen=True)
 class RowSet:
-    """The rows of a span of ranks along some axes, told by steps: axes of two modules with equal rows give one value."""
+    """The rows of a span of ranks along some axes, described by steps: equal rows of two modules are equal values."""
 
     span: range
     steps: tuple[tuple[int, int], ...]
     """(stride, size) of each run of adjacent axes, fastest first."""
     ends_only: bool = False
-    """Only the first and the last rank of each row belong to it; the ranks between are alone."""
+    """Only the first and the last rank of each row belong to it; each rank between is alone."""
 
     @classmethod
     def of(cls, grid: RankGrid, axes: Iterable[str]) -> "RowSet":
@@ -54,12 +55,12 @@ class RowSet:
 
     @property
     def row_size(self) -> int:
-        """How many ranks a row has."""
+        """The number of ranks of a row."""
         return 2 if self.ends_only else math.prod(size for _, size in self.steps)
 
     @property
     def row_count(self) -> int:
-        """How many rows there are, ranks that are alone left out."""
+        """The number of rows, without ranks that are alone."""
         return len(self.span) // math.prod(size for _, size in self.steps)
 
     def row_of(self, rank: int) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ class RowSet:
         return row
 
     def rows(self) -> Iterator[tuple[int, ...]]:
-        """All rows, each once, by their first rank."""
+        """All rows, each once, in the order of their first ranks."""
         for rank in self.span:
             if self._offset_in_row(rank) == 0:
                 yield self.row_of(rank)
@@ -90,32 +91,32 @@ class RowSet:
 
 @dataclass(frozen=True)
 class GroupSet:
-    """Rows that become groups."""
+    """Rows for which groups are created."""
 
     rows: RowSet
     options: GroupOptions
-    """The communicator's; the families are of no account."""
+    """The communicator's; the families are ignored."""
     names: tuple[str, ...]
-    """All that the rows are, such as `language.tp` and `language.ep`, by the axes longer than one; groups bear the first."""
+    """All names of the rows, such as `language.tp` and `language.ep`, by the axes longer than one; groups get the first."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """Group sets of disjoint spans, whose groups are made at the same time."""
+    """Group sets of disjoint spans, whose groups are created at the same time."""
 
     group_sets: tuple[GroupSet, ...]
 
     def group_set_of(self, rank: int) -> GroupSet | None:
-        """What the rank's group is a row of; `None` where it makes one of itself alone."""
+        """The rows to which the rank's group belongs; `None` for a group of that rank only."""
         return next((groups for groups in self.group_sets if rank in groups.rows.span), None)
 
     def row_of(self, rank: int) -> tuple[int, ...]:
-        """The ranks of the one group that `rank` makes in this round."""
+        """The ranks of the group that `rank` creates in this round."""
         groups = self.group_set_of(rank)
         return (rank,) if groups is None else groups.rows.row_of(rank)
 
     def name_of(self, rank: int) -> str:
-        """What that group is for; `self` for a rank that makes one of itself alone."""
+        """The name of that group; `self` for a group of one rank."""
         groups = self.group_set_of(rank)
         return ALONE if groups is None or len(groups.rows.row_of(rank)) == 1 else groups.names[0]
 
@@ -137,17 +138,17 @@ class Schedule:
     world_size: int
     rounds: tuple[Round, ...]
     on_world: tuple[GroupSet, ...]
-    """Rows that are the whole world: the world's own group, which is there before any round."""
+    """Rows that are the whole world: the world's group, which exists before any round."""
 
     def __len__(self) -> int:
         return len(self.rounds)
 
     def makes(self, rows: RowSet, communicator: GroupOptions | None = None) -> bool:
-        """Whether each rank of the rows has its group after the last round; for rows of one rank, one of itself alone.
+        """Whether each rank of the rows has its group after the last round; for rows of one rank, a group of that rank only.
 
         Args:
             rows: of any span.
-            communicator: the options that the groups are made with; default: any.
+            communicator: the options with which the groups are created; default: any.
         """
         if rows.row_size > 1:
             made = [groups for round_ in self.rounds for groups in round_.group_sets]
@@ -170,7 +171,7 @@ class Schedule:
         return "\n".join(lines)
 
     def as_list(self) -> list[list[dict[str, Any]]]:
-        """The JSON form: for each round what is made at the same time, and how large; `self` where each rank is alone."""
+        """The JSON form: the groups that are created in each round, and their sizes; `self` if each rank is alone."""
         alone = [{"names": [ALONE], "groups": self.world_size, "group_size": 1}]
         return [
             [
@@ -183,17 +184,17 @@ class Schedule:
 
 
 def schedule(topology: Topology, options: Mapping[str, GroupOptions] | None = None) -> Schedule:
-    """The rounds for a topology: its distinct row sets, those of disjoint spans side by side.
+    """The rounds for a topology: its distinct row sets, those of disjoint spans at the same time.
 
-    Ranks with an axis of size one need a group of themselves alone: any round in which they make no row gives it; a
-    round for it alone is added where there would be none. Rows that are the whole world are the world's own group.
+    Ranks with an axis of size one need a group of that rank only: any round in which they have no row creates it; if there is
+    none, a round is added. Rows that are the whole world use the world's group.
 
     Args:
         topology: the world.
-        options: of each module; those left out have the defaults.
+        options: by module; others have the defaults.
 
     Raises:
-        TopologyError: the options name a module or an axis that there is not.
+        TopologyError: the options name an unknown module or axis.
     """
     options = options or {}
     for module in options:
@@ -218,9 +219,9 @@ def schedule(topology: Topology, options: Mapping[str, GroupOptions] | None = No
 
 
 def _row_sets(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, RowSet]]:
-    """The module's rows with their names; rows of one rank, which all are alike, last."""
+    """The module's rows with their names; rows of one rank, which are all equal, last."""
     of_one = (ALONE, RowSet.of(topology.grids[module], ()))
-    alone = of_one if options.families == MEGATRON else None  # Megatron's fields for what the module does not have
+    alone = of_one if options.families == MEGATRON else None  # for Megatron's fields of axes that the module does not have
     for axes in families_of(topology, module, options):
         grid, own = locate(topology, module, axes)
         rows = RowSet.of(grid, own)

@@ -1,4 +1,4 @@
-"""Access to the environment variables of this process. No other file uses `os.environ`."""
+"""Environment variables of this process. No other file uses `os.environ`."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,12 +29,12 @@ NODE_DIR = "MIMO_NODE_DIR"
 
 
 def is_set() -> bool:
-    """Whether this process's environment carries the contract."""
+    """Whether this process's environment has the contract's variables."""
     return TOPOLOGY in os.environ
 
 
 def export(values: Mapping[str, str]) -> list[str]:
-    """Set variables for this process and the ones it starts; return those that were not set before."""
+    """Set variables for this process and its children; return the names of those that were not set before."""
     added = [name for name in values if name not in os.environ]
     os.environ.update(values)
     return added
@@ -42,7 +42,7 @@ def export(values: Mapping[str, str]) -> list[str]:
 
 @contextmanager
 def defaults(values: Mapping[str, str]) -> Iterator[None]:
-    """Set those variables that are not set, for the time of a block."""
+    """Set the variables that are not set, within a block."""
     added = export({name: value for name, value in values.items() if name not in os.environ})
     try:
         yield
@@ -57,9 +57,9 @@ def withdraw(names: Iterable[str]) -> None:
 
 
 @contextmanager
-def without(is_meant: Callable[[str], bool]) -> Iterator[None]:
-    """Unset the variables whose names are meant, for the time of a block."""
-    taken = {name: value for name, value in os.environ.items() if is_meant(name)}
+def without(matches: Callable[[str], bool]) -> Iterator[None]:
+    """Unset the variables whose names match, within a block."""
+    taken = {name: value for name, value in os.environ.items() if matches(name)}
     withdraw(taken)
     try:
         yield
@@ -95,37 +95,37 @@ def world_size() -> int | None:
 
 
 def slurm_task() -> SlurmTask | None:
-    """This process's place in a job step of SLURM's, if srun started it.
+    """This process's place in a SLURM job step, if srun started it.
 
     Raises:
-        EnvironError: a variable of SLURM's that is missing or malformed.
+        EnvironError: a SLURM variable is missing or malformed.
     """
     return task_of(os.environ)
 
 
 def slurm_job() -> str | None:
-    """The id of the SLURM job that this process is in."""
+    """The id of this process's SLURM job."""
     return job_of(os.environ)
 
 
 def slurm_restarts() -> int:
-    """How often SLURM has requeued the job that this process is in."""
+    """The number of times that SLURM has requeued this process's job."""
     return restarts_of(os.environ)
 
 
 def elastic_restarts() -> int:
-    """How often torchelastic's agent has started the ranks again."""
+    """The number of times that torchelastic's agent has restarted the ranks."""
     return whole_number(os.environ, "TORCHELASTIC_RESTART_COUNT") or 0
 
 
 def threads() -> int | None:
-    """`OMP_NUM_THREADS`, if it is set to a number; OpenMP's own lists of numbers are left to OpenMP."""
+    """`OMP_NUM_THREADS`, if it is set to one number; OpenMP also takes lists of numbers."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
 
 
 def is_on_one_host() -> bool:
-    """Whether all ranks are known to run on this machine.
+    """Whether all ranks run on this machine, as far as variables show.
 
     Raises:
         EnvironError: `WORLD_SIZE` or `LOCAL_WORLD_SIZE` is not a number.
@@ -145,7 +145,7 @@ def get(name: str) -> str | None:
 
 
 def node_dir() -> Path | None:
-    """The folder that this node's ranks share with their launcher; `None` outside mimo-launch."""
+    """The node directory (`host/node_dir.py`); `None` outside mimo-launch."""
     value = os.environ.get(NODE_DIR)
     return Path(value) if value else None
 

@@ -1,14 +1,14 @@
-"""Files that are there as a whole or not at all, for those who may read them at any moment."""
+"""Atomic writing of files that others may read at any time."""
 
 from contextlib import suppress
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there; one that was there before stays until then.
+    """Write a temporary file and rename it; an existing file stays until then.
 
     Raises:
-        OSError: it could not be written; nothing is left beside its place.
+        OSError: it could not be written; no temporary file is left.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:

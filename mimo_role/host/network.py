@@ -1,4 +1,4 @@
-"""Which of this machine's addresses and interfaces lead to another one."""
+"""Addresses and interfaces of this machine, and those by which it reaches others."""
 
 import fcntl
 import ipaddress
@@ -30,7 +30,7 @@ def addresses_of(host: str) -> list[str]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address leads from every machine to that machine itself."""
+    """Whether an address is one of the loopback interface."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
@@ -46,7 +46,7 @@ def is_local(address: str) -> bool:
 
 
 def address_towards(address: str) -> str | None:
-    """This machine's own address on the way to another; `None` if there is no way. Nothing is sent."""
+    """This machine's own address on the route to another; `None` if there is no route. Nothing is sent."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -57,7 +57,7 @@ def address_towards(address: str) -> str | None:
 
 
 def interfaces() -> list[str]:
-    """The names of this machine's interfaces, but for the loopback interface."""
+    """The names of this machine's interfaces, without the loopback interface."""
     return [name for _, name in socket.if_nameindex() if name != "lo"]
 
 

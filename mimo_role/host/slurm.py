@@ -1,6 +1,6 @@
-"""What SLURM tells a process about its place in a job step, without asking SLURM's commands.
+"""A process's place in a SLURM job step, from environment variables.
 
-`MIMO_DETECT=off` in the environment turns all of it off: the process is then taken for one that SLURM has not started.
+`MIMO_DETECT=off` in the environment turns this off: the process then counts as not started by SLURM.
 Names of variables: srun(1), "OUTPUT ENVIRONMENT VARIABLES". Host lists: slurm.conf(5), "NodeName".
 """
 
@@ -18,7 +18,7 @@ _NOT_A_TASK = {4294967290, 4294967291, 4294967292, 4294967293}
 """SLURM's reserved step numbers: the interactive, batch and external step, and a step that is pending."""
 
 _FIRST_PORT, _PORTS = 15000, 17000
-"""Ports below those that the kernel gives to outgoing connections (32768 and up)."""
+"""Ports below those that the kernel assigns to outgoing connections (32768 and up)."""
 
 _MOST_HOSTS = 100_000
 
@@ -40,11 +40,11 @@ class SlurmTask:
     hosts: tuple[str, ...]
     """The names of the step's nodes, in the order of their numbers."""
     restarts: int
-    """How often the job has been requeued and started again."""
+    """The number of times that the job has been requeued."""
 
     @property
     def port(self) -> int:
-        """A port that differs between jobs, steps, and starts of one job after a requeue."""
+        """A port that differs between jobs, steps, and requeues of one job."""
         seed = int(self.job_id) * 31 + int(self.step_id) * 7 + self.restarts
         return _FIRST_PORT + seed % _PORTS
 
@@ -60,7 +60,7 @@ class SlurmTask:
 
 
 def job_of(environ: Mapping[str, str]) -> str | None:
-    """The id of the SLURM job that the process is in, as a task or not; `None` outside of one or with detection off."""
+    """The id of the process's SLURM job, whether it is a task or not; `None` outside of a job or with detection off."""
     return environ.get("SLURM_JOB_ID") if _is_on(environ) else None
 
 
@@ -89,7 +89,7 @@ def task_of(environ: Mapping[str, str]) -> SlurmTask | None:
 
 
 def restarts_of(environ: Mapping[str, str]) -> int:
-    """How often SLURM has requeued the job that the process is in; 0 outside of one or with detection off."""
+    """The number of times that SLURM has requeued the process's job; 0 outside of a job or with detection off."""
     return _number(environ, "SLURM_RESTART_COUNT") if _is_on(environ) and "SLURM_RESTART_COUNT" in environ else 0
 
 
@@ -105,7 +105,7 @@ def _hosts_of_step(environ: Mapping[str, str]) -> list[str]:
     components = _number(environ, "SLURM_HET_SIZE") if "SLURM_HET_SIZE" in environ else 0
     in_order: list[str] = []
     for index in range(components):
-        # An srun without a job script around it knows only the older name.
+        # srun without a job script only sets the older name.
         for group in ("HET", "PACK"):
             if (listed := environ.get(f"SLURM_JOB_NODELIST_{group}_GROUP_{index}")) is not None:
                 in_order += expand(listed)
@@ -146,7 +146,7 @@ def _numbers(ranges: str, hostlist: str) -> list[str]:
             raise EnvironError("SLURM host list", f"{part!r} is not a number or a range of numbers: {hostlist!r}")
         first, last = match[1], match[2] or match[1]
         if int(last) < int(first):
-            raise EnvironError("SLURM host list", f"the range {part!r} runs backwards: {hostlist!r}")
+            raise EnvironError("SLURM host list", f"the range {part!r} is descending: {hostlist!r}")
         if int(last) - int(first) >= _MOST_HOSTS:
             raise EnvironError("SLURM host list", f"more than {_MOST_HOSTS} names: {hostlist[:80]!r}")
         found += (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))

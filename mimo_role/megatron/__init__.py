@@ -1,0 +1,5 @@
+"""Megatron-Core's interfaces over a context's process groups."""
+
+from mimo_role.host.lazy_exports import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

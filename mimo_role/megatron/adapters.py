@@ -1,7 +1,7 @@
-"""Megatron-Core's own objects over a context's groups: nothing here makes a group.
+"""Megatron-Core's objects over a context's groups. No group is created here.
 
-The one private name of Megatron-Core that is used is `HyperCommGrid._pgs`, where a grid keeps its groups: there is no public
-way to hand it groups that exist already. `tests/mimo_role/megatron/test_megatron.py` fails when that changes.
+The only private name of Megatron-Core that is used is `HyperCommGrid._pgs`, the groups of a grid: there is no public way to
+set groups that exist already. `tests/mimo_role/megatron/test_megatron.py` fails when that changes.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,14 +12,15 @@ from typing import Any
 import torch.distributed as dist
 
 from mimo_role.errors import AxisError, ContextError
-from mimo_role.groups.families import EXPERT_FAMILIES, GroupOptions, expert_grid_of, families_of
+from mimo_role.groups.families import EXPERT_FAMILIES, expert_grid_of, families_of
+from mimo_role.groups.options import GroupOptions
 from mimo_role.megatron.hyper_comm_grid import EXPERT_VIEW, shared_axes
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
 
 FindGroup = Callable[..., dist.ProcessGroup]
-"""`RoleContext.group`: from a module and axes to this rank's group."""
+"""`RoleContext.group`: this rank's group of a module along some axes."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "tp": ("tp",),
@@ -47,9 +48,9 @@ Source: Megatron-LM, examples/mimo/training/topology.py and megatron/core/models
 
 
 def grid_map(topology: Topology, options: Mapping[str, GroupOptions], rank: int, find: FindGroup) -> dict[str, Any]:
-    """Megatron-Core's `HyperCommGrid` of every module, with this rank's groups of all of the module's families in it.
+    """Megatron-Core's `HyperCommGrid` of every module, with this rank's groups of all of the module's families.
 
-    Grids of versions that have views get the experts' as `expert`; in older ones experts have no place.
+    Grids of versions that have views get the experts' as `expert`; grids of older versions have no experts.
 
     Raises:
         ContextError: Megatron-Core is not installed.
@@ -71,7 +72,7 @@ def grid_map(topology: Topology, options: Mapping[str, GroupOptions], rank: int,
             elif experts is not None:
                 key = (EXPERT_VIEW, tuple(_slowest_first(experts, axes)))
             if key is not None:
-                with suppress(AxisError):  # an expert family that the options do not ask for
+                with suppress(AxisError):  # an expert family that the options do not include
                     theirs._pgs[key] = find(module, *axes) if rank in grid else None
         found[module] = theirs
     return found
@@ -80,13 +81,13 @@ def grid_map(topology: Topology, options: Mapping[str, GroupOptions], rank: int,
 def process_groups(
     topology: Topology, module: str, rank: int, find: FindGroup, find_ends: Callable[[str], dist.ProcessGroup]
 ) -> Any:
-    """Megatron-Core's `ProcessGroupCollection` of one module on this rank, as far as the installed version has the fields.
+    """Megatron-Core's `ProcessGroupCollection` of one module on this rank, with the fields that the installed version has.
 
     `embd` and `pos_embd` are the language module's, on its first and last stages and its first stage; `None` elsewhere.
 
     Raises:
         ContextError: Megatron-Core is not installed.
-        AxisError: the module's options leave out a group that a field needs.
+        AxisError: the module's options do not include a group that a field needs.
     """
     collection = _imported("megatron.core.process_groups_config").ProcessGroupCollection
     known = {field.name for field in fields(collection)}
@@ -116,5 +117,5 @@ def _imported(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ContextError(
-            f"{name} cannot be imported ({error}); Megatron-Core comes with pip install 'mimo-launch[megatron]'"
+            f"{name} cannot be imported ({error}); install Megatron-Core with pip install 'mimo-launch[megatron]'"
         ) from None

@@ -1,4 +1,4 @@
-"""HyperCommGrid: the grid of ranks that code written for Megatron-Core expects, with its process groups."""
+"""HyperCommGrid: a grid of ranks with process groups, with Megatron-Core's interface."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from typing import Any
 import torch.distributed as dist
 
 from mimo_role.errors import AxisError, GridError, WorldSizeError
-from mimo_role.groups.families import GroupOptions
-from mimo_role.groups.process_groups import Groups, free, make_rows, shared
+from mimo_role.groups.creation import free, make_rows
+from mimo_role.groups.options import GroupOptions
+from mimo_role.groups.process_groups import ProcessGroups, shared
 from mimo_role.groups.rounds import RowSet
 from mimo_role.host import environ
 from mimo_role.topology.grid import RankGrid
@@ -25,15 +26,15 @@ _Key = tuple[str, tuple[str, ...]]
 class HyperCommGrid:
     """The ranks `rank_offset` to `rank_offset + size - 1`, arranged along named axes, fastest first.
 
-    The interface is that of `megatron.core.hyper_comm_grid.HyperCommGrid`: groups are made by `create_pg` and found by
-    `get_pg`. Where a `RoleContext` has made the same rows already, `create_pg` takes its groups and makes none; elsewhere it
-    is collective over the world, in one round. A context's own grids (`module_to_grid_map`) know all of its groups.
+    The interface is that of `megatron.core.hyper_comm_grid.HyperCommGrid`: `create_pg` creates groups and `get_pg` returns
+    them. If a `RoleContext` has groups of the same rows, `create_pg` uses them and creates none; otherwise it is collective
+    over the world, in one round. A context's own grids (`module_to_grid_map`) have all of its groups.
 
     Attributes:
         shape: the sizes of the axes.
         dim_names: their names.
         rank_offset: the first rank.
-        size: how many ranks.
+        size: the number of ranks.
         backend: of the groups; `None` for the world's.
     """
 
@@ -42,9 +43,9 @@ class HyperCommGrid:
     ) -> None:
         """
         Raises:
-            GridError: (a ValueError) shape and names differ in length, an axis stands twice, a size is not positive, or
+            GridError: (a ValueError) shape and names differ in length, an axis is duplicate, a size is not positive, or
                 the offset is negative.
-            WorldSizeError: (a RuntimeError) the grid is larger than the world from the offset on, or the world's size is
+            WorldSizeError: (a RuntimeError) the grid does not fit into the world from the offset on, or the world's size is
                 unknown.
         """
         _check_lengths(shape, dim_names)
@@ -67,18 +68,20 @@ class HyperCommGrid:
         self._shared_dims: dict[str, tuple[str, ...]] = {}
         self._found: dict[_Key, dist.ProcessGroup | None] = {}
         self._own: list[dist.ProcessGroup] = []
-        self._context_groups: Groups | None = None
+        self._context_groups: ProcessGroups | None = None
         self._communicator: GroupOptions | None = None
 
     @classmethod
-    def over(cls, grid: RankGrid, experts: RankGrid | None, groups: Groups, communicator: GroupOptions) -> "HyperCommGrid":
-        """A module's grid of a context, whose groups there are already; its experts' are the view `expert`.
+    def over(
+        cls, grid: RankGrid, experts: RankGrid | None, groups: ProcessGroups, communicator: GroupOptions
+    ) -> "HyperCommGrid":
+        """A module's grid of a context, whose groups exist already; the experts' grid is the view `expert`.
 
         Args:
             grid: the module's.
-            experts: the module's, see `expert_grid_of`.
+            experts: the grid of the module's experts, see `expert_grid_of`.
             groups: the context's.
-            communicator: the options with which the module's groups were made.
+            communicator: the options with which the module's groups were created.
         """
         made = cls.__new__(cls)
         made._set_base(grid, None)
@@ -97,13 +100,13 @@ class HyperCommGrid:
         """Factor the grid's ranks a second time, for example along the axes of experts.
 
         Args:
-            name: by which `create_pg`, `get_pg` and `get_rank_enum` take it.
+            name: for `create_pg`, `get_pg` and `get_rank_enum`.
             shape: the sizes of its axes; their product is the grid's size.
             dim_names: their names, fastest first.
-            shared_dims: axes that are the same in both: their groups are the grid's own.
+            shared_dims: axes that are the same in both: their groups are those of the grid.
 
         Raises:
-            GridError: (a ValueError) one of these does not hold.
+            GridError: (a ValueError) an argument that does not fit the grid.
         """
         if name in self._views:
             raise GridError(f"View {name!r} is already registered")
@@ -138,7 +141,7 @@ class HyperCommGrid:
         return [list(row) for row in grid.rows(ordered)]
 
     def _gen_rank_enum(self, dims: Sequence[str]) -> list[list[int]]:
-        """The base view's rows, each enumerated with the last of `dims` fastest, in whatever order they stand."""
+        """The base view's rows, each enumerated with the last of `dims` fastest, whatever their order."""
         grid = self._views[BASE_VIEW]
         self._resolve(list(dims), None)
         found = []
@@ -158,9 +161,9 @@ class HyperCommGrid:
         pg_options: Any = None,
         group_desc: str | None = None,
     ) -> dist.ProcessGroup | None:
-        """Make the groups of all rows along `dims`, or take a context's. Collective over the world.
+        """Create the groups of all rows along `dims`, or use a context's. Collective over the world.
 
-        A context's groups keep the names that they have; with `timeout` or `pg_options` groups are made in any case.
+        A context's groups keep their names; with `timeout` or `pg_options` groups are always created.
 
         Returns:
             This rank's group; `None` for a rank outside the grid.
@@ -172,8 +175,7 @@ class HyperCommGrid:
         key, grid, ordered = self._resolve(dims, view)
         if key in self._found:
             raise AxisError(
-                f"Process group {dims}{_of_view(key)} has already been created; its options may differ, so get_pg is the "
-                "way to have it again"
+                f"Process group {dims}{_of_view(key)} has already been created; use get_pg, since its options may differ"
             )
         rows, rank = RowSet.of(grid, ordered), dist.get_rank()
         inside = rank in rows.span
@@ -208,7 +210,7 @@ class HyperCommGrid:
         return dist.get_rank() in self._views[BASE_VIEW]
 
     def destroy(self) -> None:
-        """Free each group that this grid has made, once, and forget the others. A context frees its own."""
+        """Destroy each group that this grid has created, once, and forget the others. A context destroys its own."""
         own, self._own = self._own, []
         self._found.clear()
         for group in own:
@@ -225,7 +227,7 @@ class HyperCommGrid:
             if axis not in grid.dim_names:
                 raise GridError(f"{axis!r} is not in view {name!r} with dim_names {list(grid.dim_names)}")
         if len(set(wanted)) != len(wanted):
-            raise GridError(f"an axis stands twice in {list(wanted)}")
+            raise GridError(f"duplicate axis: {list(wanted)}")
         if name != BASE_VIEW and set(wanted) <= set(self._shared_dims[name]):
             name, grid = BASE_VIEW, self._views[BASE_VIEW]
         ordered = tuple(axis for axis in reversed(grid.dim_names) if axis in wanted)
@@ -233,7 +235,7 @@ class HyperCommGrid:
 
 
 def shared_axes(grid: RankGrid, experts: RankGrid) -> list[str]:
-    """The axes that a module's grid and its experts' have in common; a topology has checked that their rows are the same."""
+    """The axes that a module's grid and its experts' have in common; `Topology` checks that their rows are the same."""
     return [axis for axis in experts.dim_names if axis in grid.dim_names]
 
 
@@ -258,7 +260,7 @@ def _world_size() -> int:
     if found is None:
         raise WorldSizeError(
             "Cannot determine world size: WORLD_SIZE is not set and torch.distributed is not initialized; do one of the two "
-            "before HyperCommGrid is made"
+            "before HyperCommGrid is created"
         )
     return found
 

@@ -1,7 +1,7 @@
-"""Which collectives this process has entered and not left, by torch's flight recorder.
+"""Pending collectives of this process, from torch's flight recorder.
 
 There is a recorder for NCCL and one for the other backends; torch has no public way to read them in the process itself. What
-is private stands in this file alone; `tests/mimo_role/monitoring/test_diagnostics.py` fails when it changes.
+is private is used in this file only; `tests/mimo_role/monitoring/test_diagnostics.py` fails when it changes.
 """
 
 import json
@@ -13,20 +13,20 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class GroupTrace:
-    """What one process has done in one process group."""
+    """Collectives of one process in one process group."""
 
     name: str
-    """torch's, on which all members agree."""
+    """torch's name of the group, the same on all members."""
     description: str
-    """What the group is for: `language.tp`; `default_pg` is the world."""
+    """`language.tp`; `default_pg` is the world."""
     ranks: tuple[int, ...] | None = None
-    """Its members; `None` for the world, and if this process does not know the group (any more)."""
+    """Its members; `None` for the world, and for a group that was destroyed."""
     entered: int = 0
-    """How many collectives it has entered."""
+    """Number of collectives entered."""
     timeout_s: float = 0.0
-    """The shortest limit of those that it has not left; 0 if none is known."""
+    """The shortest timeout of the pending collectives; 0 if unknown."""
     waiting: Mapping[int, str] = field(default_factory=dict)
-    """Those that it has not left: their numbers, from 1, and names such as `all_reduce`."""
+    """Pending collectives: their numbers, from 1, and names such as `all_reduce`."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -34,7 +34,7 @@ class GroupTrace:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "GroupTrace":
-        """The inverse of `as_dict`, also after JSON has turned numbers into text."""
+        """The inverse of `as_dict`, also after JSON has turned keys into strings."""
         ranks = value["ranks"]
         return cls(
             name=value["name"],
@@ -47,7 +47,7 @@ class GroupTrace:
 
 
 def traces() -> list[GroupTrace]:
-    """This process's, one per group in which it has entered a collective; none if it has not loaded torch."""
+    """One for each group in which this process has entered a collective; none if it has not loaded torch."""
     if "torch.distributed" not in sys.modules:
         return []
     from torch._C import _distributed_c10d as c10d
@@ -59,7 +59,7 @@ def traces() -> list[GroupTrace]:
 
 
 def from_dump(dump: Mapping[str, Any], members: Mapping[str, tuple[int, ...]]) -> list[GroupTrace]:
-    """The same from the recorder's dump and the members of each group by its name."""
+    """The traces from a recorder's dump and the members of each group by its name."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for entry in dump.get("entries", ()):
         if not entry["is_p2p"]:

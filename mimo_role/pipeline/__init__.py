@@ -1,0 +1,5 @@
+"""Training steps in micro-batches over all modules."""
+
+from mimo_role.host.lazy_exports import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -1,10 +1,10 @@
 """Data-parallel wrappers in a schedule: gradients add up over the micro-batches of a step and are reduced once.
 
-With several micro-batches in flight no wrapper finds the right moment by itself:
+With several micro-batches in flight no wrapper reduces at the right moment by itself:
 
-- DistributedDataParallel decides in the forward. A forward outside `no_sync()` arms its reducer, which then takes the next
-  gradient of each parameter for the last one, though it belongs to an earlier micro-batch. So all forwards run in `no_sync()`,
-  and the reducer, armed at the end of the step (as `torch.distributed.pipelining` does it), gets a backward of its own.
+- DistributedDataParallel decides in the forward. A forward outside `no_sync()` prepares its reducer, which then reduces at the
+  next gradient of each parameter, though it belongs to an earlier micro-batch. So all forwards run in `no_sync()`, and at the
+  end of the step the reducer is prepared (as in `torch.distributed.pipelining`) and gets a separate backward.
 - FSDP2 decides in the backward, by flags that are set before it.
 - Any other module with a `no_sync()`, such as Megatron-Core's DistributedDataParallel, decides in the backward.
 """
@@ -37,7 +37,7 @@ class GradientSync:
             trained: those of them that this rank runs and that are not frozen.
 
         Raises:
-            ScheduleError: a name of a module that there is not, or a value that is not made of `torch.nn.Module`.
+            ScheduleError: the name of an unknown module, or a value that is not one `torch.nn.Module` or several.
         """
         for name in modules:
             if name not in known:
@@ -50,10 +50,10 @@ class GradientSync:
 
     @contextmanager
     def of_step(self, micro_batches: int, *, sync: bool, backward: bool) -> "Iterator[StepSync]":
-        """Drive the wrappers during one step; afterwards their flags are what they were. Without a backward nothing is driven.
+        """Drive the wrappers during one step, and restore their flags afterwards. Without backwards nothing is driven.
 
         Raises:
-            ScheduleError: a given wrapper that cannot be driven over as many micro-batches.
+            ScheduleError: a given wrapper that cannot be driven over several micro-batches.
         """
         given = self._given if backward else {}
         accumulates = "" if micro_batches == 1 and sync else f"{micro_batches} micro-batches, sync_gradients={sync}"
@@ -61,7 +61,7 @@ class GradientSync:
             step = StepSync(given, self._all_others() if backward else [], self._reduced, accumulates, undo, sync=sync)
             undo.callback(setattr, self, "_step", None)
             self._step = step
-            # Hooks that stay would keep modules from being pickled.
+            # Hooks that remain would prevent modules from being pickled.
             for root in step.roots:
                 undo.callback(root.register_forward_pre_hook(_uncompiled(self._root_is_called)).remove)
             for wrapper in step.others:
@@ -84,7 +84,7 @@ class GradientSync:
 
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that dynamo leaves alone; without importing dynamo, which takes seconds: where nobody has, nothing is compiled."""
+    """A hook that dynamo does not compile. Dynamo takes seconds to import; if it is not loaded, nothing is compiled."""
     return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook  # type: ignore[no-untyped-call]
 
 
@@ -105,11 +105,11 @@ class StepSync:
         Args:
             given: the roots in the schedule's `modules`.
             others: wrappers in this process, given or not; those that a forward calls are driven too.
-            reduced: those of the others that have been reduced by any step. They are reduced by each later one, also on a lane
-                that does not call them in it: the other lanes wait for it.
-            accumulates: what the step is, for messages; empty where a wrapper left to itself does right.
-            undo: what is closed at the step's end.
-            sync: whether gradients are reduced at the step's end.
+            reduced: those of the others that any step has reduced. Each later step reduces them, also on a lane that does not
+                call them in it, since the other lanes wait for it.
+            accumulates: the step, for messages; empty if wrappers need not be driven.
+            undo: closed at the end of the step.
+            sync: whether gradients are reduced at the end of the step.
         """
         self._given = given
         self._reduced = reduced
@@ -117,7 +117,7 @@ class StepSync:
         self._undo = undo
         self._sync = sync
         self._module = ""
-        """Whose forward runs."""
+        """The module whose forward runs."""
         self._drivers: dict[nn.Module, _Driver] = {}
         self._driven_by_script: set[nn.Module] = set()
         self._roots_called: set[nn.Module] = set()
@@ -134,10 +134,10 @@ class StepSync:
         self._roots_called.clear()
 
     def check_output(self, module: str, output: torch.Tensor) -> None:
-        """Refuse what a forward returned if nothing of the module would train through it.
+        """Refuse the output of a forward through which the module would not train.
 
         Raises:
-            ScheduleError: no gradient is needed, though the forward called a given module that has parameters to train.
+            ScheduleError: it needs no gradient, though the forward called a given module that has parameters to train.
         """
         if output.requires_grad or not output.is_floating_point() or not output.numel():
             return
@@ -157,7 +157,7 @@ class StepSync:
                     driver.before_last_backward(sync=self._sync)
 
     def reduce(self) -> None:
-        """Reduce what the backwards have not. Call it when no bridge has anything on its way, on all ranks in that order."""
+        """Reduce what the backwards have not reduced. Call it on all ranks after all transfers of bridges have completed."""
         if not self._sync:
             return
         for wrapper, driver in self._drivers.items():
@@ -174,19 +174,19 @@ class StepSync:
         self._roots_called.add(root)
 
     def other_is_called(self, wrapper: nn.Module) -> None:
-        """A forward that is going to be taken back calls one of the others."""
+        """A forward that will have a backward calls one of the others."""
         call = wrapper, self._module
         if wrapper not in self._drivers and not getattr(wrapper, "require_backward_grad_sync", True):
-            self._driven_by_script.add(wrapper)  # which calls it in no_sync()
+            self._driven_by_script.add(wrapper)  # the script calls it in no_sync()
         elif call not in self._others_called:
             self._others_called.add(call)
             self._drive(*call)
 
     def _drive(self, root: nn.Module, name: str) -> None:
-        """Drive the wrappers in `root`, which belong to a module, to the end of the step."""
+        """Drive the wrappers in `root`, a part of a module, until the end of the step."""
         for wrapper in root.modules():
             if wrapper not in self._drivers and _is_wrapper(wrapper):
-                reason = _reason_against(wrapper)
+                reason = _why_not_driven(wrapper)
                 if reason and self._accumulates:
                     raise ScheduleError(f"module {name!r}: {reason}; this step has {self._accumulates}")
                 if not reason:
@@ -201,19 +201,19 @@ class _Driver(ABC):
 
     def __init__(self) -> None:
         self.pending: set[str] = set()
-        """Modules in which the wrapper takes part and whose last backward is still to come."""
+        """Modules that use the wrapper and whose last backward has not run."""
 
     @abstractmethod
     def hold(self, undo: ExitStack) -> None:
-        """Let gradients add up without reduction, until `undo` is closed."""
+        """Add up gradients without reduction until `undo` is closed."""
 
     @abstractmethod
     def before_last_backward(self, *, sync: bool) -> None:
-        """Let the backward that comes reduce, if there is to be a reduction and it is the backward that does it."""
+        """With `sync`, reduce in the next backward, for wrappers that reduce in a backward."""
 
     @abstractmethod
     def reduce(self) -> None:
-        """Reduce after the step, if backwards do not."""
+        """Reduce after the step, for wrappers that do not reduce in a backward."""
 
 
 class _DdpDriver(_Driver):
@@ -225,20 +225,20 @@ class _DdpDriver(_Driver):
         undo.enter_context(self._ddp.no_sync())
 
     def before_last_backward(self, *, sync: bool) -> None:
-        """Reducing there would keep the gradients that the stage before waits for."""
+        """Nothing: a reduction here would delay the gradients that the previous stage waits for."""
 
     def reduce(self) -> None:
         ddp = self._ddp
         touched = _Touch.apply(*(parameter for parameter in ddp.parameters() if parameter.requires_grad))  # type: ignore[no-untyped-call]
         ddp.reducer.prepare_for_backward([touched])
         touched.backward()
-        # DDP's forward does this otherwise. It checks that all is reduced. The first time it also broadcasts the order of the
-        # buckets, and a lane that calls its module later than the others would keep them waiting.
+        # Usually called by DDP's forward. It checks that all parameters are reduced. The first time it also broadcasts the
+        # order of the buckets; in a forward, a lane that calls its module later than the others would block them.
         try:
             ddp.reducer._rebuild_buckets()
         except RuntimeError as error:
             raise ScheduleError(
-                "DistributedDataParallel did not reduce all its parameters: some were frozen after it was built; build it anew"
+                "DistributedDataParallel did not reduce all its parameters: some were frozen after it was built; build it again"
             ) from error
         ddp.require_forward_param_sync = True  # the next step's first forward broadcasts the buffers
 
@@ -256,7 +256,7 @@ class _Fsdp2Driver(_Driver):
         self._set(sync=sync, is_last=True)
 
     def reduce(self) -> None:
-        """The last backward has done it. The optimizer needs the shards, also after `set_reshard_after_backward(False)`."""
+        """Reshard for the optimizer, also after `set_reshard_after_backward(False)`; the last backward has reduced."""
         self._fsdp.reshard()
 
     def _set(self, *, sync: bool, is_last: bool) -> None:
@@ -279,11 +279,11 @@ class _NoSyncDriver(_Driver):
             self._held.close()
 
     def reduce(self) -> None:
-        """The last backward has begun it; the script ends it, as Megatron-Core's `finalize_model_grads` does."""
+        """Nothing: the last backward has started it; the script completes it, as by Megatron-Core's `finalize_model_grads`."""
 
 
 class _Touch(torch.autograd.Function):
-    """A backward in which every parameter gets nothing: its hooks run, and its gradient stays as it is."""
+    """A backward without gradients: the hooks of every parameter run, and its gradient is unchanged."""
 
     @staticmethod
     def forward(ctx: Any, *parameters: torch.Tensor) -> torch.Tensor:
@@ -296,7 +296,7 @@ class _Touch(torch.autograd.Function):
 
 
 def _roots(name: str, value: Any) -> list[nn.Module]:
-    # A ModuleList is both, and one module. A string would be taken for its letters.
+    # A ModuleList is both, and counts as one module. A string would be iterated by letters.
     several = isinstance(value, Iterable) and not isinstance(value, nn.Module | str)
     found = list(value) if several else [value]
     for root in found:
@@ -306,7 +306,7 @@ def _roots(name: str, value: Any) -> list[nn.Module]:
 
 
 def _fsdp(name: str) -> type[Any] | None:
-    """A class of `torch.distributed.fsdp`; without importing it, which takes 0.5 s: where nobody has, nothing is sharded."""
+    """A class of `torch.distributed.fsdp`. It takes 0.5 s to import; if it is not loaded, nothing is sharded."""
     return getattr(sys.modules.get("torch.distributed.fsdp"), name, None)
 
 
@@ -318,7 +318,7 @@ def _is_fsdp(wrapper: nn.Module, name: str) -> bool:
 def _all_wrappers() -> list[nn.Module]:
     """The instances of DDP and FSDP in this process.
 
-    A hook on all modules would find only those that a forward calls, but it slows each one down and torch.compile refuses it.
+    A hook on all modules would find those that a forward calls, but it slows down each module and torch.compile refuses it.
     """
     types: set[type] = set()
     left = [DistributedDataParallel, _fsdp("FSDPModule"), _fsdp("FullyShardedDataParallel")]
@@ -334,8 +334,8 @@ def _is_wrapper(module: nn.Module) -> bool:
     return _is_fsdp(module, "FSDPModule") or callable(getattr(module, "no_sync", None))
 
 
-def _reason_against(wrapper: nn.Module) -> str:
-    """Why a wrapper cannot be driven, and what would be; empty if it can."""
+def _why_not_driven(wrapper: nn.Module) -> str:
+    """Why a wrapper cannot be driven, and what to use; empty if it can."""
     if _is_fsdp(wrapper, "FullyShardedDataParallel"):
         return "FullyShardedDataParallel is not driven over several micro-batches in flight; use fully_shard()"
     if isinstance(wrapper, DistributedDataParallel):

@@ -1,7 +1,7 @@
-"""The warning that a job is about to be ended, and what a process does about it.
+"""Preemption notices: the warning that a job is about to be terminated.
 
-A scheduler announces the end of a job by SIGTERM or SIGUSR1 to its processes; mimo-launch passes both on to the ranks. By
-default SIGTERM ends a rank. After `listen()` either is a notice that the script can look at between two steps.
+A scheduler announces it by SIGTERM or SIGUSR1 to the job's processes; mimo-launch forwards both to the ranks. By default
+SIGTERM ends a rank. After `listen()` either signal is a notice that the script can check between two steps.
 """
 
 import os
@@ -16,86 +16,83 @@ from types import FrameType
 from mimo_role.errors import MimoError
 
 REQUEUE_EXIT_CODE = 75
-"""A rank that ends with it asks to be started again: EX_TEMPFAIL of sysexits.h(3)."""
-
-NOTICE = "notice"
-"""A file of this name in the folder that a node's ranks share with their launcher says that they have been warned."""
+"""A rank that exits with this code requests a requeue of the job: EX_TEMPFAIL of sysexits.h(3)."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Notice:
-    """The job is about to be ended."""
+    """The job is about to be terminated."""
 
     signal: signal.Signals
-    came: float
-    """When it was heard, by `time.monotonic()`."""
+    received_at: float
+    """By `time.monotonic()`."""
     time_left_s: float | None
-    """From then to the end; `None` if nothing tells."""
+    """From then to the termination; `None` if unknown."""
 
     @property
     def seconds_left(self) -> float | None:
-        """From now to the end, never less than 0; `None` if nothing tells."""
-        return None if self.time_left_s is None else max(0.0, self.came + self.time_left_s - time.monotonic())
+        """From now to the termination, at least 0; `None` if unknown."""
+        return None if self.time_left_s is None else max(0.0, self.received_at + self.time_left_s - time.monotonic())
 
 
-_heard: Notice | None = None
+_notice: Notice | None = None
 _listening = False
 
 
 def listen(grace_s: float | None = None, warning_s: float | None = None, notice_file: Path | None = None) -> None:
-    """Take SIGTERM and SIGUSR1 as notices from now on. Called again, it changes nothing.
+    """Treat SIGTERM and SIGUSR1 as notices from now on. It does nothing if called again.
 
     Args:
-        grace_s: seconds from SIGTERM to the end.
-        warning_s: seconds from SIGUSR1 to the end.
-        notice_file: exists if SIGUSR1 came before, since when it was last written.
+        grace_s: seconds from SIGTERM to the termination.
+        warning_s: seconds from SIGUSR1 to the termination.
+        notice_file: exists if SIGUSR1 came before this process started; its modification time is when.
 
     Raises:
-        MimoError: not in the main thread, where alone Python hears signals.
+        MimoError: this is not the main thread, and Python handles signals there only.
     """
-    global _listening, _heard
+    global _listening, _notice
     if _listening:
         return
     if threading.current_thread() is not threading.main_thread():
-        raise MimoError("notices are listened for in the main thread, the only one that hears signals")
+        raise MimoError("listen() must run in the main thread, the only one in which Python handles signals")
     times = {signal.SIGTERM: grace_s, signal.SIGUSR1: warning_s}
 
-    def hear(number: int, _: FrameType | None) -> None:
-        global _heard
-        heard = Notice(signal.Signals(number), time.monotonic(), times[signal.Signals(number)])
-        # SIGTERM in the time that SIGUSR1 has announced ends the job sooner.
-        if _heard is None or (heard.seconds_left or 0.0) < (_heard.seconds_left or 0.0):
-            _heard = heard
+    def handle(number: int, _: FrameType | None) -> None:
+        global _notice
+        new = Notice(signal.Signals(number), time.monotonic(), times[signal.Signals(number)])
+        # SIGTERM after SIGUSR1 may shorten the time that is left.
+        if _notice is None or (new.seconds_left or 0.0) < (_notice.seconds_left or 0.0):
+            _notice = new
 
     for number in SIGNALS:
-        signal.signal(number, hear)
+        signal.signal(number, handle)
     _listening = True
     with suppress(OSError):
         if notice_file is not None:
             since = time.time() - notice_file.stat().st_mtime
-            _heard = Notice(signal.SIGUSR1, time.monotonic() - since, warning_s)
+            _notice = Notice(signal.SIGUSR1, time.monotonic() - since, warning_s)
 
 
 def notice() -> Notice | None:
-    """The notice that this process heard, if any; of several the one that leaves the least time."""
-    return _heard
+    """The notice that this process received, if any; of several, the one that leaves the least time."""
+    return _notice
 
 
 def shield_worker(_worker_id: int = 0) -> None:
-    """Let notices pass by a helper process: `DataLoader(..., worker_init_fn=mimo_role.shield_worker)`.
+    """Ignore notices in a helper process: `DataLoader(..., worker_init_fn=mimo_role.shield_worker)`.
 
-    A scheduler signals every process of a job, data-loader workers too, whose death would end the rank before it has saved.
-    SIGTERM from the worker's own parent still ends it: that is how a loader, and multiprocessing at exit, end theirs.
+    A scheduler signals every process of a job, data-loader workers too, whose exit would end the rank before it has saved.
+    SIGTERM from the worker's own parent still ends it: a data loader, and multiprocessing at exit, terminate workers this way.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # A handler in Python is not told who has sent a signal; waiting for a blocked one is.
+    # A handler in Python does not get the sender of a signal; waiting for a blocked signal does.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_for_the_parent, name="mimo_role shield", daemon=True).start()
+    threading.Thread(target=_exit_on_sigterm_of_parent, name="mimo_role shield", daemon=True).start()
 
 
-def _end_for_the_parent() -> None:
+def _exit_on_sigterm_of_parent() -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
         continue
     os._exit(0)

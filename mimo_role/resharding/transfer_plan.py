@@ -1,194 +1,179 @@
-"""Which rank sends which part of which sample to whom, when activations cross from one grid to another. Pure arithmetic.
+"""Plan of a transfer: which rank sends which elements to which rank, when a batch moves between two grids. Pure arithmetic.
 
-What a holder of tokens has in common with one of the other side is a stream: rows (one per token) of both ranks' tensors,
-in the order of samples and tokens. Equal copies share a stream out among themselves by runs of its elements, so that
-nothing is sent twice and all links carry the same; copies that receive then hand their runs on to each other. Small
-streams go whole.
+The tokens that a rank of one side and a rank of the other both hold are an overlap: the same rows (one per token) of both
+tensors, in the order of samples and tokens. Replicas divide an overlap into runs of elements, one for each replica, so that
+nothing is sent twice and all links carry the same amount; replicas that receive then exchange their runs among each other. A
+small overlap is sent whole to each replica.
 
-A rank's route follows from the samples of its own lane alone.
+A rank's plan only depends on the samples of its own lane.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from mimo_role.resharding.samples import Endpoint, Place, Side, append_run
-
-WORTH_A_MESSAGE = 1 << 16
-"""Elements from which a piece that lies apart is sent alone: copying it would cost more than a message does."""
-
+from mimo_role.resharding.endpoint import Endpoint, Place, Side
+from mimo_role.resharding.overlap import LaneRows, Overlap
 
 WORTH_SHARING = 1 << 14
-"""Elements from which copies share a stream out. A smaller one goes whole to each that needs it: a second hop costs more."""
+"""Elements from which replicas divide an overlap. A smaller one is sent whole to each replica: a second hop would cost more."""
 
 
-class Stream(NamedTuple):
-    """What this rank and a holder on the other side have in common."""
-
-    runs: tuple[range, ...]
-    """Rows of this rank's tensor, in order."""
-    rows: int
-    first_sample: int
-    last_sample: int
-    cuts: tuple[int, ...]
-    """Rows at which transfers are cut, so that each lies in one piece on both sides; empty where pieces are joined instead."""
-
-
-class Transfer(NamedTuple):
-    """Elements `start .. stop - 1` of a stream, on their way to or from `peer`."""
+class Chunk(NamedTuple):
+    """Elements `start .. stop - 1` of an overlap, sent to `peer` or received from it."""
 
     peer: int
-    stream: int
-    """Its number among the route's streams of that direction."""
+    overlap: int
+    """Its index among the plan's overlaps of that direction."""
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
-class Route:
-    """What one rank does when one batch crosses in one direction."""
+class TransferPlan:
+    """What one rank sends and receives in one batch and direction."""
 
     rows_held: int
-    """Rows of the tensor that the rank gives; 0 on a rank that only receives."""
+    """Rows of the tensor that the rank sends from; 0 on a rank that only receives."""
     rows_needed: int
-    """Rows of the tensor that it gets."""
-    send_streams: tuple[Stream, ...]
-    sends: tuple[Transfer, ...]
-    receive_streams: tuple[Stream, ...]
-    receives: tuple[Transfer, ...]
-    hand_on: tuple[Transfer, ...]
-    """What it has received and now gives to the other copies of its lane, by receive streams."""
-    take_over: tuple[Transfer, ...]
-    """What they give to it."""
+    """Rows of the tensor that it receives into; 0 on a rank that only sends."""
+    send_overlaps: tuple[Overlap, ...]
+    sends: tuple[Chunk, ...]
+    receive_overlaps: tuple[Overlap, ...]
+    receives: tuple[Chunk, ...]
+    replica_sends: tuple[Chunk, ...]
+    """What it has received and then sends to the other replicas of its lane; indices of receive overlaps."""
+    replica_receives: tuple[Chunk, ...]
+    """What it receives from them."""
 
 
-def route(rank: int, sender: Side, receiver: Side, width: int) -> Route:
-    """What `rank` sends and receives.
+def plan_transfers(rank: int, sender: Side, receiver: Side, width: int) -> TransferPlan:
+    """The plan of one rank.
 
     Args:
         rank: any rank of the world.
-        sender, receiver: the two ends; exchanged for the way back.
+        sender, receiver: the two sides; for gradients, the destination is the sender.
         width: elements of one token.
     """
-    given, got = sender.endpoint.place(rank), receiver.endpoint.place(rank)
-    send_streams, sends = ([], []) if given is None else _sends(rank, given, sender, receiver, width)
-    receive_streams: list[Stream] = []
-    receives: list[Transfer] = []
-    hand_on: list[Transfer] = []
-    take_over: list[Transfer] = []
-    if got is not None:
-        for stream, shares in _arrivals(rank, got, sender, receiver, width):
-            number = len(receive_streams)
-            receive_streams.append(stream)
+    sender_place, receiver_place = sender.endpoint.place_of(rank), receiver.endpoint.place_of(rank)
+    send_overlaps, sends = ([], []) if sender_place is None else _sends(rank, sender_place, sender, receiver, width)
+    receive_overlaps: list[Overlap] = []
+    receives: list[Chunk] = []
+    replica_sends: list[Chunk] = []
+    replica_receives: list[Chunk] = []
+    if receiver_place is not None:
+        for overlap, shares in _arrivals(rank, receiver_place, sender, receiver, width):
+            number = len(receive_overlaps)
+            receive_overlaps.append(overlap)
             for share in shares:
-                for start, stop in share.of(stream, width):
+                for start, stop in share.of(overlap, width):
                     if share.receiver == rank:
-                        receives.append(Transfer(share.sender, number, start, stop))
-                        hand_on += [Transfer(copy, number, start, stop) for copy in share.copies]
+                        receives.append(Chunk(share.sender, number, start, stop))
+                        replica_sends += [Chunk(replica, number, start, stop) for replica in share.replicas]
                     else:
-                        take_over.append(Transfer(share.receiver, number, start, stop))
-    return Route(
-        rows_held=0 if given is None else sender.rows(given),
-        rows_needed=0 if got is None else receiver.rows(got),
-        send_streams=tuple(send_streams),
+                        replica_receives.append(Chunk(share.receiver, number, start, stop))
+    return TransferPlan(
+        rows_held=0 if sender_place is None else sender.rows(sender_place),
+        rows_needed=0 if receiver_place is None else receiver.rows(receiver_place),
+        send_overlaps=tuple(send_overlaps),
         sends=tuple(sends),
-        receive_streams=tuple(receive_streams),
+        receive_overlaps=tuple(receive_overlaps),
         receives=tuple(receives),
-        hand_on=tuple(hand_on),
-        take_over=tuple(take_over),
+        replica_sends=tuple(replica_sends),
+        replica_receives=tuple(replica_receives),
     )
 
 
 class _Share(NamedTuple):
-    """Units `units` of `total`, into which a stream is cut: what one sender gives to one receiver."""
+    """What one sender sends to one receiver: units `units` of `total`, into which the overlap is divided."""
 
     sender: int
     receiver: int
-    copies: tuple[int, ...]
-    """The ranks that the receiver hands it on to."""
+    replicas: tuple[int, ...]
+    """The ranks to which the receiver then sends it."""
     units: range
     total: range
 
-    def of(self, stream: Stream, width: int) -> Iterator[tuple[int, int]]:
-        """The elements of the stream that are moved, in one interval or several."""
-        elements = stream.rows * width
+    def of(self, overlap: Overlap, width: int) -> Iterator[tuple[int, int]]:
+        """The elements of the overlap, as one interval or several."""
+        elements = overlap.rows * width
         first, last = (elements * (unit - self.total.start) // len(self.total) for unit in (self.units.start, self.units.stop))
-        cuts = [cut * width for cut in stream.cuts if first < cut * width < last]
+        cuts = [cut * width for cut in overlap.cuts if first < cut * width < last]
         yield from ((start, stop) for start, stop in pairwise([first, *cuts, last]) if start < stop)
 
 
-def _sends(rank: int, place: Place, sender: Side, receiver: Side, width: int) -> tuple[list[Stream], list[Transfer]]:
-    streams: list[Stream] = []
-    transfers: list[Transfer] = []
-    rows = _Rows(sender, place)
-    for lane, common in _by_lane(sender.of_lane(place.lane), receiver):
+def _sends(rank: int, place: Place, sender: Side, receiver: Side, width: int) -> tuple[list[Overlap], list[Chunk]]:
+    overlaps: list[Overlap] = []
+    chunks: list[Chunk] = []
+    rows = LaneRows(sender, place)
+    for lane, common in receiver.group_by_lane(sender.of_lane(place.lane)):
         for cp in range(receiver.endpoint.cp):
             for first, holders in _holders(receiver, sender, lane, cp):
-                stream = rows.stream(common, receiver, first, width)
-                if stream is None:
+                overlap = rows.overlap_with(common, receiver, first, width)
+                if overlap is None:
                     continue
-                streams.append(stream)
-                transfers += [
-                    Transfer(share.receiver, len(streams) - 1, start, stop)
-                    for together in _groups_of(holders, stream, width)
-                    for share in _shares(sender, receiver, place, together, stream.rows * width)
+                overlaps.append(overlap)
+                chunks += [
+                    Chunk(share.receiver, len(overlaps) - 1, start, stop)
+                    for together in _groups_of(holders, overlap, width)
+                    for share in _shares(sender, receiver, place, together, overlap.rows * width)
                     if share.sender == rank
-                    for start, stop in share.of(stream, width)
+                    for start, stop in share.of(overlap, width)
                 ]
-    return streams, transfers
+    return overlaps, chunks
 
 
-def _arrivals(rank: int, place: Place, sender: Side, receiver: Side, width: int) -> Iterator[tuple[Stream, list[_Share]]]:
-    """The streams that reach the rank's lane, with who brings which share of them to whom."""
+def _arrivals(rank: int, place: Place, sender: Side, receiver: Side, width: int) -> Iterator[tuple[Overlap, list[_Share]]]:
+    """The overlaps that the rank's lane receives, with the shares of senders and receivers."""
     own = next(holders for _, holders in _holders(receiver, sender, place.lane, place.cp) if rank in holders)
     parts = sender.endpoint.tp if sender.endpoint.split.sequence_parallel else 1
-    rows = _Rows(receiver, place)
-    for lane, common in _by_lane(receiver.of_lane(place.lane), sender):
+    rows = LaneRows(receiver, place)
+    for lane, common in sender.group_by_lane(receiver.of_lane(place.lane)):
         for cp in range(sender.endpoint.cp):
             for tp in range(parts):
                 first = Place(lane, cp, tp)
-                stream = rows.stream(common, sender, first, width)
-                if stream is not None:
-                    together = next(group for group in _groups_of(own, stream, width) if rank in group)
-                    yield stream, _shares(sender, receiver, first, together, stream.rows * width)
+                overlap = rows.overlap_with(common, sender, first, width)
+                if overlap is not None:
+                    together = next(group for group in _groups_of(own, overlap, width) if rank in group)
+                    yield overlap, _shares(sender, receiver, first, together, overlap.rows * width)
 
 
 def _holders(receiver: Side, sender: Side, lane: int, cp: int) -> Iterator[tuple[Place, tuple[int, ...]]]:
-    """The ranks of a lane that receive together, each its share, and the place of the first: they need the same rows.
+    """The ranks of a lane that need the same rows and share them out, and the place of the first.
 
-    Ranks that need rows of their own receive alone. So do copies that are all senders too: they have most of it already.
+    Ranks that need different rows receive alone. So do replicas that are all senders too: they hold most of the rows already.
     """
     end = receiver.endpoint
     places = [Place(lane, cp, tp) for tp in range(end.tp)]
-    ranks = tuple(end.rank(place) for place in places)
-    if end.split.sequence_parallel or all(sender.endpoint.place(rank) is not None for rank in ranks):
+    ranks = tuple(end.rank_at(place) for place in places)
+    if end.split.sequence_parallel or all(sender.endpoint.place_of(rank) is not None for rank in ranks):
         yield from ((place, (rank,)) for place, rank in zip(places, ranks, strict=True))
     else:
         yield places[0], ranks
 
 
-def _groups_of(holders: tuple[int, ...], stream: Stream, width: int) -> list[tuple[int, ...]]:
-    """The holders that take a stream together."""
-    return [holders] if stream.rows * width >= WORTH_SHARING else [(rank,) for rank in holders]
+def _groups_of(holders: tuple[int, ...], overlap: Overlap, width: int) -> list[tuple[int, ...]]:
+    """The holders, grouped by those that receive an overlap together."""
+    return [holders] if overlap.rows * width >= WORTH_SHARING else [(rank,) for rank in holders]
 
 
 def _shares(sender: Side, receiver: Side, origin: Place, holders: tuple[int, ...], elements: int) -> list[_Share]:
-    """How the stream from `origin` to `holders` is shared out over the ranks of both that have it."""
+    """The shares of an overlap between the replicas of `origin` and those of `holders`."""
     source, end = sender.endpoint, receiver.endpoint
     sharded = source.split.sequence_parallel
-    copies = [origin.tp] if sharded else range(source.tp)
-    ranks = [source.rank(origin._replace(tp=tp)) for tp in copies]
+    replicas = [origin.tp] if sharded else range(source.tp)
+    ranks = [source.rank_at(origin._replace(tp=tp)) for tp in replicas]
     if len(holders) == 1 and holders[0] in ranks:
         return [_Share(holders[0], holders[0], (), range(1), range(1))]
     if elements < WORTH_SHARING:
-        giver = ranks[0 if sharded else _place_in(end, holders[0]).tp * source.tp // end.tp]
-        return [_Share(giver, holders[0], (), range(1), range(1))]
+        sender_rank = ranks[0 if sharded else _place_in(end, holders[0]).tp * source.tp // end.tp]
+        return [_Share(sender_rank, holders[0], (), range(1), range(1))]
     fine = math.lcm(source.tp, end.tp)
-    senders = [(rank, _units(fine, source.tp, tp)) for tp, rank in zip(copies, ranks, strict=True)]
+    senders = [(rank, _units(fine, source.tp, tp)) for tp, rank in zip(replicas, ranks, strict=True)]
     receivers = [(rank, _units(fine, end.tp, _place_in(end, rank).tp)) for rank in holders]
-    # A side that alone has or needs the whole stream gives or gets all units; otherwise each copy has units of its own.
+    # Where one rank of a side has or needs the whole overlap, its share is all units; otherwise each replica has some units.
     total = range(fine)
     if sharded and len(holders) < end.tp:
         senders, receivers = [(ranks[0], total)], [(holders[0], total)]
@@ -197,62 +182,11 @@ def _shares(sender: Side, receiver: Side, origin: Place, holders: tuple[int, ...
     elif len(holders) < end.tp:
         total = receivers[0][1]
     return [
-        _Share(giver, taker, tuple(rank for rank in holders if rank != taker), units, total)
-        for giver, given in senders
-        for taker, taken in receivers
-        if (units := range(max(given.start, taken.start), min(given.stop, taken.stop)))
+        _Share(sender_rank, receiver_rank, tuple(rank for rank in holders if rank != receiver_rank), units, total)
+        for sender_rank, sent in senders
+        for receiver_rank, received in receivers
+        if (units := range(max(sent.start, received.start), min(sent.stop, received.stop)))
     ]
-
-
-class _Rows:
-    """Where each sample of one rank's lane begins in its tensor."""
-
-    def __init__(self, side: Side, place: Place) -> None:
-        self._side = side
-        self._place = place
-        self._first: dict[int, int] = {}
-        row = 0
-        for sample in side.of_lane(place.lane):
-            self._first[sample] = row
-            row += sum(map(len, side.tokens(sample, place)))
-
-    def stream(self, common: Sequence[int], other: Side, place: Place, width: int) -> Stream | None:
-        """What the rank and the one at the other side's `place` both hold of the samples; `None` if that is nothing."""
-        runs: list[range] = []
-        samples, cuts, rows = [], [0], 0
-        for sample in common:
-            theirs = other.tokens(sample, place)
-            row = self._first[sample]
-            for mine in self._side.tokens(sample, self._place):
-                for run in theirs:
-                    start, stop = max(mine.start, run.start), min(mine.stop, run.stop)
-                    if start < stop:
-                        samples.append(sample)
-                        append_run(runs, range(row + start - mine.start, row + stop - mine.start))
-                        rows += stop - start
-                        cuts.append(rows)
-                row += len(mine)
-        if not runs:
-            return None
-        is_cut = not _lie_together(self._side, other) and rows * width >= len(samples) * WORTH_A_MESSAGE
-        return Stream(tuple(runs), rows, samples[0], samples[-1], tuple(cuts[1:-1]) if is_cut else ())
-
-
-def _lie_together(one: Side, other: Side) -> bool:
-    """Whether every stream is one run of rows on both sides; told by both alike, without looking at samples."""
-    return all(
-        side.endpoint.cp == 1
-        and not side.endpoint.split.sequence_parallel
-        and (side.samples.source_lanes if side.is_source else side.samples.destination_lanes) is None
-        for side in (one, other)
-    )
-
-
-def _by_lane(samples: Sequence[int], side: Side) -> list[tuple[int, list[int]]]:
-    lanes: dict[int, list[int]] = {}
-    for sample in samples:
-        lanes.setdefault(side.lane_of(sample), []).append(sample)
-    return list(lanes.items())
 
 
 def _units(fine: int, parts: int, part: int) -> range:
@@ -260,48 +194,6 @@ def _units(fine: int, parts: int, part: int) -> range:
 
 
 def _place_in(end: Endpoint, rank: int) -> Place:
-    place = end.place(rank)
+    place = end.place_of(rank)
     assert place is not None
     return place
-
-
-class Talk(NamedTuple):
-    """A rank of the other side with whom this rank speaks of the samples that both their lanes have."""
-
-    peer: int
-    samples: list[int]
-
-
-def talks(rank: int, source: Side, destination: Side) -> tuple[list[Talk], list[Talk]]:
-    """Whom the rank tells, as one of the source, and whom it hears, as one of the destination.
-
-    Each destination rank hears one rank of every source lane that it gets samples from; if it gets none, one rank all the same.
-    """
-    given, got = source.endpoint.place(rank), destination.endpoint.place(rank)
-    tells, hears = [], []
-    if given is not None:
-        empty = [lane for lane in range(destination.endpoint.lanes) if not destination.of_lane(lane)]
-        alone: list[tuple[int, list[int]]] = [
-            (lane, []) for lane in empty if _lane_for(lane, source, destination) == given.lane
-        ]
-        for lane, common in _by_lane(source.of_lane(given.lane), destination) + alone:
-            for cp in range(destination.endpoint.cp):
-                for tp in range(destination.endpoint.tp):
-                    place = Place(lane, cp, tp)
-                    if _teller(source.endpoint, destination.endpoint, given.lane, place) == given:
-                        tells.append(Talk(destination.endpoint.rank(place), common))
-    if got is not None:
-        own = _by_lane(destination.of_lane(got.lane), source)
-        for lane, common in own or [(_lane_for(got.lane, source, destination), [])]:
-            teller = _teller(source.endpoint, destination.endpoint, lane, got)
-            hears.append(Talk(source.endpoint.rank(teller), common))
-    return tells, hears
-
-
-def _lane_for(lane: int, source: Side, destination: Side) -> int:
-    """The source lane that speaks to a destination lane without samples."""
-    return lane * source.endpoint.lanes // destination.endpoint.lanes
-
-
-def _teller(source: Endpoint, destination: Endpoint, lane: int, hearer: Place) -> Place:
-    return Place(lane, hearer.cp % source.cp, hearer.tp * source.tp // destination.tp)

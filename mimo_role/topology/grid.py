@@ -12,7 +12,7 @@ class RankGrid:
     """The ranks of one module, `rank_offset` to `rank_offset + size - 1`, arranged along named axes.
 
     Axes are listed fastest first, as in Megatron-Core's `HyperCommGrid`: `shape=[2, 3], dim_names=["tp", "dp"]` puts
-    ranks 0 and 1 in one tp row and ranks 0, 2 and 4 in one dp row. Nothing is enumerated that was not asked for.
+    ranks 0 and 1 in one tp row and ranks 0, 2 and 4 in one dp row. No ranks are enumerated unless requested.
     """
 
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class RankGrid:
     def __init__(self, shape: Sequence[int], dim_names: Sequence[str], rank_offset: int = 0) -> None:
         """
         Raises:
-            ValueError: shape and names differ in length, a name stands twice, a size is not positive, or the offset is
+            ValueError: shape and names differ in length, a name is duplicate, a size is not positive, or the offset is
                 negative.
         """
         if len(shape) != len(dim_names):
@@ -61,7 +61,7 @@ class RankGrid:
         """The rank's coordinate along every axis, fastest axis first.
 
         Raises:
-            RankNotInGridError: the grid does not span the rank.
+            RankNotInGridError: the rank is not in the grid.
         """
         rest = self._index(rank)
         coords = {}
@@ -70,10 +70,10 @@ class RankGrid:
         return coords
 
     def rank_at(self, coords: Mapping[str, int]) -> int:
-        """The rank at the coordinates; axes left out are at 0.
+        """The rank at the coordinates; 0 for axes that are not given.
 
         Raises:
-            AxisError: an axis that the grid does not have.
+            AxisError: an unknown axis.
             ValueError: a coordinate outside its axis.
         """
         self._check_axes(coords)
@@ -86,18 +86,18 @@ class RankGrid:
         return self.rank_offset + index
 
     def row_of(self, rank: int, axes: Iterable[str]) -> tuple[int, ...]:
-        """The ranks that differ from `rank` only along `axes`, itself among them, in ascending order."""
+        """`rank` and those that differ from it only along `axes`, in ascending order."""
         wanted = self._check_axes(axes)
         coords = self.coords(rank)
         first = rank - sum(coords[name] * stride for name, _, stride in self._axes() if name in wanted)
         return self._row_from(first, wanted)
 
     def row_count(self, axes: Iterable[str]) -> int:
-        """How many rows the grid falls into along `axes`."""
+        """The number of rows along `axes`."""
         return self.size // self.row_size(axes)
 
     def row_size(self, axes: Iterable[str]) -> int:
-        """How many ranks a row along `axes` has."""
+        """The number of ranks of a row along `axes`."""
         wanted = self._check_axes(axes)
         return math.prod(size for name, size, _ in self._axes() if name in wanted)
 
@@ -147,5 +147,5 @@ class RankGrid:
             if name not in self.dim_names:
                 raise AxisError(f"no axis {name!r}; the grid has {', '.join(self.dim_names)}")
         if len(set(names)) != len(names):
-            raise AxisError(f"an axis stands twice in {', '.join(names)}")
+            raise AxisError(f"duplicate axis: {', '.join(names)}")
         return names

@@ -1,4 +1,4 @@
-"""From the sizes that a user wrote for each module to grids: `dp: auto`, `colocate_with`, ranks by hand."""
+"""Grids from the sizes of modules in a config: `dp: auto`, `colocate_with`, `ranks`."""
 
 import math
 import re
@@ -14,7 +14,7 @@ AXES = ("tp", "cp", "dp", "pp")
 """The axes of every grid, fastest first, as Megatron-Core orders them."""
 
 LARGEST_WORLD = 1 << 20
-"""Ranks of one world: beyond this a size is a slip of the pen."""
+"""Ranks of one world; a larger size is taken for a mistake."""
 
 AUTO: Literal["auto"] = "auto"
 
@@ -24,17 +24,21 @@ class ModuleSizes:
     """One module as the user wrote it. Axes left out are 1."""
 
     tp: int = 1
+    """Size of the tensor-parallel axis."""
     cp: int = 1
+    """Size of the context-parallel axis."""
     dp: int | Literal["auto"] = 1
-    """A number, or `auto`: what the module's other axes leave of its ranks."""
+    """Size of the data-parallel axis, or `auto`: what the module's other axes leave of its ranks."""
     pp: int = 1
+    """Size of the pipeline-parallel axis."""
     ep: int = 1
-    """Expert parallelism; with `expt_tp` it factors the module's ranks a second time."""
+    """Size of the expert-parallel axis; with `expt_tp` it factors the module's ranks a second time."""
     expt_tp: int = 1
+    """Size of the experts' tensor-parallel axis."""
     order: tuple[str, ...] | None = None
-    """The four axes, fastest first; default `AXES`."""
+    """The axes `tp`, `cp`, `dp` and `pp`, fastest first. Default: this order."""
     ranks: str | None = None
-    """Ranks by hand: `0-7`, or `3` for one."""
+    """The module's ranks, such as `0-7`, or `3` for one. Default: the next free ones."""
     colocate_with: str | None = None
     """Another modality module, whose ranks this one shares."""
 
@@ -71,13 +75,13 @@ class ModuleSizes:
 
     @property
     def size(self) -> int | None:
-        """The number of ranks, if the sizes alone say it."""
+        """The number of ranks, if it follows from the sizes."""
         return None if self.dp == AUTO else self.fixed * self.dp
 
 
 @dataclass
 class _Share:
-    """Modules that lie on the same ranks, which may not be known yet."""
+    """Modules on the same ranks, which may not be known yet."""
 
     names: list[str]
     offset: int | None = None
@@ -89,10 +93,10 @@ def arrange(
 ) -> tuple[dict[str, RankGrid], dict[str, RankGrid]]:
     """The grids of the modules and, where `ep` or `expt_tp` is above 1, their expert grids.
 
-    Modules take ranks one after another, in the map's order; what the result must fulfil as a whole is `Topology`'s.
+    Modules get ranks one after another, in the map's order. `Topology` checks the result as a whole.
 
     Raises:
-        TopologyError: sizes that do not come out.
+        TopologyError: sizes that cannot be arranged.
     """
     shares = _colocated_share(modules) if colocated else _shares(modules)
     for share in shares:
@@ -135,7 +139,7 @@ def _check_sizes(shares: list[_Share], modules: Mapping[str, ModuleSizes]) -> No
 
 
 def _next_free(cursor: int, size: int, by_hand: list[tuple[int, int]]) -> int:
-    """The first offset from the cursor on where so many ranks lie clear of those placed by hand."""
+    """The first offset from the cursor on with so many ranks that do not overlap those of modules with `ranks`."""
     for offset, held in by_hand:
         if offset < cursor + size and cursor < offset + held:
             cursor = offset + held
@@ -179,9 +183,9 @@ def _root(name: str, modules: Mapping[str, ModuleSizes]) -> str:
                 f"={partner}: in a non_colocated layout nothing shares ranks with the language module; use layout: colocated",
             )
         if modules[seen[-1]].ranks is not None:
-            raise TopologyError(f"{key}.ranks", f"stands beside colocate_with: {partner}; keep one of the two")
+            raise TopologyError(f"{key}.ranks", f"and colocate_with: {partner} are both given; remove one of them")
         if partner in seen:
-            raise TopologyError(f"{key}.colocate_with", f"={partner} goes round in a circle: {' -> '.join([*seen, partner])}")
+            raise TopologyError(f"{key}.colocate_with", f"={partner} is a cycle: {' -> '.join([*seen, partner])}")
         seen.append(partner)
     return seen[-1]
 
@@ -202,7 +206,7 @@ def _parse_ranks(name: str, text: str) -> tuple[int, int]:
 
 
 def _size_from_modules(share: _Share, modules: Mapping[str, ModuleSizes]) -> None:
-    """Take the share's size from its `ranks`, or from a module whose sizes are all numbers; let them agree."""
+    """Set the share's size from its `ranks`, or from a module whose sizes are all numbers; refuse different ones."""
     for name in share.names:
         ranks = modules[name].ranks
         if ranks is None:
@@ -232,7 +236,7 @@ def _size_from_what_is_left(shares: list[_Share], modules: Mapping[str, ModuleSi
         return
     keys = [f"modules.{next(name for name in share.names if modules[name].dp == AUTO)}.dp" for share in unsized]
     if len(unsized) > 1:
-        raise TopologyError(keys[1], f"=auto, and {keys[0]}=auto too: both want the ranks that are left; give one a number")
+        raise TopologyError(keys[1], f"=auto, and {keys[0]}=auto too: both take the remaining ranks; give one a number")
     if world_size is None:
         raise UnknownWorldSizeError(keys[0], "=auto needs the number of ranks; give a number, or world_size")
     taken = sum(share.size for share in shares if share.size is not None)

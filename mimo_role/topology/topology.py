@@ -27,7 +27,7 @@ class Topology:
     `expt_tp`, `ep`, `expt_dp` and `pp`.
 
     Raises:
-        TopologyError: the grids do not make a world; see `docs/config.md` for the rules.
+        TopologyError: the grids do not form a world; see `docs/reference/config.md` for the rules.
     """
 
     layout: ModuleLayout
@@ -63,11 +63,11 @@ class Topology:
         """Arrange modules, given by their sizes along the axes, as grids of one world.
 
         `Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": "auto"}}, world_size=8)` gives vision
-        ranks 0-1 and language ranks 2-7. `world_size` is needed only where `dp: auto` takes the ranks that are left; a
-        smaller world is refused, and a larger one is not filled.
+        ranks 0-1 and language ranks 2-7. `world_size` is only needed if `dp: auto` takes the remaining ranks. A
+        smaller world is an error; a larger one is not filled.
 
         Raises:
-            TopologyError: sizes that do not come out, with the key path of the value at fault.
+            TopologyError: sizes that cannot be arranged, with the key path of the wrong value.
         """
         sizes = {name: ModuleSizes.from_value(name, value) for name, value in modules.items()}
         layout = _layout("layout", layout)
@@ -94,7 +94,7 @@ class Topology:
         return list(names[bisect_right(starts, rank) - 1])
 
     def role_of(self, rank: int) -> RankRole:
-        """The role of any rank; its cost does not depend on the world's size."""
+        """The role of any rank, in time that does not depend on the world's size."""
         return RankRole(modules={name: stage_info(self.grids[name], rank) for name in self.modules_of(rank)}, mode=self.layout)
 
     def coords_of(self, rank: int) -> dict[str, dict[str, int]]:
@@ -102,7 +102,7 @@ class Topology:
         return {name: self.grids[name].coords(rank) for name in self.modules_of(rank)}
 
     def label_of(self, rank: int) -> str:
-        """The rank's place in words: its modules, each with the coordinates along axes longer than one, slowest first.
+        """The rank's modules, each with the coordinates along axes longer than one, slowest first.
 
         `language.pp0.tp1`; modules that share a rank are joined by `+`.
         """
@@ -144,7 +144,7 @@ class Topology:
         """The inverse of `to_json`.
 
         Raises:
-            TopologyError: not JSON, of another form, or not a world.
+            TopologyError: it is not JSON, has another form, or is not a world.
         """
         try:
             value = json.loads(text)
@@ -157,7 +157,7 @@ class Topology:
         """The inverse of `as_dict`.
 
         Raises:
-            TopologyError: of another form, or not a world.
+            TopologyError: it has another form, or is not a world.
         """
         _check_form("topology", value, {"layout": str, "world_size": int, "modules": list})
         grids: dict[str, RankGrid] = {}
@@ -197,7 +197,7 @@ def _check_layout(layout: ModuleLayout, grids: Mapping[str, RankGrid]) -> None:
                 )
         return
     if len(grids) == 1:
-        raise TopologyError("layout", "non_colocated needs a modality module beside the language module; use colocated")
+        raise TopologyError("layout", "non_colocated needs a modality module besides the language module; use colocated")
     for (one, first), (other, second) in combinations(grids.items(), 2):
         overlap = max(first.ranks.start, second.ranks.start) < min(first.ranks.stop, second.ranks.stop)
         may_share = first.ranks == second.ranks and MIMO_LANGUAGE_MODULE_KEY not in (one, other)
@@ -235,7 +235,7 @@ def _check_experts(grids: Mapping[str, RankGrid], expert_grids: Mapping[str, Ran
 
 
 def _axis_step(grid: RankGrid, axis: str) -> tuple[int, int]:
-    """The axis's size and the step between its neighbours: grids of the same ranks agree on both or differ in rows."""
+    """The axis's size and stride: grids of the same ranks have equal rows along the axis if both are equal."""
     if axis not in grid.dim_names or grid.axis_size(axis) == 1:
         return (1, 1)
     return (grid.axis_size(axis), grid.stride(axis))

@@ -1,4 +1,4 @@
-"""Means over the tokens of a whole batch, which the language model's lanes and context-parallel ranks hold parts of."""
+"""Token counts and mean losses over the language model's lanes and context-parallel ranks."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ def token_count(tokens: int | torch.Tensor, group: dist.ProcessGroup, device: to
 def mean_loss(
     losses: Sequence[torch.Tensor], tokens: int | torch.Tensor | None, device: torch.device, *, is_counted: bool
 ) -> torch.Tensor:
-    """The sum of the counted ranks' losses, divided by the sum of their tokens if any gives some. Collective over the world."""
-    numbers = torch.zeros(3, dtype=torch.float64, device=device)  # losses, tokens, how many ranks gave tokens
+    """The sum of the counted ranks' losses, over the sum of their tokens if any rank passes some. Collective over the world."""
+    numbers = torch.zeros(3, dtype=torch.float64, device=device)  # losses, tokens, number of ranks with tokens
     if is_counted and losses:
         numbers[0] = torch.stack([loss.detach() for loss in losses]).sum(dtype=torch.float64)
     if is_counted and tokens is not None:

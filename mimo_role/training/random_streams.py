@@ -1,4 +1,4 @@
-"""The random numbers of one rank: one stream for each module that it runs."""
+"""Random numbers of one rank: a stream for each module that it runs."""
 
 import math
 import operator
@@ -22,10 +22,10 @@ except ImportError:  # torch works without
 
 
 class RandomStreams:
-    """The random numbers of one rank. Made by `RoleContext.seed_everything`, which seeds all of them.
+    """Random numbers of one rank. Made by `RoleContext.seed_everything`, which seeds all of them.
 
-    The generators of the process - `random`, NumPy's global one, and torch's default ones - follow one module: the language
-    module where the rank runs it, else the first module of its role. Code of another module on the same rank draws in a block,
+    The generators of the process - `random`, NumPy's global one, and torch's default ones - belong to one module: the language
+    module if the rank runs it, otherwise the first module of its role. Code of another module on the same rank draws within
     `with streams.fork("vision")`, or from `streams.generator("vision")`.
     """
 
@@ -34,7 +34,7 @@ class RandomStreams:
     ) -> None:
         """
         Raises:
-            AxisError: `different_over` names an axis that there is not.
+            AxisError: `different_over` names an unknown axis.
         """
         self.seed = operator.index(seed)
         self._topology = topology
@@ -44,14 +44,14 @@ class RandomStreams:
         self.names: Mapping[str, str] = {name: self._stream(rank, name) for name in topology.modules_of(rank)}
         """The stream of each module: `{"vision": "vision.dp1", "language": "language"}`."""
         self.module = MIMO_LANGUAGE_MODULE_KEY if MIMO_LANGUAGE_MODULE_KEY in self.names else next(iter(self.names))
-        """The module that the generators of the process follow."""
+        """The module of the process's generators."""
         self._drawing = self.module
         self._waiting = {name: self._first_states(name) for name in self.names if name != self.module}
         self._generators = {name: torch.Generator(device).manual_seed(self._seed(name, "generator")) for name in self.names}
         self._seed_process()
 
     def generator(self, module: str) -> torch.Generator:
-        """A generator for torch functions that take one: a stream of its own, on the context's device.
+        """A generator for torch functions that take one, with a separate stream, on the context's device.
 
         Raises:
             AxisError: the rank does not run the module.
@@ -61,9 +61,9 @@ class RandomStreams:
 
     @contextmanager
     def fork(self, module: str) -> Iterator[None]:
-        """Let torch's default generators draw from a module's stream in a block; it goes on where its last block ended.
+        """Use a module's stream for torch's default generators within a block; it continues from the previous block.
 
-        What dropout and initialization draw in it leaves the other modules' streams as they are, as with Megatron-Core's
+        Dropout and initialization in the block do not change the other modules' streams, as with Megatron-Core's
         `CudaRNGStatesTracker.fork`. `random` and NumPy are not switched.
 
         Raises:
@@ -78,7 +78,7 @@ class RandomStreams:
             self._draw_from(before)
 
     def rng_state(self) -> dict[str, Any]:
-        """The state of every generator, as tensors, numbers and text in nested dictionaries; for this rank alone."""
+        """The state of every generator of this rank, as tensors, numbers and text in nested dictionaries."""
         states = {**self._waiting, self._drawing: self._default_states()}
         found: dict[str, Any] = {
             "place": self._place,
@@ -90,10 +90,10 @@ class RandomStreams:
         return found if np is None else found | {"numpy": _numpy_state()}
 
     def load_rng_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `rng_state` was taken.
+        """Restore a state from `rng_state`.
 
         Raises:
-            ContextError: it was taken by a rank with other streams or another kind of device.
+            ContextError: it is of a rank with other streams or another kind of device.
         """
         if state["place"] != self._place:
             raise ContextError(
@@ -110,11 +110,11 @@ class RandomStreams:
             _set_numpy_state(state["numpy"])
 
     def state_dict(self) -> dict[str, Any]:
-        """`rng_state` under this rank's name: torch.distributed.checkpoint keeps one value of each name for all ranks."""
+        """`rng_state` under this rank's name: torch.distributed.checkpoint saves one value per name for all ranks."""
         return {f"rank{self._rank}": self.rng_state()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`; the two are what torch.distributed.checkpoint expects of a `Stateful`.
+        """The inverse of `state_dict`; both are the interface `Stateful` of torch.distributed.checkpoint.
 
         Raises:
             ContextError: as `load_rng_state`.
@@ -122,11 +122,11 @@ class RandomStreams:
         self.load_rng_state(state_dict[f"rank{self._rank}"])
 
     def prepare_dtensor(self, mesh: DeviceMesh) -> None:
-        """Let DTensor's random operators on a CUDA mesh draw from the current module's stream; on the CPU, only check.
+        """Use the current module's stream for DTensor's random operators on a CUDA mesh; on the CPU, only check.
 
-        They shift torch's default generator by the place of each shard, for which it must be equal on all ranks of the mesh.
-        DTensor sees to that by a broadcast over the whole world at the first operator, in which the ranks of other modules do
-        not take part; this sets it up without one. Call it before the first DTensor is drawn.
+        They offset torch's default generator by the index of each shard, so it must be equal on all ranks of the mesh. DTensor
+        ensures that by a broadcast over the whole world at the first operator, which the ranks of other modules do not call;
+        this initializes it without a broadcast. Call it before the first random DTensor is created.
 
         Raises:
             ContextError: the stream differs over the mesh's ranks.
@@ -191,7 +191,7 @@ class RandomStreams:
 
 
 def _words(seed: int) -> list[int]:
-    """A seed as NumPy's legacy generator takes it."""
+    """A seed for NumPy's legacy generator."""
     return [seed & 0xFFFFFFFF, seed >> 32]
 
 

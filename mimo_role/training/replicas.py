@@ -1,7 +1,7 @@
-"""Which of the ranks that hold equal copies of a gradient counts it in a sum over the world. Pure arithmetic.
+"""Which of the ranks that have replicas of a gradient counts it in a sum over the world. Pure arithmetic.
 
-Gradients are looked at after they have been summed over the lanes of their module: from then on, ranks that hold the same part
-of a parameter hold the same numbers. Of these ranks, the one with coordinate 0 along every axis of copies is the first.
+Gradients have been summed over the lanes of their module, so ranks with the same part of a parameter have equal gradients. Of
+these ranks, the one with coordinate 0 along every axis of replicas is the first.
 """
 
 from collections.abc import Collection
@@ -14,16 +14,16 @@ from mimo_role.topology.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What is known of a parameter by its attributes; the names are Megatron-Core's."""
+    """Attributes of a parameter, with Megatron-Core's names."""
 
     tensor_model_parallel: bool = False
-    """Each tp rank holds a part of its own."""
+    """Each tp rank has a different part."""
     is_expert: bool = False
-    """Each ep rank holds experts of its own: the attribute `allreduce` is false."""
+    """Each ep rank has different experts: the attribute `allreduce` is false."""
     shared: bool = False
-    """It is the second copy of a weight that another rank counts."""
+    """It is a second copy of a weight that another rank counts."""
     shared_embedding: bool = False
-    """The module's first and last stages hold a copy each."""
+    """The module's first and last stages have a copy each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class Placed:
 
 
 def is_counted(topology: Topology, module: str, rank: int, marks: Marks, placed: Placed | None = None) -> bool:
-    """Whether a rank is the first of those that hold the same part of a parameter of one of its modules.
+    """Whether a rank is the first of those that have the same part of a parameter of one of its modules.
 
     Args:
         topology: the world.
-        module: one that the rank runs.
-        rank: any.
-        marks: the parameter's.
-        placed: for a tensor that is divided over a device mesh.
+        module: one of the rank's modules.
+        rank: any rank.
+        marks: attributes of the parameter.
+        placed: for a tensor that is divided over a device mesh, how.
 
     Raises:
         GradientError: the mesh's ranks are not a whole row of the module's grid or of its experts' grid.
@@ -71,7 +71,7 @@ def is_counted(topology: Topology, module: str, rank: int, marks: Marks, placed:
 
 
 def axes_of_row(grid: RankGrid, ranks: Collection[int]) -> frozenset[str] | None:
-    """The axes along which these ranks are one whole row of the grid; `None` where they are not."""
+    """The axes along which these ranks are one whole row of the grid; `None` if they are not."""
     if not all(rank in grid for rank in ranks):
         return None
     coords = [grid.coords(rank) for rank in ranks]

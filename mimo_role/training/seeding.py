@@ -1,6 +1,6 @@
-"""Seeds by arithmetic: the name of the random stream that a rank draws from, and the seed of a stream.
+"""Names and seeds of random streams. Pure arithmetic.
 
-A stream is named by a module and by coordinates in it, `language.dp1.pp2`. Ranks with the same name draw the same numbers.
+A stream is named after a module and coordinates in it, `language.dp1.pp2`. Ranks with the same name draw the same numbers.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from mimo_role.groups.families import EXPERT_AXES, expert_grid_of
 from mimo_role.topology.topology import Topology
 
 DIFFERENT_OVER = ("dp", "pp")
-"""The axes over which dropout masks differ: ranks of one tp or cp row work on the same or on parts of the same samples."""
+"""The axes over which dropout masks differ: ranks of one tp or cp row have the same samples or parts of them."""
 
 DATA_PARALLEL_RNG = "data-parallel-rng"
 MODEL_PARALLEL_RNG = "model-parallel-rng"
@@ -20,10 +20,10 @@ EXPERT_PARALLEL_RNG = "expert-parallel-rng"
 
 
 def stream_of(topology: Topology, rank: int, module: str, different_over: Collection[str] = DIFFERENT_OVER) -> str:
-    """The name of the stream that a rank draws from for a module: the module, and the rank's coordinates along some axes.
+    """The name of a rank's stream for a module: the module, and the rank's coordinates along some axes.
 
-    Coordinates of 0 are left out: a name depends neither on the sizes of axes nor on the number of ranks, and lane 3 draws the
-    same in a world of 8 lanes as in one of 16.
+    Coordinates of 0 are omitted, so a name depends neither on the sizes of axes nor on the number of ranks: lane 3 draws the
+    same numbers in a world of 8 lanes as in one of 16.
 
     Args:
         different_over: the axes along which ranks draw different numbers, among the module's own and those of its experts.
@@ -40,7 +40,7 @@ def stream_of(topology: Topology, rank: int, module: str, different_over: Collec
 def seed_of(seed: int, stream: str, purpose: str) -> int:
     """The seed of one stream for one purpose, 0 to 2**63 - 1: the first 63 bits of a SHA-256.
 
-    Purposes keep generators apart: Python's and NumPy's are the same algorithm, and would draw the same from one seed.
+    Purposes separate generators: Python's and NumPy's use the same algorithm, and would draw the same from one seed.
     """
     digest = hashlib.sha256(f"{operator.index(seed)}/{stream}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -49,7 +49,7 @@ def seed_of(seed: int, stream: str, purpose: str) -> int:
 def megatron_seeds(seed: int, topology: Topology, rank: int, module: str) -> Mapping[str, int]:
     """The seeds of Megatron-Core's `CudaRNGStatesTracker` by name, as Megatron-LM derives them from its `--seed`.
 
-    `data-parallel-rng` is also the seed of torch's default generators there: equal over tp, cp and dp, different over pp.
+    `data-parallel-rng` is also the seed of torch's default generators: equal over tp, cp and dp, different over pp.
 
     Source: `_set_random_seed` in Megatron-LM's `megatron/training/initialize.py` (`seed + 100 * pp_rank`), and
     `model_parallel_cuda_manual_seed` in megatron-core 0.16.1, `tensor_parallel/random.py`.
@@ -67,7 +67,7 @@ def megatron_seeds(seed: int, topology: Topology, rank: int, module: str) -> Map
 
 
 def _coords(topology: Topology, rank: int, module: str) -> dict[str, int]:
-    """The rank's coordinates along the module's axes and those of its experts; 0 along axes that it lacks."""
+    """The rank's coordinates along the module's axes and those of its experts; 0 along axes that the module lacks."""
     if module not in topology.grids:
         raise AxisError(f"no module {module!r}; there are {', '.join(topology.grids)}")
     grid, experts = topology.grids[module], expert_grid_of(topology, module)

@@ -1,4 +1,4 @@
-"""Several scripts in the same processes, each in a world of its own: processes start only once."""
+"""Several scripts in the same processes, each in a separate world: processes start only once."""
 
 import time
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a job on one rank."""
+    """The result of a job on one rank."""
 
     found: list[Any]
     error: str

@@ -46,7 +46,7 @@ def expert_group_ranks():
     return dist.get_process_group_ranks(context.group("language", "ep"))
 
 
-def test_expert_axes_have_groups_too():
+def test_expert_axes_have_groups():
     assert run_ranks(expert_group_ranks, EXPERTS) == [None, *[[1, 2, 3, 4]] * 4]
 
 
@@ -60,7 +60,7 @@ def place_in_the_job():
     )
 
 
-def test_a_context_knows_its_role_and_coordinates_and_exports_them():
+def test_a_context_has_its_role_and_coordinates_and_exports_them():
     for rank, (role, coords, found, variables) in enumerate(run_ranks(place_in_the_job, APART)):
         assert role == APART.role_of(rank)
         assert coords == APART.coords_of(rank)
@@ -82,7 +82,7 @@ def mesh_of_language():
     return mesh.mesh_dim_names, mesh.mesh.tolist(), int(total), same, again is mesh and dist.get_pg_count() == groups_made
 
 
-def test_a_mesh_is_made_of_the_groups_that_there_are():
+def test_a_mesh_uses_existing_groups():
     found = run_ranks(mesh_of_language, APART)
     assert found[:2] == [None, None]
     for rank, (names, ranks, total, same, nothing_new) in enumerate(found[2:], start=2):
@@ -116,7 +116,7 @@ def mistakes():
     ]
 
 
-def test_mistakes_are_told_apart():
+def test_each_mistake_has_its_message():
     assert run_ranks(mistakes, APART)[0] == [
         (
             "ContextError: this process has its context already; use mimo_role.current(). mimo-launch joins before the script "
@@ -125,7 +125,7 @@ def test_mistakes_are_told_apart():
         "AxisError: no module 'audio'; there are vision, language",
         "AxisError: rank 0 does not run 'language'; it runs vision",
         "AxisError: module 'vision' has no grid with the axes sp; it has tp, cp, dp, pp; or expt_tp, ep, expt_dp, pp",
-        "AxisError: an axis stands twice in tp, tp",
+        "AxisError: duplicate axis: tp, tp",
         "AxisError: axes are names, one argument each, not ['dp', 'cp']",
         "BridgeError: a bridge ends at the language module; name a modality module, or a stage",
         "BridgeError: module 'language' has 2 stages; no stage follows stage 1",
@@ -133,7 +133,7 @@ def test_mistakes_are_told_apart():
     ]
 
 
-def test_current_before_init_says_how_to_get_there(monkeypatch):
+def test_current_before_init_names_init(monkeypatch):
     monkeypatch.delenv("MIMO_TOPOLOGY", raising=False)
     with pytest.raises(ContextError, match=r"start the script with mimo-launch .*, or call mimo_role.init"):
         mimo_role.current()
@@ -159,7 +159,7 @@ def alone():
     return first, mimo_role.current().topology.grids.keys() == {"language"}
 
 
-def test_a_world_of_one_needs_no_launcher_and_can_be_left_and_joined_again():
+def test_a_world_of_one_needs_no_launcher_and_can_be_joined_again():
     assert run_ranks(alone, 1) == [((True, True, 1), True)]
 
 
@@ -172,7 +172,7 @@ def join_with_own_process_group():
     return context.rank, int(total)
 
 
-def test_a_process_group_that_is_there_is_used_and_left_alone():
+def test_an_existing_process_group_is_used_and_not_destroyed():
     assert run_ranks(join_with_own_process_group, 6) == [(rank, 6) for rank in range(6)]
 
 
@@ -180,7 +180,7 @@ def join_from_torchrun_environment():
     return mimo_role.init(APART, backend="gloo").role
 
 
-def test_a_script_can_join_with_a_topology_of_its_own():
+def test_a_script_can_join_with_a_topology():
     assert run_ranks(join_from_torchrun_environment, 6) == [APART.role_of(rank) for rank in range(6)]
 
 
@@ -190,7 +190,7 @@ def join_with_one_odd_rank():
     return error_of(lambda: mimo_role.init(other if odd else APART, backend="gloo")), dist.is_initialized()
 
 
-def test_ranks_with_another_topology_are_named_with_their_hosts_by_every_rank():
+def test_every_rank_names_ranks_with_another_topology_and_their_hosts():
     for message, joined in run_ranks(join_with_one_odd_rank, 6):
         assert message.startswith(f"TopologyMismatchError: ranks hold different topologies: 5 of 6 hold {APART.digest[:12]}")
         assert f"but rank 3 on {socket.gethostname()} holds" in message
@@ -223,7 +223,7 @@ def test_a_topology_other_than_the_planned_one_is_refused():
     assert "is not the one that mimo-launch planned" in run_ranks(join_against_the_plan, 1)[0]
 
 
-def test_many_odd_ranks_are_counted():
+def test_of_many_deviating_ranks_the_first_are_named():
     everyone = [("a" * 64, "n1")] * 40 + [("b" * 64, "n2")] * 20
     assert "and 4 more. Start all of them from the same config" in _describe_mismatch("topologies", everyone)
     assert issubclass(TopologyMismatchError, ContextError)
@@ -248,10 +248,10 @@ def never_end():
     ("function", "timeout_s", "message"),
     [
         (fail_on_rank_one, 60, r"rank 1 failed:\n(.|\n)*rank one's own error"),
-        (die_on_rank_one, 60, "rank 1 died without a word"),
+        (die_on_rank_one, 60, "rank 1 exited without reporting an error"),
         (never_end, 3, "not finished after 3 s: ranks 0, 1"),
     ],
 )
-def test_run_ranks_tells_which_rank_failed_and_how(function, timeout_s, message):
+def test_run_ranks_names_the_rank_that_failed_and_its_error(function, timeout_s, message):
     with pytest.raises(RankFailedError, match=message):
         run_ranks(function, 2, timeout_s=timeout_s)

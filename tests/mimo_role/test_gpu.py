@@ -9,7 +9,7 @@ from torch import nn
 
 import mimo_role
 from mimo_role import GroupOptions, NcclOptions, Topology
-from mimo_role.groups import process_groups
+from mimo_role.groups import creation
 from mimo_role.groups.rounds import RowSet
 from mimo_role.testing import run_ranks
 
@@ -30,9 +30,9 @@ def nccl_alone():
             dist.all_reduce(total, group=context.group(module, axis))
     backend = dist.get_backend(context.group("language", "tp"))
     mesh = context.mesh("language").device_type
-    # A group of one rank has no module's options; what a larger one would get is handed to NCCL here.
-    own = process_groups._backend_options(GroupOptions(is_high_priority_stream=True, nccl=NcclOptions(max_ctas=4)))
-    split = process_groups.make_rows(RowSet(range(1), ()), 0, pg_options=own, group_desc="language.tp")
+    # A group of one rank has no options of a module; here NCCL gets those of a larger group.
+    own = creation.backend_options(GroupOptions(is_high_priority_stream=True, nccl=NcclOptions(max_ctas=4)))
+    split = creation.make_rows(RowSet(range(1), ()), 0, pg_options=own, group_desc="language.tp")
     dist.all_reduce(total, group=split)
     options = split._get_backend(torch.device("cuda")).options
     found = options.is_high_priority_stream, options.config.max_ctas, split.group_desc
@@ -40,7 +40,7 @@ def nccl_alone():
     return float(total), str(context.device), backend, mesh, found
 
 
-def test_a_job_of_one_gpu_joins_makes_its_groups_and_leaves():
+def test_a_job_on_one_gpu_joins_creates_its_groups_and_shuts_down():
     expected = (1.0, "cuda:0", "nccl", "cuda", (True, 4, "language.tp"))
     assert run_ranks(nccl_alone, 1, timeout_s=120) == [expected]
 
@@ -93,7 +93,7 @@ def test_gradients_on_a_gpu_are_clipped():
 
 
 def across_a_bridge_on_one_gpu(backend):
-    """What is on the rank already crosses to itself, forward and back."""
+    """A rank transfers to itself, forward and back."""
     context = mimo_role.init(ALONE, backend=backend, timeout_s=60)
     bridge = context.bridge("vision")
     sent = torch.arange(12.0, device="cuda").view(3, 4).requires_grad_()

@@ -22,7 +22,7 @@ def rank(request, monkeypatch):
     dist.destroy_process_group()
 
 
-def test_a_context_of_ten_thousand_ranks_makes_a_dozen_groups(rank, monkeypatch):
+def test_a_context_of_ten_thousand_ranks_creates_a_dozen_groups(rank, monkeypatch):
     made = []
     original = dist.new_group
     monkeypatch.setattr(

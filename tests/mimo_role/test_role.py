@@ -14,7 +14,7 @@ WHOLE = ModuleStageInfo(True, True)
 
 @dataclass
 class ForeignGrid:
-    """Has what Megatron-Core's HyperCommGrid has, and lists where ours has tuples."""
+    """Has the attributes of Megatron-Core's HyperCommGrid, with lists instead of tuples."""
 
     rank_offset: int
     size: int
@@ -66,7 +66,7 @@ def test_a_colocated_grid_with_a_pipeline_gets_its_true_stages(rank, stages):
         (11, "language", False, True),
     ],
 )
-def test_a_rank_has_the_stage_of_the_one_grid_that_spans_it(grids, rank, module, first, last):
+def test_a_rank_has_the_stage_of_the_grid_that_contains_it(grids, rank, module, first, last):
     role = RankRole.build(["vision"], grids, rank=rank)
     assert role == RankRole({module: ModuleStageInfo(first, last)}, ModuleLayout.NON_COLOCATED)
 
@@ -76,7 +76,7 @@ def test_a_grid_without_a_pipeline_has_one_stage():
     assert RankRole.build(["vision"], grids, rank=3).modules == {"language": WHOLE}
 
 
-def test_grids_of_another_kind_work_too():
+def test_grids_of_another_class_are_accepted():
     grids = {"vision": ForeignGrid(0, 2, [2], ["dp"]), "language": ForeignGrid(2, 4, [2, 2], ["tp", "pp"])}
     assert RankRole.build(["vision"], grids, rank=5).modules == {"language": ModuleStageInfo(False, True)}
 
@@ -86,12 +86,12 @@ def test_a_rank_in_no_grid_is_refused_by_name(grids):
         RankRole.build(["vision"], grids, rank=12)
 
 
-def test_the_rank_comes_from_the_environment_where_nothing_else_says_it(grids, monkeypatch):
+def test_the_rank_is_read_from_the_environment_by_default(grids, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     assert RankRole.build(["vision"], grids).modules == {"vision": ModuleStageInfo(False, True)}
 
 
-def test_a_process_without_a_rank_is_told_to_pass_one(grids, monkeypatch):
+def test_a_process_without_a_rank_is_refused(grids, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RankNotInGridError, match="RANK is not set; pass rank="):
         RankRole.build(["vision"], grids)
@@ -112,7 +112,7 @@ def test_the_three_steps_of_build_have_megatrons_names(grids):
         (["vision", "language", "audio"], True, True),
     ],
 )
-def test_properties_tell_what_a_rank_runs(names, modality, language):
+def test_properties_of_a_role_follow_from_its_modules(names, modality, language):
     role = RankRole(dict.fromkeys(names, WHOLE))
     assert role.has_modality_modules is modality
     assert role.has_language_module is language

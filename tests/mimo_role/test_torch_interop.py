@@ -70,7 +70,7 @@ def sliced_mesh():
     return shape, names, own, int(total) == expected, counted.made
 
 
-def test_a_slice_of_two_axes_makes_no_groups():
+def test_a_slice_of_two_axes_creates_no_groups():
     found = run_ranks(sliced_mesh, Topology.from_modules({"vision": {"dp": 1}, "language": {"tp": 2, "cp": 2, "dp": 2}}))
     assert found[0] is None
     assert found[1] == ((2, 2), ("dp", "cp"), [[1, 3], [5, 7]], True, 0)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mimo_role
 from mimo_role import ActivationSpec, BridgeError, Schedule1F1B, Topology, lane_samples
+from mimo_role.host import environ
 
 SAMPLES, WIDTH = 6, 2
 LIMIT_S = 30.0
@@ -40,7 +41,7 @@ class Program:
     topology: Topology
     scripts: tuple[tuple[Op, ...], ...]
     is_regular: bool
-    """Whether nothing was changed on one side or rank alone: then it must equal one process."""
+    """Whether no side or rank was changed by itself, so that the result must equal one process."""
 
 
 def program_of(seed: int) -> Program:
@@ -62,7 +63,7 @@ def program_of(seed: int) -> Program:
 
 
 def _sides(draw: random.Random, count: int) -> dict[str, list[Op]]:
-    """Scripts of both sides that go together: all forwards and then all backwards, or one batch after another."""
+    """Matching scripts of both sides: all forwards and then all backwards, or one batch after another."""
     no_grad = {batch for batch in range(count) if draw.random() < 0.15}
     unused = {batch for batch in range(count) if draw.random() < 0.15} - no_grad
     trained = [batch for batch in range(count) if batch not in no_grad]
@@ -95,7 +96,7 @@ def _sides(draw: random.Random, count: int) -> dict[str, list[Op]]:
 
 
 def _change(draw: random.Random, scripts: list[list[Op]], topology: Topology) -> None:
-    """Change one rank's script, or those of all ranks of one side alike."""
+    """Change one rank's script, or those of all ranks of one side."""
     module = draw.choice(["vision", "language"])
     ranks = list(topology.grids[module].ranks)
     changed = list(scripts[ranks[0]])
@@ -118,14 +119,14 @@ def _change(draw: random.Random, scripts: list[list[Op]], topology: Topology) ->
         changed.insert(at, Op("step", 100))
     else:
         changed.append(Op("backward", draw.randrange(5), "again"))
-    # Where lanes go in pairs, a pair knows nothing of the others, whose numbers stay right.
+    # If lanes are paired, a pair is independent of the others, whose numbers stay correct.
     lanes = [grid.axis_size("dp") for grid in topology.grids.values()]
     for rank in ranks if draw.random() < 0.5 or math.gcd(*lanes) > 1 else [draw.choice(ranks)]:
         scripts[rank] = changed
 
 
 def inputs_of(batch: int, samples: range) -> torch.Tensor:
-    """What the encoder holds of a batch: small whole numbers, so that sums are exact in any order. `[samples, WIDTH]`"""
+    """The encoder's input of a batch: small whole numbers, so that sums are exact in any order. `[samples, WIDTH]`"""
     return torch.tensor([[batch * 7 + sample + 1.0, sample - batch] for sample in samples], dtype=torch.float64).view(-1, WIDTH)
 
 
@@ -135,7 +136,7 @@ def encoded(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def losses_of(batch: int, how: str, rows: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-    """The losses that are taken back one after another."""
+    """The losses whose backwards run one after another."""
     if how == "twice":
         return [(rows * weight).sum(), (batch + 2) * rows.square().sum()]
     if how == "rows":
@@ -144,13 +145,13 @@ def losses_of(batch: int, how: str, rows: torch.Tensor, weight: torch.Tensor) ->
 
 
 class Rank:
-    """Runs one script, and notes every number."""
+    """Runs one script, and records every number."""
 
     def __init__(self) -> None:
         self.ctx = ctx = mimo_role.current()
         self.bridge = ctx.bridge("vision")
         end = self.bridge.source if self.bridge.is_sender else self.bridge.destination
-        place = end.place(ctx.rank)
+        place = end.place_of(ctx.rank)
         self.mine = lane_samples(SAMPLES, end.lanes, place.lane)
         self.count = 0
         self.held: dict[int, torch.Tensor] = {}
@@ -220,14 +221,14 @@ class Rank:
 
 
 def run_programs(seeds: range) -> list[tuple[list[tuple[str, int, object]], str, float]]:
-    """On one rank of a world that is large enough: every program in which the rank takes part; numbers, error and seconds."""
-    rank, world = mimo_role.environ.rank(), mimo_role.environ.world_size()
-    store = dist.TCPStore("127.0.0.1", int(mimo_role.environ.get("MASTER_PORT")), timeout=timedelta(seconds=120))
+    """On one rank of a world that is large enough: every program that has the rank; numbers, error and seconds."""
+    rank, world = environ.rank(), environ.world_size()
+    store = dist.TCPStore("127.0.0.1", int(environ.get("MASTER_PORT")), timeout=timedelta(seconds=120))
     found = []
     for seed in seeds:
         program = program_of(seed)
         if program.topology.world_size > world or rank >= program.topology.world_size:
-            found.append(([], "not there", 0.0))
+            found.append(([], "no such rank", 0.0))
             continue
         found.append(_run(program, rank, PrefixStore(f"program {seed}", store)))
     return found
@@ -253,7 +254,7 @@ def _run(program: Program, rank: int, store: dist.Store) -> tuple[list[tuple[str
 
 
 def oracle(program: Program) -> list[list[tuple[str, int, object]]] | None:
-    """What each rank must note, computed by one process that has all samples; `None` for a program that cannot be meant."""
+    """The numbers that each rank must record, computed by one process with all samples; `None` for an invalid program."""
     places = [_place(program, rank) for rank in range(program.topology.world_size)]
     ranks = list(zip(places, program.scripts, strict=True))
     scheduled = [tuple(op for op in script if op.verb == "schedule") for script in program.scripts]
@@ -292,7 +293,7 @@ def oracle(program: Program) -> list[list[tuple[str, int, object]]] | None:
 
 
 def _backwards(script: tuple[Op, ...]) -> Iterator[Op]:
-    """The backwards of batches that have gone forward by then."""
+    """The backwards of batches whose forwards have run."""
     forwards, dropped = 0, set()
     for op in script:
         forwards += op.verb == "forward"

@@ -8,7 +8,7 @@ from mimo_role.bridge.backward_pass import is_in_backward
 
 
 class Noting(torch.autograd.Function):
-    """Notes in both directions whether a backward pass is running."""
+    """Records in both directions whether a backward pass is running."""
 
     @staticmethod
     def forward(ctx, tensor, noted):
@@ -24,11 +24,11 @@ class Noting(torch.autograd.Function):
         return gradient, None
 
 
-def test_torch_still_has_the_private_function_that_is_asked():
+def test_torch_has_the_private_function():
     assert backward_pass._task is not None
 
 
-def test_a_backward_pass_is_noticed_within_it_and_not_outside():
+def test_a_backward_pass_is_detected():
     noted = []
     leaf = torch.ones(2, requires_grad=True)
     leaf.register_hook(lambda _: noted.append(("hook", is_in_backward())))

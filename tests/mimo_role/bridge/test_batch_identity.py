@@ -1,4 +1,4 @@
-"""What comes over a bridge is the batch that was meant: exact values, or an error on every rank that names the batch."""
+"""A bridge transfers the batch that is expected: exact values, or an error on every rank that names the batch."""
 
 import gc
 import os
@@ -51,7 +51,7 @@ def names_the_batch(outcomes, number=0):
     )
 
 
-# More batches in flight than messages can be told apart by their tags
+# More batches in flight than tags can distinguish
 
 
 def many_in_flight(found, count, sender_reversed, receiver_reversed):
@@ -68,7 +68,7 @@ def many_in_flight(found, count, sender_reversed, receiver_reversed):
         loss.backward()
 
 
-def test_300_batches_in_flight_come_back_exactly_in_any_order():
+def test_gradients_of_300_batches_in_flight_are_exact_in_any_order():
     jobs = [Job(many_in_flight, TWO, (300, *orders)) for orders in ((True, False), (False, True))]
     expected = [gradient_of(number) for number in range(300)]
     for sender, receiver in run_jobs(*jobs):
@@ -80,7 +80,7 @@ def test_300_batches_in_flight_come_back_exactly_in_any_order():
 
 
 def several_backwards(found, kind, count):
-    """The receiver goes back twice in the first two batches, and once in all others."""
+    """The receiver runs two backwards for each of the first two batches, and one for all others."""
     bridge = mimo_role.current().bridge("vision")
     for number in range(count):
         if bridge.is_sender:
@@ -109,7 +109,7 @@ def test_gradients_of_several_backward_passes_add_up():
 
 
 def backward_too_late(found):
-    """The second backward through batch 0 comes after batch 1 has gone forward."""
+    """The second backward through batch 0 comes after the forward of batch 1."""
     bridge = mimo_role.current().bridge("vision")
     if bridge.is_sender:
         for number in range(3):
@@ -162,7 +162,7 @@ def unused_embeddings(found, kept, unused_lanes):
             found.append(rows.grad.tolist())
             continue
         embeddings = bridge(spec=SPEC)
-        if number % 2 == 0 or bridge.destination.place(ctx.rank).lane not in unused_lanes:
+        if number % 2 == 0 or bridge.destination.place_of(ctx.rank).lane not in unused_lanes:
             sum(losses_of(embeddings, number)).backward()
         if not kept:
             del embeddings
@@ -174,7 +174,7 @@ def gradients_of_rows(number):
     return rows.grad.tolist()
 
 
-def test_zeros_come_back_for_embeddings_that_are_not_used():
+def test_gradients_of_unused_embeddings_are_zeros():
     zeros = [0.0] * 3
     jobs = [
         Job(unused_embeddings, topology, (kept, unused_lanes))
@@ -192,7 +192,7 @@ def test_zeros_come_back_for_embeddings_that_are_not_used():
         assert [[row for found in senders for row in found[number]] for number in range(4)] == expected
 
 
-# Sides that do not agree whether gradients come back
+# Sides that disagree about gradients
 
 
 def no_grad_on_one_side(found, side, count):
@@ -251,7 +251,7 @@ def never_back(found, kept):
         sum(losses_of(bridge(spec=SPEC), 0)).backward()
 
 
-def test_gradients_that_a_sender_never_asks_for_are_an_error_that_names_the_batch():
+def test_gradients_that_a_sender_never_requests_are_an_error_that_names_the_batch():
     for outcomes in run_jobs(Job(never_back, TWO, (False,)), Job(never_back, TWO, (True,))):
         assert all("gradients of batch 0" in own.errors for own in outcomes), outcomes
         assert all("bridge" in own.errors for own in outcomes)
@@ -261,7 +261,7 @@ def test_gradients_that_a_sender_never_asks_for_are_an_error_that_names_the_batc
 
 
 def scheduled(found, counts, numbers):
-    """Two steps; every micro-batch carries its own number."""
+    """Two steps; every micro-batch has its number as data."""
     ctx = mimo_role.current()
     (module,) = ctx.role.modules
     weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
@@ -282,17 +282,17 @@ def scheduled(found, counts, numbers):
         found.append(weight.grad.tolist())
 
 
-def test_schedules_of_other_micro_batches_or_steps_fail_at_the_first_one():
+def test_schedules_with_different_micro_batches_or_steps_fail_at_the_first_one():
     alike = {"vision": 3, "language": 3}
     unequal = [{"vision": 4, "language": 3}, {"vision": 3, "language": 4}, {"vision": 1, "language": 2}]
-    nobody, same = dict.fromkeys(alike), dict.fromkeys(alike, 7)
-    wrong = [(counts, nobody) for counts in unequal] + [(alike, {"vision": 7, "language": 8})]
-    right = [(alike, numbers) for numbers in (nobody, same, same | {"vision": None}, same | {"language": None})]
+    no_steps, same = dict.fromkeys(alike), dict.fromkeys(alike, 7)
+    wrong = [(counts, no_steps) for counts in unequal] + [(alike, {"vision": 7, "language": 8})]
+    right = [(alike, numbers) for numbers in (no_steps, same, same | {"vision": None}, same | {"language": None})]
     outcomes = run_jobs(*(Job(scheduled, TWO, args) for args in wrong + right))
     for ranks, (_, numbers) in zip(outcomes[: len(wrong)], wrong, strict=True):
         assert names_the_batch(ranks)
-        said = "step 8, micro-batch 0" if numbers["vision"] else "micro-batch 0 of "
-        assert all(said in own.errors for own in ranks), ranks
+        expected = "step 8, micro-batch 0" if numbers["vision"] else "micro-batch 0 of "
+        assert all(expected in own.errors for own in ranks), ranks
         assert [own.found for own in ranks] == [[], []]
         assert max(own.seconds for own in ranks) < QUICK_S
     micros = [float(10 * step + micro) for step in range(2) for micro in (1, 2, 3)]
@@ -316,8 +316,8 @@ def unequal_batches(found, counts, trains):
                 crossed.sum().backward()
 
 
-def test_one_batch_less_or_more_on_one_rank_fails_on_all_that_cross_with_it():
-    """The other ranks, whose own batches all fit, may have left by then; or they report the same failure."""
+def test_one_batch_less_or_more_on_one_rank_fails_on_all_its_peers():
+    """The other ranks, whose batches are all as expected, may have left by then; or they report the same failure."""
     worlds = [(TWO, (3, 4), ()), (TWO, (4, 3), ()), (TWO_ENCODERS, (3, 2, 3), (0,)), (TWO_ENCODERS, (3, 4, 3), (0,))]
     worlds += [(TWO_LANGUAGE_LANES, (3, 3, 2), (1,)), (TWO_LANGUAGE_LANES, (3, 3, 4), (1,))]
     cases = [(*world, trains) for world in worlds for trains in (True, False)]
@@ -358,11 +358,11 @@ def test_a_compiled_caller_is_exact_with_batches_of_changing_sizes():
     assert language.found == [[2.0 * count * 9] * 3 for count in sizes]
 
 
-# Processes that end, and forked ones
+# Processes that exit, and forked ones
 
 
 def meets_a_death(module, when):
-    """The rank of `module` is a child process, which dies before or after it has sent a batch."""
+    """The rank of `module` is a child process, which is killed before or after it has sent a batch."""
     rank = int(os.environ["RANK"])
     dies = rank == list(TWO.grids).index(module)
     if dies and (child := os.fork()):
@@ -402,7 +402,7 @@ def test_a_peer_that_dies_is_named_by_the_rank_that_waits_for_it(module, when):
 
 
 def forks(found, side):
-    """A child, such as a worker of a data loader, drops what it has inherited; its parent goes on."""
+    """A child, such as a worker of a data loader, drops the graph that it has inherited; its parent continues."""
     bridge = mimo_role.current().bridge("vision")
     for number in range(3):
         weight = weight_of(number)
@@ -432,7 +432,7 @@ def test_a_forked_child_that_drops_the_graph_does_not_disturb_its_parent():
     assert from_receiver[1].found == [0, 0, 0]
 
 
-# Gradients that are sent although the embeddings are still held
+# Gradients that are sent although the embeddings are still referenced
 
 
 class MeetsInStep(torch.optim.SGD):
@@ -459,13 +459,13 @@ def held_until_a_collective(found, optimizer):
     if optimizer is not None:
         weight.grad = torch.ones_like(weight)
         optimizer([weight], lr=0.1).step()
-        found.append([not bridge.ledger.started, weight.tolist()])
+        found.append([not bridge.ledger.gradients.started, weight.tolist()])
     if optimizer is not MeetsInStep:
         dist.barrier()
     found.append(embeddings.tolist())
 
 
-def test_gradients_are_sent_while_the_embeddings_are_held():
+def test_gradients_are_sent_while_the_embeddings_are_referenced():
     optimizers = [torch.optim.SGD, MeetsInStep, None]
     for optimizer, (sender, receiver) in zip(
         optimizers, run_jobs(*(Job(held_until_a_collective, TWO, (optimizer,)) for optimizer in optimizers)), strict=True

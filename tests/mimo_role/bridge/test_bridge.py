@@ -36,12 +36,12 @@ def loss_of(sample_range, activations):
 
 
 def cross(batch_size, stage=None):
-    """One batch over the bridge and back: what a sender's gradients and a receiver's activations are."""
+    """One batch over the bridge and back; a sender's gradients and a receiver's activations."""
     context = mimo_role.current()
     bridge = context.bridge("vision" if stage is None else "language", stage=stage)
     sent = None
     if bridge.is_sender:
-        held = lane_samples(batch_size, bridge.source.lanes, bridge.source.place(context.rank)[0])
+        held = lane_samples(batch_size, bridge.source.lanes, bridge.source.place_of(context.rank)[0])
         sent = whole_batch(batch_size)[held.start : held.stop].requires_grad_()
         crossed = bridge(sent, batch_size=batch_size)
     elif bridge.is_receiver:
@@ -51,7 +51,7 @@ def cross(batch_size, stage=None):
     if not bridge.is_receiver:
         crossed.backward()
         return sent.grad, None
-    taken = lane_samples(batch_size, bridge.destination.lanes, bridge.destination.place(context.rank)[0])
+    taken = lane_samples(batch_size, bridge.destination.lanes, bridge.destination.place_of(context.rank)[0])
     loss_of(taken, crossed).backward()
     return None if sent is None else sent.grad, crossed.detach()
 
@@ -70,7 +70,7 @@ def cross(batch_size, stage=None):
         pytest.param({"dp": 2}, {"dp": 2}, "colocated", id="on the same rank"),
     ],
 )
-def test_activations_and_gradients_cross_exactly(vision, language, layout, batch_size):
+def test_activations_and_gradients_are_transferred_exactly(vision, language, layout, batch_size):
     topology = Topology.from_modules({"vision": vision, "language": language}, layout=layout)
     whole = whole_batch(batch_size).requires_grad_()
     loss_of(range(batch_size), whole).backward()
@@ -93,7 +93,7 @@ def test_a_bridge_joins_two_stages_of_one_module():
 
 
 def two_bridges_out_of_order():
-    """Vision and audio cross in one order forward; autograd takes them back in another."""
+    """Vision and audio run forward in one order and backward in another."""
     context = mimo_role.current()
     bridges = [context.bridge(name) for name in ("vision", "audio")]
     if context.role.has_modality_modules:
@@ -107,7 +107,7 @@ def two_bridges_out_of_order():
     return [tensor.detach().tolist() for tensor in received]
 
 
-def test_two_bridges_between_the_same_ranks_are_not_mixed_up():
+def test_two_bridges_between_the_same_ranks_are_not_confused():
     topology = Topology.from_modules({"vision": {}, "audio": {"colocate_with": "vision"}, "language": {}})
     assert run_ranks(two_bridges_out_of_order, topology) == [[[[3.0, 3.0]], [[5.0, 5.0]]], [[[1.0, 1.0]], [[2.0, 2.0]]]]
 
@@ -128,7 +128,7 @@ def frozen_or_without_gradients(mode):
 
 
 @pytest.mark.parametrize(("mode", "requires_grad"), [("frozen", True), ("none", False), ("no_grad", False)])
-def test_encoders_that_take_no_gradients_do_not_stop_the_bridge(mode, requires_grad):
+def test_encoders_without_gradients_do_not_block_the_bridge(mode, requires_grad):
     topology = Topology.from_modules({"vision": {}, "language": {}})
     assert run_ranks(frozen_or_without_gradients, topology, mode) == [requires_grad] * 2
 
@@ -162,10 +162,10 @@ def test_a_tensor_that_does_not_fit_is_refused_before_anything_is_sent():
     ]
     assert language == [
         "rank 2 only receives over the bridge vision stage 0 -> language stage 0; pass no activations",
-        "rank 2 only receives over the bridge vision stage 0 -> language stage 0; it needs sample_shape and dtype",
+        "rank 2 only receives over the bridge vision stage 0 -> language stage 0; pass sample_shape and dtype",
         "rank 2 only receives over the bridge vision stage 0 -> language stage 0; pass no activations",
     ]
-    assert uninvolved == ["rank 3 takes no part in the bridge vision stage 0 -> language stage 0"] * 3
+    assert uninvolved == ["rank 3 is on neither side of the bridge vision stage 0 -> language stage 0"] * 3
 
 
 def other_ideas_of_a_sample(shape, dtype):
@@ -189,7 +189,7 @@ def other_ideas_of_a_sample(shape, dtype):
         ((2,), torch.float32, "torch.float32 [2]"),
     ],
 )
-def test_two_sides_with_other_ideas_of_a_sample_are_told(shape, dtype, expected):
+def test_sides_with_different_sample_shapes_are_an_error(shape, dtype, expected):
     topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"dp": 1}})
     found = run_ranks(other_ideas_of_a_sample, topology, shape, dtype)[2]
     where = "the bridge vision stage 0 -> language stage 0: rank 2 (language lane 0)"
@@ -215,7 +215,7 @@ def reuse_of_a_buffer():
     return got
 
 
-def test_what_arrives_is_what_was_passed_whatever_the_sender_does_next():
+def test_the_sender_may_change_its_activations_afterwards():
     assert run_ranks(reuse_of_a_buffer, Topology.from_modules({"vision": {}, "language": {}}))[1] == [1.0, 2.0, 3.0]
 
 
@@ -227,23 +227,23 @@ def packed(*tokens, dtype=torch.float32):
 
 
 def three_on_their_way():
-    """Three batches of unlike sizes are started before the first is waited for, in both directions."""
+    """Three batches of different sizes are started before the first is waited for, in both directions."""
     bridge = mimo_role.current().bridge("vision")
     specs = [packed(3, 1), packed(5), packed(0, 2)]
     numbers = [torch.full((sum(spec.samples.tokens), 2), 1.0 + at) for at, spec in enumerate(specs)]
     if bridge.is_sender:
         sent = [bridge.send_forward(values, spec).start() for values, spec in zip(numbers, specs, strict=True)]
         back = [bridge.recv_backward(spec).start() for spec in specs]
-        [crossing.wait() for crossing in sent]
-        return [crossing.wait().tolist() for crossing in back]
+        [transfer.wait() for transfer in sent]
+        return [transfer.wait().tolist() for transfer in back]
     taken = [bridge.recv_forward(spec).start() for spec in specs]
-    found = [crossing.wait() for crossing in taken]
+    found = [transfer.wait() for transfer in taken]
     given = [bridge.send_backward(-values, spec).start() for values, spec in zip(found, specs, strict=True)]
-    [crossing.wait() for crossing in given]
+    [transfer.wait() for transfer in given]
     return [values.tolist() for values in found]
 
 
-def test_batches_go_on_beside_each_other():
+def test_batches_are_transferred_at_the_same_time():
     back, there = run_ranks(three_on_their_way, TWO)
     assert there == [[[1.0, 1.0]] * 4, [[2.0, 2.0]] * 5, [[3.0, 3.0]] * 2]
     assert back == [[[-x for x in row] for row in rows] for rows in there]
@@ -263,7 +263,7 @@ def of_every_dtype(dtypes):
     bridge.wait()
 
 
-def test_every_dtype_crosses():
+def test_every_dtype_is_transferred():
     dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
     dtypes += [torch.int16, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16]
     topology = Topology.from_modules({"vision": {"tp": 2}, "language": {"tp": 2}})
@@ -271,7 +271,7 @@ def test_every_dtype_crosses():
 
 
 def together():
-    """Two bridges in one call, one of which carries no gradient to speak of."""
+    """Two bridges in one call, one of which has no gradient."""
     context = mimo_role.current()
     specs = {"vision": packed(2, 1), "audio": packed(0, 0)}
     sent = {name: torch.ones(spec.samples.tokens_of(0) + spec.samples.tokens_of(1), 2) for name, spec in specs.items()}
@@ -285,7 +285,7 @@ def together():
     return [values.detach().tolist() for values in received]
 
 
-def test_several_bridges_cross_in_one_call():
+def test_several_bridges_in_one_call():
     topology = Topology.from_modules({"vision": {}, "audio": {"colocate_with": "vision"}, "language": {}})
     gradients, received = run_ranks(together, topology)
     assert received == [[[1.0, 1.0]] * 3, []]
@@ -297,8 +297,8 @@ def learn(samples, tokens):
     bridge = context.bridge("vision")
     spec = None
     if bridge.is_sender:
-        # What other lanes' samples have, a rank need not know.
-        own = samples.of_lane(bridge.source.place(context.rank).lane, bridge.source.lanes, source=True)
+        # A rank need not know other lanes' token counts.
+        own = samples.of_lane(bridge.source.place_of(context.rank).lane, bridge.source.lanes, source=True)
         known = tuple(count if sample in own else 0 for sample, count in enumerate(tokens))
         spec = ActivationSpec(samples=dataclasses.replace(samples, tokens=known), token_shape=(2,), dtype=torch.float16)
     agreed = bridge.exchange_spec(spec, samples=samples)
@@ -306,7 +306,7 @@ def learn(samples, tokens):
 
 
 @pytest.mark.parametrize("layout", ["non_colocated", "colocated"])
-def test_receivers_learn_the_sizes_of_their_samples_on_request(layout):
+def test_receivers_get_the_sizes_of_their_samples_on_request(layout):
     topology = Topology.from_modules({"vision": {"dp": 2, "tp": 2}, "language": {"dp": 4}}, layout=layout)
     tokens = (5, 0, 3, 2, 9, 1)
     samples = Samples(6, destination_lanes=(3, 0, 0, 1, 3, 3))
@@ -318,7 +318,7 @@ def test_receivers_learn_the_sizes_of_their_samples_on_request(layout):
 
 
 def messages_in_steps(count):
-    """How many messages of data this rank posts in each of `count` batches, there and back."""
+    """How many messages of data this rank posts in each of `count` batches, forward and back."""
     bridge, posted = mimo_role.current().bridge("vision"), []
     originals = {name: getattr(dist.ProcessGroup, name) for name in ("send", "recv")}
 
@@ -336,7 +336,7 @@ def messages_in_steps(count):
     return posted
 
 
-def test_over_the_groups_nothing_but_the_batch_is_sent():
+def test_only_the_batch_is_sent_over_process_groups():
     assert run_ranks(messages_in_steps, TWO, 3) == [["send", "recv"] * 3, ["recv", "send"] * 3]
 
 
@@ -354,7 +354,7 @@ def memory_of_batches():
     return addresses
 
 
-def test_memory_is_used_again_as_soon_as_nobody_has_it():
+def test_memory_is_reused_when_it_is_not_referenced():
     first, second, third, fourth = run_ranks(memory_of_batches, TWO)[1]
     assert first != second
     assert (third, fourth) == (first, second)
@@ -384,12 +384,12 @@ def single_step_mistakes():
     return found
 
 
-def test_each_single_step_says_what_does_not_fit():
+def test_each_single_step_refuses_what_does_not_fit():
     sender, receiver = run_ranks(single_step_mistakes, TWO)
     split = "TokenSplit(cp_order='zigzag', sequence_parallel=False)"
     splits = f"B has {TokenSplit()} at language stage 0; it cannot become {split}"
     assert sender == [
-        "B carries torch.float32 in this batch, but the activations are torch.float64",
+        "B transfers torch.float32 in this batch, but the activations are torch.float64",
         "lane 0 of B holds samples 0-1 of a batch of 2, but its activations are [3, 2]; pass [4, ...]",
         "rank 0 sends activations over B; call send_forward()",
         None,
@@ -413,7 +413,7 @@ def test_each_single_step_says_what_does_not_fit():
 
 
 def one_lane_fails(topology, how):
-    """After a first batch, rank 1 leaves the job, or sends tokens of another width, or never comes again."""
+    """After a first batch, rank 1 leaves the job, sends tokens of another width, or sends nothing more."""
     context = mimo_role.init(topology, backend="gloo", timeout_s=3)
     bridge = context.bridge("vision")
     spec, wider = (ActivationSpec.of(4, (width,), torch.float32) for width in (2, 3))
@@ -440,7 +440,7 @@ def one_lane_fails(topology, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "reason"),
     [
         (
             "leaves",
@@ -456,20 +456,20 @@ def one_lane_fails(topology, how):
         ("does not come", ": timed out waiting for 3 s"),
     ],
 )
-def test_a_batch_that_does_not_come_is_named_on_every_rank(how, said):
+def test_a_batch_that_does_not_come_is_named_on_every_rank(how, reason):
     topology = Topology.from_modules({"vision": {"dp": 2}, "language": {}})
     found = run_ranks(one_lane_fails, 3, topology, how, timeout_s=40)
     if how == "does not come":  # whoever's time is up first reports it
-        assert all("of batch" in error and error.endswith(said) for error in found)
+        assert all("of batch" in error and error.endswith(reason) for error in found)
         return
     where = "the bridge vision stage 0 -> language stage 0: rank 2 (language lane 0) "
-    assert found[2] == where + said
-    assert found[0].endswith(said)
-    assert found[1].endswith(said)
+    assert found[2] == where + reason
+    assert found[0].endswith(reason)
+    assert found[1].endswith(reason)
 
 
 def backward_in_any_order(reverse):
-    """Three forwards; the sender's gradients are asked for in an order that the receiver does not know."""
+    """Three forwards; the sender requests gradients in an order that the receiver does not know."""
     bridge = mimo_role.current().bridge("vision")
     if bridge.is_sender:
         sent = [torch.ones(2, 2, requires_grad=True) for _ in range(3)]
@@ -487,7 +487,7 @@ def test_gradients_belong_to_their_forward_whatever_order_autograd_takes(reverse
 
 
 def gradient_that_autograd_adds_to():
-    """The gradient that leaves shares its memory with a parameter's, which the next backward adds to."""
+    """The gradient that is sent shares its memory with a parameter's, which the next backward adds to."""
     bridge = mimo_role.current().bridge("vision")
     found = []
     position = torch.zeros(2, 2, requires_grad=True)
@@ -507,7 +507,7 @@ def gradient_that_autograd_adds_to():
     return None
 
 
-def test_a_gradient_arrives_as_it_was_however_it_is_used_afterwards():
+def test_a_gradient_may_be_changed_after_it_was_sent():
     assert run_ranks(gradient_that_autograd_adds_to, TWO)[0] == [3.0, 6.0]
 
 
@@ -517,7 +517,7 @@ def waits_in_another_order():
     batches = [torch.full((2, 64, 512), float(number)) for number in (1, 2)]
     if bridge.is_sender:
         sent = [bridge.send_forward(batch, spec).start() for batch in batches]
-        return [crossing.wait() for crossing in sent]
+        return [transfer.wait() for transfer in sent]
     first, second = (bridge.recv_forward(spec).start() for _ in batches)
     return [second.wait().unique().tolist(), first.wait().unique().tolist()]
 
@@ -545,7 +545,7 @@ def told_otherwise(what):
 
 
 @pytest.mark.parametrize("what", ["splits", "lanes"])
-def test_sides_that_are_told_other_splits_or_lanes_notice_at_the_first_batch(what):
+def test_different_splits_or_lanes_are_an_error_at_the_first_batch(what):
     topology = Topology.from_modules({"vision": {}, "language": {"dp": 2, "cp": 2}})
     assert run_ranks(told_otherwise, topology, what)[1] == (
         "the bridge vision stage 0 -> language stage 0: rank 1 (language lane 0) expects token splits, source_lanes and "
@@ -554,7 +554,7 @@ def test_sides_that_are_told_other_splits_or_lanes_notice_at_the_first_batch(wha
 
 
 def far_ahead():
-    """All forwards, then all backwards, on a sender; one by one on the receiver."""
+    """All forwards, then all backwards, on a sender; one after another on the receiver."""
     bridge = mimo_role.current().bridge("vision")
     if bridge.is_sender:
         sent = [torch.ones(1, 2, requires_grad=True) for _ in range(40)]
@@ -579,15 +579,15 @@ def learn_and_cross(tokens):
     for agreed in specs:
         sent = None
         if bridge.is_sender:
-            own = agreed.samples.of_lane(bridge.source.place(context.rank).lane, bridge.source.lanes, source=True)
+            own = agreed.samples.of_lane(bridge.source.place_of(context.rank).lane, bridge.source.lanes, source=True)
             sent = torch.cat([torch.full((tokens[sample], 2), float(sample)) for sample in own])
-        found.append(bridge.crossing(sent, agreed, back=False).wait())
+        found.append(bridge.transfer(sent, agreed, back=False).wait())
     return None if found[0] is None else [[row[0] for row in values.tolist()] for values in found]
 
 
 @pytest.mark.parametrize("tokens", [(3, 2, 0, 4), (1, 1, 1, 1)])
 @pytest.mark.parametrize("layout", ["non_colocated", "colocated"])
-def test_what_was_learned_can_cross_and_be_learned_ahead(layout, tokens):
+def test_exchanged_specs_can_be_used_and_exchanged_ahead(layout, tokens):
     topology = Topology.from_modules({"vision": {"tp": 2}, "language": {"dp": 2}}, layout=layout)
     found = [values for values in run_ranks(learn_and_cross, topology, tokens) if values is not None]
     halves = [[float(sample) for sample in half for _ in range(tokens[sample])] for half in ((0, 1), (2, 3))]
@@ -606,10 +606,10 @@ def after_the_other_has_gone():
     bridge.recv_forward(spec).wait()
     found = []
     for _ in range(3):
-        crossing = bridge.recv_forward(spec)
+        transfer = bridge.recv_forward(spec)
         with suppress(BridgeError):
-            crossing.start()
-        for attempt in (crossing.wait, crossing.wait):
+            transfer.start()
+        for attempt in (transfer.wait, transfer.wait):
             try:
                 attempt()
             except BridgeError as error:
@@ -619,7 +619,7 @@ def after_the_other_has_gone():
     return found
 
 
-def test_a_failed_crossing_fails_again_and_so_do_those_that_cannot_begin():
+def test_a_failed_transfer_fails_again_and_so_do_later_ones():
     assert run_ranks(after_the_other_has_gone, TWO)[1] == [True] * 6
 
 
@@ -635,14 +635,14 @@ def other_token_counts():
     return "no error"
 
 
-def test_token_counts_that_differ_at_the_first_batch_are_told_at_once():
+def test_different_token_counts_are_an_error_at_the_first_batch():
     assert run_ranks(other_token_counts, TWO)[1] == (
         "the bridge vision stage 0 -> language stage 0: rank 1 (language lane 0) expects token counts of 2 in sample 0, 4 in "
         "sample 1 in batch 0, but rank 0 (vision lane 0) has others"
     )
 
 
-def test_messages_of_unlike_size_have_unlike_tags():
+def test_messages_of_different_sizes_have_different_tags():
     sizes = list(range(1, 2000)) + [16 * size for size in range(1, 2000)]
     tags = {tag_of(0, Purpose.FORWARD, 0, torch.empty(size, device="meta")) for size in sizes}
     assert len(tags) > 0.75 * len(set(sizes))

@@ -1,4 +1,4 @@
-"""Other kinds of tensors than a plain, contiguous one: they cross exactly, or are refused by name."""
+"""Tensors other than plain, contiguous ones: transferred exactly, or refused with their name."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def sharded_along_tokens(found):
     loss_of(received).backward()
 
 
-def test_dtensors_that_are_placed_as_a_side_divides_its_tokens_cross_exactly():
+def test_dtensors_placed_as_a_side_divides_tokens_are_transferred_exactly():
     by_bridge, by_schedule, along_tokens = run_jobs(
         Job(replicated, TENSOR_PARALLEL, ("bridge",)),
         Job(replicated, TENSOR_PARALLEL, ("schedule",)),
@@ -110,7 +110,7 @@ def test_dtensors_that_are_placed_otherwise_are_refused():
 
 
 class Wrapper(torch.Tensor):
-    """A subclass without storage of its own, as those of quantized tensors."""
+    """A subclass without own storage, like those of quantized tensors."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -128,7 +128,7 @@ class Wrapper(torch.Tensor):
 
 
 class Named(torch.Tensor):
-    """A subclass with storage of its own."""
+    """A subclass with its own storage."""
 
 
 FORMS = {
@@ -158,7 +158,7 @@ def in_every_form(found):
             found.append(str(error))
 
 
-def test_views_parameters_and_subclasses_cross_exactly_and_wrappers_are_refused_by_name():
+def test_views_parameters_and_subclasses_are_transferred_and_wrappers_refused():
     ((sender, receiver),) = run_jobs(Job(in_every_form, TWO))
     assert (sender.errors, receiver.errors) == ("", "")
     leaves = [values().requires_grad_() for _ in FORMS]

@@ -1,4 +1,4 @@
-"""Random worlds of real ranks: what crosses equals what one process computes, bit for bit."""
+"""Random worlds of real ranks: transfers equal the computation of one process, bit for bit."""
 
 import pytest
 import torch
@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 import mimo_role
 from mimo_role import ActivationSpec, Topology
-from mimo_role.resharding import transfer_plan
-from mimo_role.resharding.samples import Endpoint, Samples
-from mimo_role.resharding.transfer_plan import Side
+from mimo_role.resharding import overlap, transfer_plan
+from mimo_role.resharding.endpoint import Endpoint, Side
+from mimo_role.resharding.samples import Samples
 from mimo_role.testing import run_ranks
-from tests.mimo_role.bridge.transfers import batches, held_by, splits, topologies
+from tests.mimo_role.resharding.strategies import batches, held_by, splits, topologies
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
 
@@ -19,7 +19,7 @@ HIDDEN = 3
 
 
 def values_of(held):
-    """The activations of (sample, token) pairs, `[rows, HIDDEN]`; no two alike."""
+    """The activations of (sample, token) pairs, `[rows, HIDDEN]`; all different."""
     numbers = [[sample * 1000 + token * 10 + column for column in range(HIDDEN)] for sample, token in held]
     return torch.sin(torch.tensor(numbers, dtype=torch.float64).view(len(held), HIDDEN))
 
@@ -31,7 +31,7 @@ def loss_of(held, activations):
 
 
 def whole_gradient(held):
-    """What one process that has all tokens computes."""
+    """The result of one process with all tokens."""
     whole = values_of(held).requires_grad_()
     loss_of(held, whole).backward()
     return dict(zip(held, whole.grad, strict=True))
@@ -50,7 +50,7 @@ def by_autograd(bridge, spec, sent, taken):
 
 def by_single_steps(bridge, spec, sent, taken):
     if bridge.is_sender and bridge.is_receiver:
-        received = bridge.crossing(sent, spec, back=False).wait()
+        received = bridge.transfer(sent, spec, back=False).wait()
     elif bridge.is_sender:
         bridge.send_forward(sent, spec).wait()
         return bridge.recv_backward(spec).wait(), None
@@ -59,15 +59,15 @@ def by_single_steps(bridge, spec, sent, taken):
     leaf = received.detach().requires_grad_()
     loss_of(taken, leaf).backward()
     if bridge.is_sender:
-        return bridge.crossing(leaf.grad, spec, back=True).wait(), received
+        return bridge.transfer(leaf.grad, spec, back=True).wait(), received
     bridge.send_backward(leaf.grad, spec).wait()
     return None, received
 
 
 def cross(cut, crossed, worth_a_message, worth_sharing):
-    """Every batch over the bridge and back, by turns through autograd and in single steps."""
-    # Not reset: this process ends with the test.
-    transfer_plan.WORTH_A_MESSAGE, transfer_plan.WORTH_SHARING = worth_a_message, worth_sharing
+    """Every batch over the bridge and back, alternately through autograd and in single steps."""
+    # Not reset: this process exits with the test.
+    overlap.WORTH_A_MESSAGE, transfer_plan.WORTH_SHARING = worth_a_message, worth_sharing
     context = mimo_role.current()
     bridge = context.bridge("vision", source=cut[0], destination=cut[1])
     if not (bridge.is_sender or bridge.is_receiver):
@@ -79,10 +79,10 @@ def cross(cut, crossed, worth_a_message, worth_sharing):
         held, taken = (held_by(side, context.rank, as_source=side.is_source) for side in sides)
         sent = None
         if bridge.is_sender:
-            sent = values_of(held).view(spec.shape_at(sides[0], bridge.source.place(context.rank)))
+            sent = values_of(held).view(spec.shape_at(sides[0], bridge.source.place_of(context.rank)))
         gradient, received = (by_single_steps if number % 2 else by_autograd)(bridge, spec, sent, taken)
         if received is not None:
-            assert received.shape == spec.shape_at(sides[1], bridge.destination.place(context.rank))
+            assert received.shape == spec.shape_at(sides[1], bridge.destination.place_of(context.rank))
         found.append(tuple(None if tensor is None else tensor.reshape(-1, HIDDEN) for tensor in (gradient, received)))
     bridge.wait()
     return found
@@ -135,8 +135,8 @@ def check(topology, cut, ends, crossed, worth_a_message=1 << 16, worth_sharing=0
             gradient, received = found[rank][number]
             source = held_by(Side(ends[0], samples, True), rank, as_source=True)
             destination = held_by(Side(ends[1], samples, False), rank, as_source=False)
-            assert (gradient is not None) == (ends[0].place(rank) is not None)
-            assert (received is not None) == (ends[1].place(rank) is not None)
+            assert (gradient is not None) == (ends[0].place_of(rank) is not None)
+            assert (received is not None) == (ends[1].place_of(rank) is not None)
             if gradient is not None:
                 assert torch.equal(gradient, torch.stack([gradients[token] for token in source]) if source else gradient[:0])
             if received is not None:

@@ -30,7 +30,7 @@ def content_of(frame, kind):
 
 
 @given(HEADERS)
-def test_a_header_comes_out_as_it_went_in(header):
+def test_a_header_survives_packing(header):
     found = BatchHeader.unpacked(content_of(header.packed(), FrameKind.BATCH))
     assert found == header
     assert isinstance(found.key.purpose, Purpose)
@@ -38,12 +38,12 @@ def test_a_header_comes_out_as_it_went_in(header):
 
 
 @given(HEADERS, HEADERS)
-def test_headers_that_differ_have_other_bytes(one, other):
+def test_different_headers_have_different_bytes(one, other):
     assert (one.content() == other.content()) == (one == other)
 
 
 @given(KEYS)
-def test_a_receipt_names_its_batch(key):
+def test_a_receipt_has_its_batch(key):
     assert frames.key_of(content_of(frames.taken(key), FrameKind.TAKEN)) == key
 
 
@@ -55,12 +55,12 @@ def test_a_path_leads_from_rank_to_rank_to_its_receiver(steps, receiver):
 
 
 @given(st.integers(0, BRIDGES - 1), NUMBERS, st.lists(NUMBERS, max_size=50))
-def test_the_numbers_of_an_exchange_come_out_as_they_went_in(bridge, number, values):
+def test_the_numbers_of_an_exchange_survive_packing(bridge, number, values):
     assert frames.spec_of(content_of(frames.spec(bridge, number, values), FrameKind.SPEC)) == (bridge, number, values)
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, st.booleans()), max_size=50))
-def test_the_transfers_to_complete_come_out_as_they_went_in(transfers):
+def test_the_transfers_to_complete_survive_packing(transfers):
     assert frames.transfers_of(content_of(frames.release(transfers), FrameKind.RELEASE)) == transfers
 
 
@@ -79,12 +79,12 @@ def test_a_failure_keeps_its_text(text):
         (Position(4, -1, -1, -1), Position(-1, 2, 1, 4), True),
     ],
 )
-def test_positions_fit_if_what_both_know_is_equal(one, other, fits):
+def test_positions_fit_if_known_values_are_equal(one, other, fits):
     assert one.fits(other) is fits
     assert other.fits(one) is fits
 
 
-def test_a_position_is_told_in_words():
+def test_a_position_as_text():
     assert str(Position()) == ""
     assert str(Position(4, 2, 0, 3)) == "step 4, micro-batch 0 of 3"
     assert str(Position(-1, 2, 0, 3)) == "scheduled step 2, micro-batch 0 of 3"

@@ -19,7 +19,7 @@ def frame(number, size=0):
 
 
 class Rank:
-    """One rank's connections, and the numbers of the frames that it has got."""
+    """One rank's connections, and the numbers of the frames that it has received."""
 
     def __init__(self, rank, store, series=0):
         self.links = PeerLinks(rank, store, address="127.0.0.1", series=series, timeout_s=WITHIN_S)
@@ -27,7 +27,7 @@ class Rank:
         self.links.on(FrameKind.TAKEN, lambda peer, content: self.got.append((peer, int.from_bytes(content[:4], "little"))))
 
     def poll_until(self, done):
-        """Handle frames until something is so; whether it has become so."""
+        """Handle frames until a condition holds; return whether it does."""
         until = time.monotonic() + WITHIN_S
         while not done() and time.monotonic() < until:
             self.links.handle(self.links.ready(0.05))
@@ -36,7 +36,7 @@ class Rank:
 
 @pytest.fixture(params=["within a host", "between hosts"])
 def ranks(request, monkeypatch):
-    """Three ranks of a world; between hosts they take TCP."""
+    """Three ranks of a world; between hosts they use TCP."""
     with ExitStack() as stack:
         if request.param == "between hosts":
             hosts = iter(f"host{number}/net" for number in range(1000))
@@ -60,7 +60,7 @@ def test_frames_of_each_peer_arrive_in_order(ranks):
     assert set(third.links.peers()) == {0, 1}
 
 
-def test_frames_that_nobody_reads_yet_all_arrive_later(ranks):
+def test_frames_that_are_not_read_at_once_arrive_later(ranks):
     first, second, _ = ranks
     began = time.monotonic()
     for number in range(5000):
@@ -71,7 +71,7 @@ def test_frames_that_nobody_reads_yet_all_arrive_later(ranks):
     assert [number for _, number in second.got] == list(range(5000))
 
 
-def test_a_frame_longer_than_what_is_read_at_once_arrives_whole(ranks):
+def test_a_frame_longer_than_one_read_arrives_whole(ranks):
     first, second, _ = ranks
     for number in range(3):
         first.links.send(1, frame(number, size=1_000_000))
@@ -86,7 +86,7 @@ def test_ranks_send_each_other_frames_both_ways(ranks):
     assert first.poll_until(lambda: first.got == [(1, 8)])
 
 
-def test_a_stranger_without_the_secret_is_turned_away(ranks):
+def test_a_connection_without_the_secret_is_closed(ranks):
     first, second, _ = ranks
     port = second.links._listener.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)) as stranger:
@@ -107,7 +107,7 @@ def test_a_stranger_without_the_secret_is_turned_away(ranks):
     assert second.links.lost == set()
 
 
-def test_a_stranger_that_sends_less_than_a_greeting_is_no_peer(ranks):
+def test_a_connection_with_an_incomplete_greeting_is_not_a_peer(ranks):
     first, second, _ = ranks
     port = second.links._listener.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)) as stranger:
@@ -128,7 +128,7 @@ def test_a_peer_that_has_closed_is_lost_after_its_last_frame(ranks):
     assert second.got == [(0, 1), (0, 2)]
 
 
-def test_what_a_peer_sent_before_it_closed_comes_before_the_refusal_to_be_connected_to(ranks):
+def test_frames_of_a_peer_that_refuses_connections_are_handled_first(ranks):
     first, second, _ = ranks
     first.links.send(1, frame(1))
     first.links.close()

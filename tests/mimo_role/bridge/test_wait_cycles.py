@@ -23,7 +23,7 @@ class Gradients:
 
 @dataclass
 class Rank:
-    """A rank that waits, with what it owes and what it passes on."""
+    """A rank that waits, with the gradients that it owes and the reports that it forwards."""
 
     rank: int
     awaited: list
@@ -59,7 +59,7 @@ def test_a_cycle_of_two_ranks_is_found():
     assert own.passed_on == []
 
 
-def test_a_cycle_of_three_ranks_is_found_by_passing_reports_on():
+def test_a_cycle_of_three_ranks_is_found_by_forwarding_reports():
     """0 waits for 1, 1 for 2, and 2 for 0."""
     ranks = [Rank(rank, [Awaiting(Want((rank + 1) % 3, forward(rank)))]) for rank in range(3)]
     ranks[1].cycles.add((Edge(0, Want(1, forward(0))),))
@@ -72,14 +72,14 @@ def test_a_cycle_of_three_ranks_is_found_by_passing_reports_on():
     assert "(by way of ranks 0, 1)" in problem
 
 
-def test_a_report_is_passed_on_once_to_each_rank_that_is_waited_for():
+def test_a_report_is_forwarded_once_to_each_awaited_rank():
     own = Rank(1, [Awaiting(Want(2, forward(0))), Awaiting(Want(3, forward(0)))])
     own.cycles.add((Edge(0, Want(1, forward(0))),))
     assert [own.resolve() for _ in range(3)] == [None] * 3
     assert [peer for peer, _ in own.passed_on] == [2, 3]
 
 
-def test_a_path_that_has_become_too_long_is_not_passed_on():
+def test_a_path_that_is_too_long_is_not_forwarded():
     own = Rank(99, [Awaiting(Want(100, forward(0)))])
     own.cycles.add(tuple(Edge(rank, Want(rank + 1, forward(0))) for rank in range(67, 99)))
     assert own.resolve() is None
@@ -94,7 +94,7 @@ def test_gradients_owed_within_a_cycle_are_sent_once():
     assert not own.cycles
 
 
-def test_gradients_are_not_sent_for_a_rank_that_is_in_no_cycle():
+def test_gradients_are_not_sent_without_a_cycle():
     own = Rank(1, [Awaiting(Want(2, forward(8)))], {back(7): Gradients()})
     own.cycles.add((Edge(0, Want(1, back(7))),))
     assert own.resolve() is None
@@ -110,7 +110,7 @@ def test_a_path_that_is_no_longer_valid_is_dropped():
     assert not own.cycles
 
 
-def test_a_cycle_with_gradients_of_another_rank_is_left_to_it():
+def test_a_cycle_is_resolved_by_the_rank_that_owes_gradients():
     waits_for_gradients = Rank(0, [Awaiting(Want(1, back(4)))])
     waits_for_gradients.cycles.add((Edge(1, Want(0, forward(5))),))
     assert waits_for_gradients.resolve() is None
@@ -119,7 +119,7 @@ def test_a_cycle_with_gradients_of_another_rank_is_left_to_it():
     assert in_the_middle.resolve() is None
 
 
-def test_a_receipt_of_gradients_is_not_decided_by_the_rank_that_owes_it():
+def test_a_cycle_over_a_receipt_of_gradients_is_an_error():
     own = Rank(0, [Awaiting(Want(1, back(4), is_receipt=True))])
     own.cycles.add((Edge(1, Want(0, forward(5))),))
     assert own.resolve() is not None

@@ -1,4 +1,4 @@
-"""Process groups made by rounds: on real ranks over gloo, on torch's fake backend, and NCCL's calls on a recorder."""
+"""Process groups created in rounds: on real ranks over gloo, on torch's fake backend, and NCCL's calls on a recorder."""
 
 import logging
 import os
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import mimo_role
 from mimo_role import AxisError, GroupOptions, NcclOptions, Topology
-from mimo_role.groups import process_groups
+from mimo_role.groups import creation, process_groups
 from mimo_role.groups.families import DENSE_FAMILIES, EXPERT_FAMILIES
+from mimo_role.groups.rounds import schedule
 from mimo_role.testing import run_ranks
 from tests.mimo_role.worlds import topologies
 
@@ -57,7 +58,7 @@ def megatron_row(topology, module, axes, rank):
 @given(topologies(max_ranks=16, experts=True).filter(lambda topology: topology.world_size > 1))
 @settings(max_examples=15, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 def test_every_group_is_the_row_that_megatron_enumerates_and_works(topology):
-    # Expert rows are defined where a stage's ranks lie together, so families of experts need pp to be the slowest axis.
+    # Expert rows are defined if a stage's ranks are contiguous, so families of experts need pp to be the slowest axis.
     families = [*DENSE_FAMILIES, *EXPERT_FAMILIES]
     ordered = all(grid.dim_names[-1] == "pp" for grid in topology.grids.values())
     families = families if ordered else list(DENSE_FAMILIES)
@@ -75,7 +76,7 @@ def test_every_group_is_the_row_that_megatron_enumerates_and_works(topology):
 def make_and_destroy():
     dist.init_process_group("gloo")
     made, freed, destroy = [], [], dist.destroy_process_group
-    found = process_groups.Groups(APART, dist.get_rank(), SHORT)
+    found = process_groups.ProcessGroups(APART, dist.get_rank(), SHORT)
     for module in APART.modules_of(dist.get_rank()):
         made += [found.get(module, axes) for axes in DENSE_FAMILIES]
     process_groups.dist.destroy_process_group = lambda group: (freed.append(group), destroy(group))
@@ -85,8 +86,8 @@ def make_and_destroy():
 
 
 @pytest.mark.ranks
-def test_every_rank_makes_one_group_a_round_and_each_is_freed_once():
-    rounds = len(process_groups.schedule(APART))
+def test_every_rank_creates_one_group_per_round_and_destroys_it_once():
+    rounds = len(schedule(APART))
     assert run_ranks(make_and_destroy, APART.world_size) == [(rounds, rounds, True)] * APART.world_size
 
 
@@ -107,7 +108,7 @@ def make_again_and_again():
 
 
 @pytest.mark.ranks
-def test_groups_can_be_made_again_in_a_world_that_stays():
+def test_groups_can_be_created_again_in_the_same_world():
     found = run_ranks(make_again_and_again, APART.world_size)
     assert [mine for mine, _ in found] == [[1] * 4] * 2 + [[3] * 4] * 6
     assert [others for _, others in found] == [[0, 1, 2]] * 3 + [[]] * 5
@@ -140,10 +141,10 @@ def with_other_groups_before_and_after():
 
 
 @pytest.mark.ranks
-def test_groups_that_a_script_makes_and_frees_itself_do_not_matter():
+def test_groups_that_a_script_creates_and_destroys_do_not_matter():
     found = run_ranks(with_other_groups_before_and_after, APART.world_size)
     assert [sums for sums, _ in found] == [[1, 4, 1, 4]] * 2 + [[6, 4, 6, 4]] * 6
-    # torch asks the function that mimo_role/groups/names.py replaces.
+    # torch calls the function that mimo_role/groups/names.py replaces.
     assert found[7][1] == ["mimo_role.0.2.2", "mimo_role.2.0.4"]
 
 
@@ -154,20 +155,20 @@ def after_the_end():
     own = context.module_to_grid_map[next(iter(context.role.modules))]
     mimo_role.shutdown()
     grid.destroy()
-    said = []
+    messages = []
     for call in (lambda: own.get_pg("tp"), lambda: context.group(next(iter(context.role.modules)), "tp")):
         try:
             call()
         except (mimo_role.ContextError, ValueError) as error:
-            said.append(str(error))
-    return said
+            messages.append(str(error))
+    return messages
 
 
 @pytest.mark.ranks
-def test_after_shutdown_grids_can_be_freed_and_groups_say_that_they_are_gone():
-    for said in run_ranks(after_the_end, APART.world_size):
-        assert said[-1] == "the groups have been freed: mimo_role.shutdown() was called"
-        assert len(said) == 2
+def test_after_shutdown_grids_can_be_destroyed_and_groups_are_an_error():
+    for messages in run_ranks(after_the_end, APART.world_size):
+        assert messages[-1] == "the groups have been destroyed: mimo_role.shutdown() was called"
+        assert len(messages) == 2
 
 
 def options_of_the_groups():
@@ -217,7 +218,7 @@ def group_that_was_not_asked_for():
 
 
 @pytest.mark.ranks
-def test_a_group_that_was_not_asked_for_says_how_to_ask():
+def test_a_missing_group_is_an_error_that_names_the_option():
     assert run_ranks(group_that_was_not_asked_for, APART.world_size)[7] == (
         "module 'language' has no group along tp, pp; ask for it with modules.language.groups.families: [[tp, pp]]"
     )
@@ -239,7 +240,7 @@ def test_ranks_with_other_group_options_are_named():
 
 
 def connections_of_new_groups():
-    """How many sockets this rank has more when its groups are made, and after the first use of one."""
+    """The number of additional sockets of this rank after its groups are created, and after the first use of one."""
     from pathlib import Path
 
     def sockets():
@@ -248,7 +249,7 @@ def connections_of_new_groups():
     dist.init_process_group("gloo")
     dist.barrier()
     before = sockets()
-    made = process_groups.Groups(APART, dist.get_rank(), SHORT)
+    made = process_groups.ProcessGroups(APART, dist.get_rank(), SHORT)
     dist.barrier()
     after = sockets()
     module = APART.modules_of(dist.get_rank())[0]
@@ -258,7 +259,7 @@ def connections_of_new_groups():
 
 
 @pytest.mark.ranks
-def test_ranks_of_a_gloo_group_connect_at_first_use_unless_the_user_says_otherwise():
+def test_ranks_of_a_gloo_group_connect_at_first_use_by_default():
     default, at_use, at_once = (
         run_ranks(with_switch, APART.world_size, switch, connections_of_new_groups) for switch in (None, "1", "0")
     )
@@ -283,7 +284,7 @@ class World:
 
 
 class RecordingNccl:
-    """`torch.distributed` as it looks under NCCL with a bound device; records what is made."""
+    """`torch.distributed` as under NCCL with a bound device; records the groups that are created."""
 
     ProcessGroup = dist.ProcessGroup
 
@@ -317,12 +318,17 @@ class RecordingNccl:
         self.freed.append(group)
 
 
+def replace_torch(patch, fake):
+    patch.setattr(creation, "dist", fake)
+    for module in (creation, process_groups):
+        patch.setattr(module, "world_group", lambda: fake.group.WORLD)
+
+
 @pytest.fixture
 def recorder(monkeypatch):
     def install(world_size, bound=True):
         fake = RecordingNccl(world_size, bound)
-        monkeypatch.setattr(process_groups, "dist", fake)
-        monkeypatch.setattr(process_groups, "_world", lambda: fake.group.WORLD)
+        replace_torch(monkeypatch, fake)
         return fake
 
     return install
@@ -335,9 +341,8 @@ def test_under_nccl_a_round_is_one_split_of_the_whole_world_the_same_on_every_ra
         calls = {}
         for rank in data.draw(st.sets(st.integers(0, topology.world_size - 1), min_size=1, max_size=4)):
             fake = RecordingNccl(topology.world_size)
-            patch.setattr(process_groups, "dist", fake)
-            patch.setattr(process_groups, "_world", lambda fake=fake: fake.group.WORLD)
-            made = process_groups.Groups(topology, rank, SHORT)
+            replace_torch(patch, fake)
+            made = process_groups.ProcessGroups(topology, rank, SHORT)
             calls[rank] = [settings["split_ranks"] for name, settings in fake.calls if name == "split_group"]
             assert len(calls[rank]) == len(fake.calls) == len(made.schedule)
             for rows in calls[rank]:
@@ -348,7 +353,7 @@ def test_under_nccl_a_round_is_one_split_of_the_whole_world_the_same_on_every_ra
 def test_nccl_options_names_and_timeouts_reach_the_split(recorder):
     fake = recorder(APART.world_size)
     options = {"language": GroupOptions(timeout_s=9, is_high_priority_stream=True, nccl=NcclOptions(max_ctas=8, net_name="IB"))}
-    made = process_groups.Groups(APART, 3, SHORT, options)
+    made = process_groups.ProcessGroups(APART, 3, SHORT, options)
     first, *_, last = [settings for _, settings in fake.calls]
     assert (first["group_desc"], first["timeout"]) == ("language.tp", timedelta(seconds=9))
     assert first["pg_options"].is_high_priority_stream
@@ -365,13 +370,13 @@ def test_an_nccl_option_that_this_torch_lacks_is_named(recorder):
     options = {"language": GroupOptions(nccl=NcclOptions(max_ctas=8))}
     for rank in (0, 3):  # one that runs the module, and one that would wait for it in a round
         with pytest.raises(mimo_role.ContextError, match=r"groups.nccl.max_ctas: this torch's NCCL has no such option"):
-            process_groups.Groups(APART, rank, SHORT, options)
+            process_groups.ProcessGroups(APART, rank, SHORT, options)
     assert not fake.calls
 
 
-def test_without_a_bound_device_each_rank_makes_only_its_own_rows(recorder):
+def test_without_a_bound_device_each_rank_creates_only_its_own_rows(recorder):
     fake = recorder(APART.world_size, bound=False)
-    process_groups.Groups(APART, 3, SHORT)
+    process_groups.ProcessGroups(APART, 3, SHORT)
     assert [(name, settings["ranks"], settings["use_local_synchronization"]) for name, settings in fake.calls] == [
         ("new_group", [2, 3], True),
         ("new_group", [3, 5, 7], True),
@@ -382,14 +387,13 @@ def test_without_a_bound_device_each_rank_makes_only_its_own_rows(recorder):
 
 @given(topology=topologies(experts=True))
 @settings(max_examples=30)
-def test_every_rank_makes_as_many_groups_in_an_order_that_agrees_with_all_of_their_members(topology):
+def test_every_rank_creates_equally_many_groups_in_an_order_that_members_share(topology):
     with pytest.MonkeyPatch.context() as patch:
         made = []
         for rank in range(topology.world_size):
             fake = RecordingNccl(topology.world_size, bound=False)
-            patch.setattr(process_groups, "dist", fake)
-            patch.setattr(process_groups, "_world", lambda fake=fake: fake.group.WORLD)
-            process_groups.Groups(topology, rank, SHORT)
+            replace_torch(patch, fake)
+            process_groups.ProcessGroups(topology, rank, SHORT)
             made.append([settings["ranks"] for _, settings in fake.calls])
         assert len({len(calls) for calls in made}) == 1
         for rank, calls in enumerate(made):
@@ -401,7 +405,7 @@ def test_every_rank_makes_as_many_groups_in_an_order_that_agrees_with_all_of_the
 def test_each_round_is_logged_with_its_seconds(recorder, caplog):
     recorder(APART.world_size)
     with caplog.at_level(logging.INFO, logger="mimo_role.groups.process_groups"):
-        process_groups.Groups(APART, 0, SHORT)
+        process_groups.ProcessGroups(APART, 0, SHORT)
     assert [record.getMessage().rpartition(":")[0] for record in caplog.records] == [
         "round 0 (vision.dp)",
         "round 1 (self)",

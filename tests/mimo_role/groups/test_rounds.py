@@ -26,7 +26,7 @@ def worlds_with_options(draw):
 
 @given(worlds_with_options())
 @settings(max_examples=50)
-def test_in_every_round_the_ranks_of_the_world_fall_into_disjoint_rows(world):
+def test_every_round_divides_the_world_into_disjoint_rows(world):
     topology, options = world
     for round_ in schedule(topology, options).rounds:
         for rank in range(topology.world_size):
@@ -39,7 +39,7 @@ def test_in_every_round_the_ranks_of_the_world_fall_into_disjoint_rows(world):
 
 @given(worlds_with_options())
 @settings(max_examples=50)
-def test_every_wanted_row_is_made_exactly_once_or_is_the_world(world):
+def test_every_row_is_created_exactly_once_or_is_the_world(world):
     topology, options = world
     rounds = schedule(topology, options).rounds
     for rank in range(topology.world_size):
@@ -72,7 +72,7 @@ def test_a_rank_is_alone_in_some_round_if_one_of_its_axes_has_size_one(world):
         assert made.makes(RowSet.of(grid, ())) or not lonely, name
 
 
-def test_no_round_is_spent_on_ranks_alone_where_none_needs_it():
+def test_no_round_is_added_for_ranks_alone_without_need():
     full = Topology.from_modules({"language": {"tp": 2, "cp": 2, "dp": 2, "pp": 2}}, layout="colocated")
     made = schedule(full)
     assert all(round_.group_set_of(0) for round_ in made.rounds)
@@ -80,13 +80,13 @@ def test_no_round_is_spent_on_ranks_alone_where_none_needs_it():
     flat = schedule(Topology(ModuleLayout.COLOCATED, 4, {"language": RankGrid([4], ["dp"])}))
     assert len(flat) == 0
     assert not flat.makes(RowSet(range(4), ()))
-    # Megatron's collections have fields for what a module does not have: groups of one rank.
+    # Megatron's collections have fields for axes that a module does not have: groups of one rank.
     assert schedule(full, {"language": MEGATRON}).makes(RowSet.of(full.grids["language"], ()))
 
 
 @given(topologies(experts=True))
 @settings(max_examples=50)
-def test_a_row_set_gives_the_grids_own_rows(topology):
+def test_a_row_set_has_the_rows_of_the_grid(topology):
     for grid in [*topology.grids.values(), *topology.expert_grids.values()]:
         for axes in [(), ("pp",), grid.dim_names[:2], grid.dim_names[1:3], grid.dim_names]:
             rows = RowSet.of(grid, axes)
@@ -97,7 +97,7 @@ def test_a_row_set_gives_the_grids_own_rows(topology):
 
 
 @pytest.mark.parametrize(("stages", "rows"), [(1, [(4,), (5,)]), (2, [(4, 6), (5, 7)]), (3, [(4, 8), (5, 9), (6,), (7,)])])
-def test_embedding_groups_join_the_first_and_last_stage(stages, rows):
+def test_embedding_groups_have_the_first_and_last_stage(stages, rows):
     found = RowSet.ends_of(RankGrid([2, stages], ["tp", "pp"], 4), "pp")
     assert sorted(found.rows()) == rows
     assert [found.row_of(rank) for rank in found.span] == [next(row for row in rows if rank in row) for rank in found.span]
@@ -112,7 +112,7 @@ def test_embedding_groups_join_the_first_and_last_stage(stages, rows):
         ({"vision": {"dp": 1024}, "language": {"tp": 8, "dp": 144, "pp": 8}}, "non_colocated", 7),
     ],
 )
-def test_modules_on_ranks_of_their_own_share_rounds(modules, layout, rounds):
+def test_modules_on_different_ranks_share_rounds(modules, layout, rounds):
     assert len(schedule(Topology.from_modules(modules, layout=layout))) == rounds
 
 
@@ -124,7 +124,7 @@ def test_ten_thousand_ranks_need_no_more_than_twelve_rounds(options):
     assert len(made) <= 12
 
 
-def test_equal_rows_of_two_modules_are_made_once_unless_their_options_differ():
+def test_equal_rows_of_two_modules_are_created_once_unless_options_differ():
     topology = Topology.from_modules({"vision": {"tp": 2, "dp": 2}, "language": {"tp": 2, "pp": 2}}, layout="colocated")
     names = [groups.names for round_ in schedule(topology).rounds for groups in round_.group_sets]
     assert names == [("vision.tp", "language.tp"), ("vision.dp", "language.pp")]
@@ -133,7 +133,7 @@ def test_equal_rows_of_two_modules_are_made_once_unless_their_options_differ():
     assert names == ["vision.tp", "vision.dp", "language.tp", "language.pp", "language.tp_pp"]
 
 
-def test_a_schedule_can_be_read():
+def test_a_schedule_as_text():
     topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 3}})
     made = schedule(topology, {"language": MEGATRON})
     assert str(made).splitlines() == [
@@ -158,7 +158,7 @@ def test_a_schedule_can_be_read():
         ("sound", ("tp",), "modules.sound: no such module; there are vision, language"),
     ],
 )
-def test_options_for_what_there_is_not_are_refused(module, axes, message):
+def test_options_for_unknown_modules_and_axes_are_refused(module, axes, message):
     topology = Topology.from_modules({"vision": {}, "language": {}})
     with pytest.raises(TopologyError, match=message):
         schedule(topology, {module: GroupOptions(families=(axes,))})
@@ -181,7 +181,7 @@ def test_a_module_without_experts_has_their_axes_at_size_one():
         nccl=st.builds(NcclOptions, max_ctas=st.none() | st.integers(1), net_name=st.none() | st.text()),
     )
 )
-def test_options_keep_their_json_form(options):
+def test_options_survive_their_json_form(options):
     assert GroupOptions.from_dict(options.as_dict()) == options
 
 
@@ -201,6 +201,6 @@ def test_options_of_another_form_are_refused(value):
         ({"nccl": NcclOptions(min_ctas=0)}, "nccl.min_ctas=0 is less than 1"),
     ],
 )
-def test_options_that_cannot_be_are_refused(values, message):
+def test_invalid_options_are_refused(values, message):
     with pytest.raises(TopologyError, match=message):
         GroupOptions(**values)

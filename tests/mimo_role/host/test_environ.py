@@ -40,7 +40,7 @@ def test_both_directions_agree(rank, run_dir, timeout_s):
     assert RankEnviron.from_environ(there.to_environ() | {"RANK": str(rank)}) == there
 
 
-def test_group_options_go_both_ways_and_those_of_a_job_around_this_one_are_replaced():
+def test_group_options_are_restored_and_those_of_an_outer_job_replaced():
     options = {"language": GroupOptions(families="megatron", timeout_s=3.0, nccl=NcclOptions(net_name="IB"))}
     there = RankEnviron(topology=TOPOLOGY, rank=0, groups=options).to_environ() | {"RANK": "0"}
     assert RankEnviron.from_environ(there).groups == options
@@ -84,7 +84,7 @@ def test_a_missing_variable_is_named(name):
         RankEnviron.from_environ(found)
 
 
-def test_ranks_and_sizes_are_read_where_they_are_set(monkeypatch):
+def test_ranks_and_sizes_are_read_if_they_are_set(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     assert (environ.rank(), environ.world_size(), environ.local_rank()) == (None, None, 0)

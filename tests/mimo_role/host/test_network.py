@@ -17,7 +17,7 @@ from mimo_role.host.network import (
 )
 
 ELSEWHERE = "192.0.2.1"
-"""An address for documents, which no machine has (RFC 5737)."""
+"""An address for documentation, which no machine has (RFC 5737)."""
 
 
 def has_ipv6():
@@ -36,7 +36,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
     ("host", "addresses"),
     [("127.0.0.1", ["127.0.0.1"]), (ELSEWHERE, [ELSEWHERE]), ("::1", ["::1"]), ("2001:db8::1", ["2001:db8::1"])],
 )
-def test_an_address_is_its_own(host, addresses):
+def test_an_address_resolves_to_itself(host, addresses):
     assert addresses_of(host) == addresses
 
 
@@ -50,7 +50,7 @@ def test_a_name_has_each_of_its_addresses_once():
 @pytest.mark.parametrize(
     "host",
     [
-        pytest.param("no-such-host.invalid", id="a name that nobody has"),
+        pytest.param("no-such-host.invalid", id="an unknown name"),
         pytest.param("", id="nothing"),
         pytest.param("a" * 64 + ".example", id="a label too long"),
         pytest.param("a..b", id="an empty label"),
@@ -58,7 +58,7 @@ def test_a_name_has_each_of_its_addresses_once():
         pytest.param("two words", id="a blank"),
     ],
 )
-def test_what_cannot_be_resolved_is_named_with_where(host):
+def test_an_unresolvable_name_is_an_error_with_name_and_host(host):
     with pytest.raises(HostError, match=f"^'{host}' cannot be resolved on {socket.gethostname()}: .") as caught:
         addresses_of(host)
     assert isinstance(caught.value, MimoError)
@@ -76,11 +76,11 @@ def test_what_cannot_be_resolved_is_named_with_where(host):
         ("2001:db8::1", False),
     ],
 )
-def test_loopback_is_told_by_the_address(address, answer):
+def test_loopback_addresses_are_recognized(address, answer):
     assert is_loopback(address) is answer
 
 
-def test_an_own_address_is_told_from_another():
+def test_own_addresses_are_recognized():
     assert is_local("127.0.0.1")
     assert not is_local(ELSEWHERE)
     assert not is_local("2001:db8::1")
@@ -94,18 +94,18 @@ def test_an_own_ipv6_address_is_local():
     assert address_towards("::1") == "::1"
 
 
-def test_the_way_to_this_machine_is_its_loopback_interface():
+def test_the_route_to_this_machine_is_its_loopback_interface():
     assert address_towards("127.0.0.1") == "127.0.0.1"
     assert interface_of("127.0.0.1") == "lo"
     assert interface_towards("127.0.0.1") == interface_towards("localhost") == "lo"
 
 
-def test_an_address_that_no_interface_has_has_none():
+def test_an_address_without_an_interface_has_none():
     assert interface_of(ELSEWHERE) is None
     assert interface_of("2001:db8::1") is None
 
 
-def test_a_way_leads_over_an_own_address():
+def test_a_route_starts_at_an_own_address():
     address = address_towards(ELSEWHERE)
     if address is None:
         pytest.skip("this machine has no way out")
@@ -113,7 +113,7 @@ def test_a_way_leads_over_an_own_address():
     assert interface_of(address) == interface_towards(ELSEWHERE)
 
 
-# A network of its own has no interface that is up, so that nothing can be reached from it.
+# A new network namespace has no interface that is up, so nothing can be reached from it.
 ALONE = """
 from mimo_role.host.network import address_towards, interface_towards
 print(address_towards("192.0.2.1"), interface_towards("192.0.2.1"), address_towards("2001:db8::1"))
@@ -121,7 +121,7 @@ print(address_towards("192.0.2.1"), interface_towards("192.0.2.1"), address_towa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
-def test_where_there_is_no_way_there_is_no_address_and_no_interface():
+def test_without_a_route_there_is_no_address_and_no_interface():
     done = subprocess.run(
         ["unshare", "--net", sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=30, check=True
     )

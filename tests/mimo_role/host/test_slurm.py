@@ -1,4 +1,4 @@
-"""What SLURM's variables say. The host lists were compared with `scontrol show hostnames`, the variables seen with 22.05."""
+"""SLURM's variables. Host lists were compared with `scontrol show hostnames`; the variables are those of 22.05."""
 
 import time
 
@@ -36,7 +36,7 @@ def test_a_host_list_names_its_hosts_in_its_order(hostlist, hosts):
 @pytest.mark.parametrize(
     ("hostlist", "message"),
     [
-        ("n[2-1]", r"the range '2-1' runs backwards: 'n\[2-1\]'"),
+        ("n[2-1]", r"the range '2-1' is descending: 'n\[2-1\]'"),
         ("n[a-b]", r"'a-b' is not a number or a range of numbers: 'n\[a-b\]'"),
         ("n[]", "'' is not a number"),
         ("n[1-2-3]", "'1-2-3' is not a number"),
@@ -53,12 +53,12 @@ def test_a_host_list_names_its_hosts_in_its_order(hostlist, hosts):
         ("a[1-60000],b[1-60000]", "more than 100000 names"),
     ],
 )
-def test_what_is_no_host_list_is_refused(hostlist, message):
+def test_an_invalid_host_list_is_refused(hostlist, message):
     with pytest.raises(EnvironError, match=f"^SLURM host list: {message}"):
         expand(hostlist)
 
 
-def test_a_long_list_of_single_names_takes_no_long_time():
+def test_a_long_list_of_single_names_is_fast():
     names = [f"node-{index * 7919:x}" for index in range(20_000)]
     began = time.monotonic()
     assert expand(",".join(names)) == names
@@ -89,7 +89,7 @@ def written_hosts(draw):
 
 
 @given(st.lists(written_hosts(), max_size=3), st.sampled_from([",", " ", ", ", "\n"]))
-def test_a_host_list_that_is_written_is_read_again(items, between):
+def test_expand_is_the_inverse_of_writing_a_host_list(items, between):
     assert expand(between.join(text for text, _ in items)) == [name for _, names in items for name in names]
 
 
@@ -116,7 +116,7 @@ HETEROGENEOUS = STEP | {
 }
 
 
-def test_a_task_of_a_step_knows_its_place_and_its_nodes():
+def test_a_task_of_a_step_has_its_place_and_nodes():
     task = task_of(STEP)
     assert (task.job_id, task.step_id, task.task, task.tasks, task.local_task) == ("1234", "0", 5, 8, 2)
     assert (task.node, task.nodes, task.hosts, task.restarts) == (1, 3, ("n07", "n08", "n09"), 0)
@@ -129,7 +129,7 @@ def test_a_task_of_a_step_knows_its_place_and_its_nodes():
     }
 
 
-def test_the_jobs_nodes_stand_in_where_the_step_names_none():
+def test_the_jobs_nodes_are_used_if_the_step_names_none():
     without = {name: value for name, value in STEP.items() if name != "SLURM_STEP_NODELIST"}
     assert task_of(without).hosts == ("n07", "n08", "n09", "n10")
 
@@ -145,12 +145,12 @@ def test_a_step_on_one_component_has_that_components_nodes():
     assert task_of(HETEROGENEOUS | {"SLURM_STEP_NODELIST": "n4"}).hosts == ("n4",)
 
 
-def test_components_that_do_not_name_the_steps_nodes_are_not_believed():
+def test_components_that_do_not_name_the_steps_nodes_are_ignored():
     assert task_of(HETEROGENEOUS | {"SLURM_JOB_NODELIST_HET_GROUP_0": "n9"}).hosts == ("n1", "n2", "n4")
 
 
 @pytest.mark.parametrize("step_id", [None, "4294967290", "4294967291", "4294967292", "4294967293"])
-def test_a_job_script_is_in_the_job_and_no_task_of_it(step_id):
+def test_a_job_script_is_in_the_job_but_not_a_task(step_id):
     environ = {"SLURM_JOB_ID": "1234", "SLURM_PROCID": "0", "SLURM_NNODES": "3", "SLURM_JOB_NODELIST": "n[07-09]"}
     if step_id is not None:
         environ |= {"SLURM_STEP_ID": step_id}
@@ -158,7 +158,7 @@ def test_a_job_script_is_in_the_job_and_no_task_of_it(step_id):
     assert job_of(environ) == "1234"
 
 
-def test_outside_of_slurm_there_is_nothing():
+def test_there_is_no_task_outside_of_slurm():
     assert (task_of({}), job_of({}), restarts_of({})) == (None, None, 0)
 
 
@@ -196,19 +196,19 @@ def test_a_step_without_a_node_is_refused():
         task_of(STEP | {"SLURM_STEP_NODELIST": ""})
 
 
-def test_jobs_steps_and_starts_of_one_job_have_ports_of_their_own():
+def test_jobs_steps_and_requeues_have_different_ports():
     def port(job=1234, step=0, restarts=0):
         return task_of(STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step), "SLURM_RESTART_COUNT": str(restarts)}).port
 
     assert len({port(job=job) for job in range(1000, 1500)}) == 500
     assert len({port(step=step) for step in range(100)}) == 100
     assert len({port(restarts=restarts) for restarts in range(100)}) == 100
-    # Jobs one after another, on their first starts and steps, which a node may run side by side.
+    # Consecutive jobs, with their first requeues and steps, which a node may run at the same time.
     near = [(job, step, restarts) for job in range(1000, 1010) for step in range(2) for restarts in range(3)]
     assert len({port(*place) for place in near}) == len(near)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 2**16), st.integers(0, 2**16))
-def test_ports_are_free_of_root_and_of_the_kernels_own(job, step, restarts):
+def test_ports_are_neither_privileged_nor_ephemeral(job, step, restarts):
     numbers = {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step), "SLURM_RESTART_COUNT": str(restarts)}
     assert 15000 <= task_of(STEP | numbers).port <= 31999

@@ -1,4 +1,4 @@
-"""HyperCommGrid behaves as code written for Megatron-Core's expects."""
+"""HyperCommGrid behaves like Megatron-Core's."""
 
 import os
 from datetime import timedelta
@@ -22,7 +22,7 @@ def world_of_16(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
 
 
-def test_a_grid_keeps_copies_of_what_it_was_given():
+def test_a_grid_copies_its_arguments():
     shape, names = [2, 3], ["tp", "dp"]
     grid = HyperCommGrid(shape, names, rank_offset=4, backend="gloo")
     shape[0], names[0] = 7, "xx"
@@ -42,7 +42,7 @@ def test_a_grid_keeps_copies_of_what_it_was_given():
         pytest.param(([2.5], ["tp"]), ValueError, "positive ints", id="half a rank"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused(arguments, error, message):
+def test_an_invalid_grid_is_refused(arguments, error, message):
     with pytest.raises(error, match=message) as caught:
         HyperCommGrid(*arguments)
     assert isinstance(caught.value, MimoError)
@@ -54,7 +54,7 @@ def test_the_worlds_size_must_be_known(monkeypatch):
         HyperCommGrid([2], ["tp"])
 
 
-def test_the_slowest_of_the_axes_comes_first_whatever_order_they_are_named_in():
+def test_the_slowest_axis_comes_first_whatever_the_order_of_names():
     grid = HyperCommGrid(*CUBE)
     assert grid.get_rank_enum("tp") == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert grid.get_rank_enum("dp") == [[0, 4], [1, 5], [2, 6], [3, 7]]
@@ -132,7 +132,7 @@ def test_shared_axes_must_agree_together_too():
     ("call", "error", "message"),
     [
         (lambda grid: grid.get_rank_enum("ep"), ValueError, r"'ep' is not in view 'base' with dim_names \['tp', 'cp', 'dp'\]"),
-        (lambda grid: grid.get_rank_enum(["tp", "tp"]), ValueError, "an axis stands twice"),
+        (lambda grid: grid.get_rank_enum(["tp", "tp"]), ValueError, "duplicate axis"),
         (
             lambda grid: grid.get_rank_enum("tp", view="ghost"),
             KeyError,
@@ -143,7 +143,7 @@ def test_shared_axes_must_agree_together_too():
         (lambda grid: grid.create_pg("ep"), ValueError, "'ep' is not in view 'base'"),
     ],
 )
-def test_what_there_is_not_is_named(call, error, message):
+def test_unknown_views_axes_and_groups_are_named(call, error, message):
     with pytest.raises(error, match=message) as caught:
         call(HyperCommGrid(*CUBE))
     assert isinstance(caught.value, MimoError)
@@ -162,7 +162,7 @@ def refused(call):
 
 def standalone():
     dist.init_process_group("gloo")
-    del os.environ["WORLD_SIZE"]  # the live process group tells it too
+    del os.environ["WORLD_SIZE"]  # the process group also has it
     grid = HyperCommGrid([2, 2], ["tp", "dp"], rank_offset=1)
     grid.register_view("expert", [1, 2, 2], ["expt_tp", "ep", "dp"], shared_dims=["dp"])
     tp = grid.create_pg("tp", timeout=timedelta(seconds=20), group_desc="rows of tp")
@@ -182,7 +182,7 @@ def standalone():
         "desc": tp and tp.group_desc,
     }
     grid.destroy()
-    answers["gone"] = refused(lambda: grid.get_pg("tp"))
+    answers["after destroy"] = refused(lambda: grid.get_pg("tp"))
     again = grid.create_pg("tp")
     if again is not None:
         dist.barrier(group=again)
@@ -193,7 +193,7 @@ def standalone():
 
 
 @pytest.mark.ranks
-def test_a_standalone_grid_makes_its_groups_over_the_whole_world():
+def test_a_standalone_grid_creates_its_groups_over_the_whole_world():
     found = run_ranks(standalone, 6)
     assert [found[rank]["members"] for rank in (0, 1, 4, 5)] == [
         [None] * 4,
@@ -207,7 +207,7 @@ def test_a_standalone_grid_makes_its_groups_over_the_whole_world():
         assert answers["apart"]
         assert answers["twice"].startswith("Process group tp has already been created")
         assert answers["shared twice"].startswith("Process group dp has already been created")
-        assert answers["gone"].startswith("Process group for tp hasn't been created")
+        assert answers["after destroy"].startswith("Process group for tp hasn't been created")
     assert found[2]["desc"] == "rows of tp"
 
 
@@ -233,7 +233,7 @@ def beside_a_context():
 
 
 @pytest.mark.ranks
-def test_a_grid_takes_a_contexts_groups_and_leaves_them_to_it():
+def test_a_grid_uses_a_contexts_groups_and_does_not_destroy_them():
     topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2, "pp": 2}})
     found = run_ranks(beside_a_context, topology)
     for rank, (same, first, twice, other, own_timeout, made, total) in enumerate(found):
@@ -257,7 +257,7 @@ def grids_of_a_context():
 
 
 @pytest.mark.ranks
-def test_a_contexts_grids_know_its_groups():
+def test_a_contexts_grids_have_its_groups():
     found = run_ranks(grids_of_a_context, APART)
     assert found[0] == (
         {"vision": [[0], [0, 1], [0], [0, 1]], "language": [None] * 4},
@@ -281,5 +281,5 @@ def grids_of_modules_with_unlike_options():
 
 
 @pytest.mark.ranks
-def test_a_modules_grid_has_the_modules_own_groups():
+def test_a_modules_grid_has_the_modules_groups():
     assert run_ranks(grids_of_modules_with_unlike_options, 4) == [([True] * 4, True, True)] * 4

@@ -54,7 +54,7 @@ def grids_and_collections():
 
 
 @pytest.mark.ranks
-def test_megatrons_grids_and_collections_hold_our_groups():
+def test_megatrons_grids_and_collections_have_our_groups():
     found = run_ranks(grids_and_collections, WORLD.world_size, timeout_s=110)
     grid, experts = WORLD.grids["language"], WORLD.expert_grids["language"]
     for rank, answers in enumerate(found):
@@ -84,12 +84,12 @@ def test_without_megatron_the_extra_is_named(monkeypatch):
         lambda: adapters.grid_map(WORLD, {}, 0, None),
         lambda: adapters.process_groups(WORLD, "vision", 0, None, None),
     ):
-        with pytest.raises(ContextError, match=r"Megatron-Core comes with pip install 'mimo-launch\[megatron\]'"):
+        with pytest.raises(ContextError, match=r"install Megatron-Core with pip install 'mimo-launch\[megatron\]'"):
             call()
 
 
 class GridWithViews:
-    """A Megatron-Core newer than the newest release, as its main branch keeps groups by view (August 2026)."""
+    """A Megatron-Core newer than the newest release, whose main branch has groups by view (August 2026)."""
 
     def __init__(self, *base):
         self.base = base
@@ -100,7 +100,7 @@ class GridWithViews:
         self.views[name] = (shape, dim_names, shared_dims)
 
 
-def test_experts_are_a_view_where_megatron_has_views(monkeypatch):
+def test_experts_are_a_view_if_megatron_has_views(monkeypatch):
     newer = SimpleNamespace(HyperCommGrid=GridWithViews)
     monkeypatch.setitem(sys.modules, "megatron.core.hyper_comm_grid", newer)
     grids = adapters.grid_map(WORLD, {}, 5, lambda module, *axes: (module, axes))
@@ -109,11 +109,11 @@ def test_experts_are_a_view_where_megatron_has_views(monkeypatch):
     assert language._pgs["pp-tp"] == ("language", ("tp", "pp"))
     assert language._pgs["expert", ("pp", "ep", "expt_tp")] == ("language", ("expt_tp", "ep", "pp"))
     assert set(grids["vision"]._pgs.values()) == {None}
-    # Megatron's optimizer asks every module for its expert view.
+    # Megatron's optimizer needs the expert view of every module.
     assert grids["vision"].views == {"expert": ([1, 1, 2, 1], ["expt_tp", "ep", "expt_dp", "pp"], ["pp"])}
 
 
-def test_a_grid_has_the_families_that_the_options_ask_for(monkeypatch):
+def test_a_grid_has_the_families_of_the_options(monkeypatch):
     monkeypatch.setitem(sys.modules, "megatron.core.hyper_comm_grid", SimpleNamespace(HyperCommGrid=GridWithViews))
     options = {"language": GroupOptions(families=(("dp", "pp"),))}
     for rank in (0, 5):
@@ -121,7 +121,7 @@ def test_a_grid_has_the_families_that_the_options_ask_for(monkeypatch):
         assert {key for key in found if isinstance(key, str)} == {"tp", "cp", "dp", "pp", "pp-dp"}
 
 
-def test_every_field_is_there_where_all_axes_are_longer_than_one(monkeypatch):
+def test_every_field_is_set_if_all_axes_are_longer_than_one(monkeypatch):
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     monkeypatch.delenv("RANK", raising=False)

@@ -1,5 +1,3 @@
-"""What a rank tells of itself while its main thread cannot: its stacks, and the collectives that it waits in."""
-
 import os
 import re
 import signal
@@ -15,7 +13,8 @@ import torch.distributed as dist
 
 import mimo_role
 from mimo_role import Topology
-from mimo_role.monitoring.diagnostics import STACKS_SIGNAL, be_watched, question_pipe, read_traces, stacks_file, traces_file
+from mimo_role.host.node_dir import stacks_file, trace_request_pipe, traces_file
+from mimo_role.monitoring.diagnostics import STACKS_SIGNAL, enable_diagnostics, read_traces
 from mimo_role.monitoring.flight_recorder import GroupTrace, from_dump, traces
 from mimo_role.testing import run_ranks
 
@@ -23,13 +22,13 @@ ROOT = Path(__file__).parents[3]
 THREE = Topology.from_modules({"vision": {}, "language": {"tp": 2}})
 PATIENCE_S = 30.0
 
-WATCHED = """
+SCRIPT = """
 import ctypes, sys, threading, time
 from pathlib import Path
-from mimo_role.monitoring.diagnostics import be_watched
-be_watched(Path(sys.argv[1]), 3)
+from mimo_role.monitoring.diagnostics import enable_diagnostics
+enable_diagnostics(Path(sys.argv[1]), 3)
 def work():
-    print("at work", flush=True)
+    print("running", flush=True)
     {}
 def main():
     work()
@@ -46,15 +45,15 @@ def until(condition):
 
 
 @contextmanager
-def at_work(folder, work):
+def running(folder, work):
     process = subprocess.Popen(
-        [sys.executable, "-c", WATCHED.format(work), str(folder)],
+        [sys.executable, "-c", SCRIPT.format(work), str(folder)],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         cwd=folder,
     )
     try:
-        assert process.stdout.readline() == b"at work\n"
+        assert process.stdout.readline() == b"running\n"
         yield process
     finally:
         process.kill()
@@ -81,11 +80,11 @@ def main_functions(text):
         pytest.param("time.sleep(1000)", id="a sleep"),
         pytest.param("while True: ctypes.PyDLL(None).sleep(1000)", id="a call in C that holds the interpreter"),
         pytest.param("sum(1 for _ in iter(int, 1))", id="a loop in C"),
-        pytest.param("lock = threading.Lock(); lock.acquire(); lock.acquire()", id="a lock that nobody lets go of"),
+        pytest.param("lock = threading.Lock(); lock.acquire(); lock.acquire()", id="a deadlock"),
     ],
 )
 def test_a_busy_rank_writes_its_stacks(tmp_path, work):
-    with at_work(tmp_path, work) as process:
+    with running(tmp_path, work) as process:
         process.send_signal(STACKS_SIGNAL)
         text = until(lambda: "in <module>" in stacks(tmp_path) and stacks(tmp_path))
         assert main_functions(text)[-3:] == ["work", "main", "<module>"]
@@ -93,7 +92,7 @@ def test_a_busy_rank_writes_its_stacks(tmp_path, work):
 
 
 def test_the_stacks_of_all_threads_are_written_the_main_one_last(tmp_path):
-    with at_work(tmp_path, "threading.Thread(target=time.sleep, args=(1000,)).start(); time.sleep(1000)") as process:
+    with running(tmp_path, "threading.Thread(target=time.sleep, args=(1000,)).start(); time.sleep(1000)") as process:
         until(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 3)
         process.send_signal(STACKS_SIGNAL)
         text = until(lambda: "in <module>" in stacks(tmp_path) and stacks(tmp_path))
@@ -102,47 +101,47 @@ def test_the_stacks_of_all_threads_are_written_the_main_one_last(tmp_path):
 
 
 def test_a_crash_in_c_goes_to_the_same_file(tmp_path):
-    with at_work(tmp_path, "ctypes.string_at(0)") as process:
+    with running(tmp_path, "ctypes.string_at(0)") as process:
         assert process.wait(timeout=PATIENCE_S) == -signal.SIGSEGV
     assert stacks(tmp_path).startswith("Fatal Python error: Segmentation fault\n")
     assert main_functions(stacks(tmp_path))[-3:] == ["work", "main", "<module>"]
 
 
-def ask(folder, rank):
+def request_traces(folder, rank):
     traces_file(folder, rank).unlink(missing_ok=True)
-    os.close(os.open(question_pipe(folder, rank), os.O_WRONLY | os.O_NONBLOCK))
+    os.close(os.open(trace_request_pipe(folder, rank), os.O_WRONLY | os.O_NONBLOCK))
     return until(lambda: traces_file(folder, rank).exists() and [read_traces(folder, rank)])[0]
 
 
-def test_a_rank_without_torch_answers_that_it_waits_for_nobody(tmp_path):
-    with at_work(tmp_path, "time.sleep(1000)"):
-        assert ask(tmp_path, 3) == []
-        assert ask(tmp_path, 3) == []
+def test_a_rank_without_torch_has_no_pending_collectives(tmp_path):
+    with running(tmp_path, "time.sleep(1000)"):
+        assert request_traces(tmp_path, 3) == []
+        assert request_traces(tmp_path, 3) == []
 
 
-def test_a_rank_in_a_loop_answers_too(tmp_path):
-    with at_work(tmp_path, "while True: pass"):
-        assert ask(tmp_path, 3) == []
+def test_a_rank_in_a_python_loop_writes_its_traces(tmp_path):
+    with running(tmp_path, "while True: pass"):
+        assert request_traces(tmp_path, 3) == []
 
 
-def test_a_rank_that_holds_the_interpreter_does_not_answer(tmp_path):
-    with at_work(tmp_path, "while True: ctypes.PyDLL(None).sleep(1000)") as process:
-        os.close(os.open(question_pipe(tmp_path, 3), os.O_RDWR | os.O_NONBLOCK))
+def test_a_rank_that_holds_the_gil_writes_stacks_but_no_traces(tmp_path):
+    with running(tmp_path, "while True: ctypes.PyDLL(None).sleep(1000)") as process:
+        os.close(os.open(trace_request_pipe(tmp_path, 3), os.O_RDWR | os.O_NONBLOCK))
         process.send_signal(STACKS_SIGNAL)
         until(lambda: "in <module>" in stacks(tmp_path))
         assert read_traces(tmp_path, 3) is None
 
 
-def test_without_a_folder_nothing_is_watched(tmp_path):
-    be_watched(tmp_path / "gone", 0)
+def test_without_a_node_directory_nothing_is_written(tmp_path):
+    enable_diagnostics(tmp_path / "gone", 0)
     assert list(tmp_path.iterdir()) == []
 
 
 def in_a_collective(folder):
-    """Rank 1 waits for rank 2, which asks it in the launcher's place and comes then; what rank 1 was at."""
+    """Rank 1 waits for rank 2, which requests its traces as the agent would and then joins the collective."""
     folder = Path(folder)
     ctx = mimo_role.current()
-    be_watched(folder, ctx.rank)
+    enable_diagnostics(folder, ctx.rank)
     pids = [None] * 3
     dist.all_gather_object(pids, os.getpid())
     if ctx.rank == 0:
@@ -152,7 +151,7 @@ def in_a_collective(folder):
     if ctx.rank == 1:
         dist.all_reduce(torch.ones(()), group=tp)
         return None
-    found = until(lambda: [trace for trace in ask(folder, 1) if trace.waiting and trace.ranks == (1, 2)])
+    found = until(lambda: [trace for trace in request_traces(folder, 1) if trace.waiting and trace.ranks == (1, 2)])
     own = [trace for trace in traces() if trace.name == found[0].name]
     os.kill(pids[1], STACKS_SIGNAL)
     text = until(lambda: "in all_reduce" in stacks(folder, 1) and stacks(folder, 1))
@@ -161,7 +160,7 @@ def in_a_collective(folder):
 
 
 @pytest.mark.ranks
-def test_a_rank_in_a_collective_tells_group_members_number_and_its_stack(tmp_path):
+def test_a_pending_collective_has_its_group_members_number_and_stack(tmp_path):
     """Fails when the private interface of torch's flight recorder changes."""
     _, _, ((found,), (own,), functions) = run_ranks(in_a_collective, THREE, str(tmp_path))
     assert (found.description, found.ranks, found.entered) == ("language.tp", (1, 2), 2)
@@ -172,11 +171,11 @@ def test_a_rank_in_a_collective_tells_group_members_number_and_its_stack(tmp_pat
 
 def in_the_world(folder):
     folder = Path(folder)
-    be_watched(folder, mimo_role.current().rank)
+    enable_diagnostics(folder, mimo_role.current().rank)
     dist.barrier()
     mine = dist.new_group([0, 2], group_desc="mine")
     if mimo_role.current().rank == 0:
-        # One of a group that a script has made, and one of the world, of which only the first is waited for.
+        # One of a group that the script has made, and one of the world. wait() is only called for the first.
         work = dist.all_reduce(torch.ones(()), group=mine, async_op=True)
         dist.all_reduce(torch.ones(()))
         work.wait()
@@ -184,14 +183,14 @@ def in_the_world(folder):
     if mimo_role.current().rank == 1:
         dist.all_reduce(torch.ones(()))
         return None
-    found = until(lambda: len(them := [trace for trace in ask(folder, 0) if trace.waiting]) == 2 and them)
+    found = until(lambda: len(them := [trace for trace in request_traces(folder, 0) if trace.waiting]) == 2 and them)
     dist.all_reduce(torch.ones(()), group=mine)
     dist.all_reduce(torch.ones(()))
     return sorted((trace.description, trace.ranks) for trace in found)
 
 
 @pytest.mark.ranks
-def test_a_rank_tells_of_the_world_and_of_groups_that_scripts_have_made(tmp_path):
+def test_traces_include_the_world_and_groups_made_by_the_script(tmp_path):
     assert run_ranks(in_the_world, THREE, str(tmp_path))[2] == [("default_pg", None), ("mine", (0, 2))]
 
 
@@ -245,6 +244,6 @@ def test_a_process_without_groups_has_no_traces():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[{}]", "3", "[3]"])
-def test_an_answer_that_is_not_whole_is_none(tmp_path, text):
+def test_an_incomplete_traces_file_is_ignored(tmp_path, text):
     traces_file(tmp_path, 0).write_text(text)
     assert read_traces(tmp_path, 0) is None

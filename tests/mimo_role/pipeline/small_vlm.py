@@ -48,7 +48,7 @@ class Vision(nn.Module):
         drawn_parameters(self, "vision")
 
     def forward(self, pixels):
-        """Embeddings, and a loss of the encoder's own."""
+        """Embeddings, and an auxiliary loss."""
         hidden = torch.tanh(self.layers["0"](pixels))
         return self.layers["1"](hidden), (hidden**2).sum() / 50
 
@@ -75,7 +75,7 @@ class Language(nn.Module):
         return torch.cat(parts) if parts else self.words[:0]
 
     def forward(self, prompts, inputs):
-        """Hidden states, and a loss of this stage's own."""
+        """Hidden states, and an auxiliary loss."""
         hidden = self.merge(prompts, inputs["vision"]) if self.is_first else inputs["language"]
         for layer in self.layers.values():
             hidden = hidden + torch.tanh(layer(hidden))
@@ -203,7 +203,7 @@ class Rank:
         return {f"{name}.{key}": p for name, module in self.plain.items() for key, p in module.named_parameters()}
 
     def gradients(self, *, summed=False):
-        """By module and name, as sums over lanes. The wrappers take means unless they are said to have `summed`."""
+        """By module and name, as sums over lanes. The wrappers compute means unless `summed` is set."""
         return {
             key: in_full(parameter.grad) * (1 if summed else self.lanes(key.partition(".")[0]))
             for key, parameter in self.parameters().items()

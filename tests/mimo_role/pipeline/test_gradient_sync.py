@@ -103,7 +103,7 @@ def two_steps(parts, by_hand):
 
 
 def no_sync_but_for_the_last():
-    """As scripts write it for micro-batches that go forward and back one after the other."""
+    """As scripts write it whose micro-batches run forward and backward one after the other."""
     begun = Counter()
 
     def around_forward(wrapper):
@@ -160,7 +160,7 @@ def training(wrap, given):
 
 
 class SeenByLane(Vision):
-    """With a buffer in which each lane has a number of its own, until one that holds for all is broadcast."""
+    """With a buffer in which each lane has a different number until one is broadcast."""
 
     def __init__(self):
         super().__init__()
@@ -189,7 +189,7 @@ def buffers():
 
 
 def with_pairs():
-    """What several tests below look at, found out in one world."""
+    """Results for several tests below, from one world."""
     return {
         "1 micro-batch": two_steps(1, by_hand=False),
         "4 micro-batches, reduced by the script": two_steps(4, by_hand=True),
@@ -221,7 +221,7 @@ def pairs():
         "trained with fsdp",
     ],
 )
-def test_lanes_stay_equal_to_the_last_bit(pairs, name):
+def test_lanes_stay_bitwise_equal(pairs, name):
     for one, other in ((0, 1), (2, 3), (4, 5)):
         assert pairs[one][name].keys() == pairs[other][name].keys()
         for key, tensor in pairs[one][name].items():
@@ -254,7 +254,7 @@ def auxiliary_losses():
 
 
 @pytest.mark.ranks
-def test_auxiliary_losses_of_any_stage_are_taken_back():
+def test_auxiliary_losses_of_any_stage_have_gradients():
     found = run_ranks(auxiliary_losses, Topology.from_modules({"vision": {"dp": 2}, "language": {"pp": 3}}))
     expected = {str(at): loss.item() for at, loss in Whole(3, AUXILIARY).backward(PROMPTS)[1].items()}
     assert found[0]["vision"] + found[1]["vision"] == pytest.approx(expected["vision stage 0"], rel=EXACT)
@@ -264,7 +264,7 @@ def test_auxiliary_losses_of_any_stage_are_taken_back():
 
 
 class BrokenError(Exception):
-    """Raised by a test's own functions."""
+    """Raised by functions of a test."""
 
 
 def failing(wrapper):
@@ -283,7 +283,7 @@ def flags_of(rank):
 def flags_before_and_after(wrap, given, fails):
     rank = Rank(wrap, given=given)
     before = flags_of(rank)
-    if fails:  # in the backward of the first of two micro-batches, when both have gone forward
+    if fails:  # in the backward of the first of two micro-batches, after both forwards
         rank.wrapped["vision"].register_full_backward_pre_hook(lambda *_: failing(None))
     try:
         rank.schedule.step(in_parts(PROMPTS, 2), sync_gradients=False)
@@ -366,7 +366,7 @@ COMPILED = list(product([True, False], ["wrapper", "module", "in place"]))
 
 
 def alone():
-    """What several tests below look at, found out in one world."""
+    """Results for several tests below, from one world."""
     return {
         "flags": {
             (wrap, given, fails): flags_before_and_after({"ddp": ddp, "fsdp": fsdp}[wrap], given, fails)
@@ -393,7 +393,7 @@ def rank_alone():
 
 
 @pytest.mark.ranks
-def test_flags_are_what_they_were_after_a_step_and_after_an_error(rank_alone):
+def test_flags_are_restored_after_a_step_and_after_an_error(rank_alone):
     for before, after in rank_alone["flags"].values():
         assert before == after
 
@@ -411,7 +411,7 @@ OLD_FSDP = (
     "step has 2 micro-batches, sync_gradients=True"
 )
 FROZEN = (
-    "run('vision', ...) returned an auxiliary loss, but 'vision' is frozen; return the output alone, or take 'vision' out of "
+    "run('vision', ...) returned an auxiliary loss, but 'vision' is frozen; return the output alone, or remove 'vision' from "
     "frozen="
 )
 DETACHED = (
@@ -432,7 +432,7 @@ DETACHED = (
         ("old fsdp, one micro-batch", ""),
         (
             "frozen late",
-            "DistributedDataParallel did not reduce all its parameters: some were frozen after it was built; build it anew",
+            "DistributedDataParallel did not reduce all its parameters: some were frozen after it was built; build it again",
         ),
         ("detached", DETACHED),
         ("detached, not given", ""),
@@ -440,12 +440,12 @@ DETACHED = (
         ("auxiliary loss of a frozen module", FROZEN),
     ],
 )
-def test_what_cannot_be_right_is_refused(rank_alone, name, message):
+def test_wrappers_that_cannot_be_driven_are_refused(rank_alone, name, message):
     assert rank_alone[name] == message
 
 
 @pytest.mark.ranks
-def test_compiled_modules_are_driven_as_others(rank_alone):
+def test_compiled_modules_are_driven(rank_alone):
     assert rank_alone["compiled"] == dict.fromkeys(COMPILED, 2 * 3)
 
 
@@ -484,7 +484,7 @@ def test_other_wrappers_leave_no_sync_before_the_last_backward_of_all_their_modu
     assert events == expected
 
 
-def test_modules_that_do_not_train_are_left_alone():
+def test_modules_that_do_not_train_are_not_driven():
     events = []
     gradient_sync = GradientSync({"vision": OtherWrapper(events)}, known=["vision", "language"], trained=["language"])
     with gradient_sync.of_step(2, sync=True, backward=True):

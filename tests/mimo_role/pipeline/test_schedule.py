@@ -49,7 +49,7 @@ def loss_of(output, samples):
 
 
 def whole(topology, count):
-    """Losses and gradients of one process; micro-batches make no difference."""
+    """Losses and gradients of one process; independent of micro-batches."""
     parameters = {
         StageId(module, stage): weights(StageId(module, stage)).requires_grad_()
         for module, grid in topology.grids.items()
@@ -92,7 +92,7 @@ def step_with(returned):
         ({"spec_of": None}, 1, "spec_of(vision stage 0, ...) returned NoneType; it returns an ActivationSpec"),
     ],
 )
-def test_what_the_scripts_functions_return_is_checked(returned, rank, message):
+def test_return_values_of_the_scripts_functions_are_checked(returned, rank, message):
     assert run_ranks(step_with, Topology.from_modules({"vision": {}, "language": {}}), returned)[rank] == message
 
 
@@ -121,11 +121,11 @@ def two_steps_of_which_the_first_fails():
     return found
 
 
-def test_after_a_failed_step_there_is_no_other():
+def test_no_step_runs_after_a_failed_one():
     vision, _ = run_ranks(two_steps_of_which_the_first_fails, Topology.from_modules({"vision": {}, "language": {}}))
     assert vision == [
         "ValueError: a bad image",
-        "ScheduleError: an earlier step failed on this rank, and its messages are still on their way; start the job again",
+        "ScheduleError: an earlier step failed on this rank, and its messages may still be in flight; start the job again",
     ]
 
 
@@ -141,18 +141,18 @@ def schedule_of_nothing(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frozen": "visoin"}, "frozen: 'visoin' is no modality module; there are vision"),
+        ({"frozen": "visoin"}, "frozen: 'visoin' is not a modality module; there are vision"),
         ({"splits": {"languag": TokenSplit()}}, "splits: no module 'languag'; there are vision, language"),
         ({"slack": -1}, "slack=-1: it is 0 or more"),
         ({"frozen": "vision", "splits": {"language": TokenSplit(cp_order="zigzag")}}, "no error"),
     ],
 )
-def test_settings_that_cannot_be_are_told_when_the_schedule_is_made(settings, message):
+def test_invalid_arguments_are_refused_by_the_constructor(settings, message):
     assert run_ranks(schedule_of_nothing, Topology.from_modules({"vision": {}, "language": {}}), settings) == [message] * 2
 
 
 def step(batches, frozen, slack):
-    """One step; what a rank knows afterwards: losses, gradients by stage, most micro-batches kept at a time, outputs."""
+    """One step; results of one rank: losses, gradients by stage, most micro-batches kept at a time, outputs."""
     ctx = mimo_role.current()
     mine = {
         StageId(module, ctx.coords(module)["pp"]): weights(StageId(module, ctx.coords(module)["pp"])).requires_grad_()
@@ -220,15 +220,15 @@ def check(topology, batches, found, frozen=(), slack=1):
     loss, expected = whole(topology, count)
     total, summed = 0.0, {}
     for rank, (losses, gradients, most, outputs) in enumerate(found):
-        copies = {module: coords["tp"] for module, coords in topology.coords_of(rank).items()}
+        replicas = {module: coords["tp"] for module, coords in topology.coords_of(rank).items()}
         is_last = topology.role_of(rank).is_last_stage("language")
         assert len(losses) == len(outputs) == (len(batches) if is_last else 0)
-        if is_last and not copies["language"]:
+        if is_last and not replicas["language"]:
             total += sum(losses).item()
         for at, gradient in gradients.items():
             if at.module in frozen:
                 assert gradient is None
-            elif not copies[at.module] and gradient is not None:  # an empty lane may have none
+            elif not replicas[at.module] and gradient is not None:  # an empty lane may have none
                 summed[at] = summed.get(at, 0) + gradient
             depth = topology.grids[at.module].axis_size("pp") - at.stage - 1
             depth += topology.grids["language"].axis_size("pp") if at.module != "language" else 0
@@ -251,13 +251,13 @@ def test_a_step_in_micro_batches_equals_one_process(modules, layout):
     check(topology, batches, run_ranks(step, topology, batches, (), 1))
 
 
-def test_frozen_encoders_go_forward_only():
+def test_frozen_encoders_have_no_backward():
     topology = Topology.from_modules({"vision": {"pp": 2}, "audio": {}, "language": {"dp": 2}})
     batches = in_parts(4, 5, 1, 4, 6, 4)
     check(topology, batches, run_ranks(step, topology, batches, ("vision",), 1), frozen=("vision",))
 
 
-def test_stages_keep_no_more_micro_batches_than_they_may():
+def test_stages_keep_at_most_as_many_micro_batches_as_allowed():
     topology = Topology.from_modules({"vision": {}, "language": {"pp": 2}})
     batches = in_parts(*[2] * 9)
     found = run_ranks(step, topology, batches, (), 0)

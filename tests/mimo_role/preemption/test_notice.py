@@ -1,5 +1,3 @@
-"""Real signals to real processes."""
-
 import os
 import signal
 import subprocess
@@ -15,17 +13,17 @@ from mimo_role.testing import run_ranks
 
 FOUR = Topology.from_modules({"vision": {"dp": 2}, "language": {"dp": 2}})
 
-# Says what it has heard whenever it is asked.
+# Prints its notice on request.
 LISTENER = """
 import sys, mimo_role
 mimo_role.listen(*{times})
 print("listening", flush=True)
 for line in sys.stdin:
-    heard = mimo_role.notice()
+    received = mimo_role.notice()
     if line == "signal\\n":
-        print(heard and heard.signal.name, flush=True)
+        print(received and received.signal.name, flush=True)
     elif line == "left\\n":
-        print(heard.seconds_left, flush=True)
+        print(received.seconds_left, flush=True)
     else:
         mimo_role.listen(1000.0, 1000.0)
         print("listening", flush=True)
@@ -58,7 +56,7 @@ def listener(*times):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_a_notice_and_no_end(number):
+def test_a_signal_is_a_notice_and_does_not_end_the_process(number):
     with listener() as process:
         assert ask(process, "signal") == "None"
         process.send_signal(number)
@@ -67,44 +65,44 @@ def test_a_signal_is_a_notice_and_no_end(number):
 
 
 @pytest.mark.parametrize(("number", "least", "most"), [(signal.SIGTERM, 0, 30), (signal.SIGUSR1, 30, 300)])
-def test_a_notice_knows_how_long_its_signal_leaves(number, least, most):
+def test_the_time_left_depends_on_the_signal(number, least, most):
     with listener(30.0, 300.0) as process:
         process.send_signal(number)
         first, second = float(ask(process, "left")), float(ask(process, "left"))
         assert least < second <= first <= most
 
 
-def test_nobody_knows_the_time_left_where_nothing_tells():
+def test_the_time_left_is_none_if_it_is_unknown():
     with listener() as process:
         process.send_signal(signal.SIGTERM)
         assert ask(process, "left") == "None"
 
 
-def test_the_time_left_ends_at_zero():
+def test_the_time_left_is_at_least_zero():
     with listener(1e-9, 300.0) as process:
         process.send_signal(signal.SIGTERM)
         assert ask(process, "left") == "0.0"
 
 
 @pytest.mark.parametrize(
-    ("times", "numbers", "heard"),
+    ("times", "numbers", "expected"),
     [
-        pytest.param((30.0, 300.0), [signal.SIGUSR1, signal.SIGTERM], "SIGTERM", id="the end comes sooner than announced"),
-        pytest.param((30.0, 300.0), [signal.SIGTERM, signal.SIGUSR1], "SIGTERM", id="the end was announced already"),
+        pytest.param((30.0, 300.0), [signal.SIGUSR1, signal.SIGTERM], "SIGTERM", id="SIGTERM leaves less than is left"),
+        pytest.param((30.0, 300.0), [signal.SIGTERM, signal.SIGUSR1], "SIGTERM", id="SIGUSR1 leaves more than is left"),
         pytest.param((300.0, 30.0), [signal.SIGUSR1, signal.SIGTERM], "SIGUSR1", id="SIGTERM leaves more than is left"),
-        pytest.param((None, 300.0), [signal.SIGUSR1, signal.SIGTERM], "SIGTERM", id="nobody knows when after SIGTERM"),
-        pytest.param((None, None), [signal.SIGUSR1, signal.SIGTERM], "SIGUSR1", id="nobody knows at all"),
+        pytest.param((None, 300.0), [signal.SIGUSR1, signal.SIGTERM], "SIGTERM", id="time after SIGTERM unknown"),
+        pytest.param((None, None), [signal.SIGUSR1, signal.SIGTERM], "SIGUSR1", id="both times unknown"),
     ],
 )
-def test_of_several_notices_the_one_that_leaves_least_time_holds(times, numbers, heard):
+def test_of_several_notices_the_one_with_the_least_time_left_holds(times, numbers, expected):
     with listener(*times) as process:
         for number in numbers:
             process.send_signal(number)
             ask(process, "signal")  # it has been handled
-        assert ask(process, "signal") == heard
+        assert ask(process, "signal") == expected
 
 
-def test_listening_again_changes_nothing():
+def test_a_second_listen_has_no_effect():
     with listener(30.0, 30.0) as process:
         process.send_signal(signal.SIGTERM)
         assert ask(process, "again") == "listening"
@@ -113,14 +111,14 @@ def test_listening_again_changes_nothing():
         assert float(ask(process, "left")) <= 30
 
 
-def test_a_process_that_does_not_listen_ends_by_the_signal():
+def test_a_process_that_does_not_listen_is_killed_by_the_signal():
     with child("import mimo_role; print(mimo_role.notice(), flush=True); input()") as process:
         assert process.stdout.readline() == "None\n"
         process.terminate()
         assert process.wait(timeout=20) == -signal.SIGTERM
 
 
-def test_another_thread_than_the_main_one_cannot_listen():
+def test_listen_outside_of_the_main_thread_is_refused():
     found = []
 
     def listen():
@@ -132,10 +130,10 @@ def test_another_thread_than_the_main_one_cannot_listen():
     thread = threading.Thread(target=listen)
     thread.start()
     thread.join(timeout=20)
-    assert found == ["notices are listened for in the main thread, the only one that hears signals"]
+    assert found == ["listen() must run in the main thread, the only one in which Python handles signals"]
 
 
-def test_a_shielded_process_goes_on_and_a_program_that_it_starts_is_shielded_too():
+def test_a_shielded_process_and_its_children_ignore_notices():
     script = """
 import subprocess, mimo_role
 mimo_role.shield_worker(3)
@@ -154,14 +152,14 @@ sleeper.kill()
         assert process.wait(timeout=20) == 0
 
 
-def test_a_shielded_process_still_ends_when_its_own_parent_says_so():
+def test_a_shielded_process_exits_on_sigterm_from_its_parent():
     with child("import mimo_role\nmimo_role.shield_worker()\nprint('up', flush=True)\ninput()") as process:
         assert process.stdout.readline() == "up\n"
         process.terminate()
         assert process.wait(timeout=20) == 0
 
 
-def test_a_script_that_asks_to_be_started_again_ends_with_its_shielded_loader():
+def test_a_requeue_exit_also_ends_shielded_loader_workers():
     script = """
 import mimo_role
 from torch.utils.data import DataLoader
@@ -200,7 +198,7 @@ print(*[int(pid) for pid in loader])
 """
 
 
-def test_shielded_workers_of_a_data_loader_outlive_notices_and_end_with_it():
+def test_shielded_loader_workers_survive_notices_and_exit_with_the_loader():
     with child(LOADER.format(shield="mimo_role.shield_worker")) as process:
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -209,7 +207,7 @@ def test_shielded_workers_of_a_data_loader_outlive_notices_and_end_with_it():
     assert not [pid for pid in pids if _lives(pid)]
 
 
-def test_workers_that_are_not_shielded_end_the_script():
+def test_unshielded_loader_workers_end_the_script():
     with child(LOADER.format(shield=None)) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -217,7 +215,7 @@ def test_workers_that_are_not_shielded_end_the_script():
 
 
 def steps_until_a_notice(signalled, steps_before):
-    """Which step says how many seconds are left, and how many, to a rank that is signalled after some steps."""
+    """The first step with a number of seconds left, and that number, where a rank is signalled after some steps."""
     ctx = mimo_role.current()
     for step in range(steps_before + 10):
         if (ctx.rank, step) == (signalled, steps_before):
@@ -231,13 +229,13 @@ def steps_until_a_notice(signalled, steps_before):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("steps_before", [1, 3])
-def test_all_ranks_hear_at_the_same_step_what_one_has_heard(steps_before):
+def test_a_notice_to_one_rank_reaches_all_ranks_at_the_same_step(steps_before):
     found = run_ranks(steps_until_a_notice, FOUR, 2, steps_before)
-    # The step in which it hears, or the next one.
+    # The step of the signal, or the next one.
     assert len({step for step, *_ in found}) == 1
     assert found[0][0] - steps_before in (0, 1)
-    assert [heard for *_, heard in found] == [False, False, True, False]
-    # Outside of mimo-launch nobody knows the time.
+    assert [has_notice for *_, has_notice in found] == [False, False, True, False]
+    # Outside of mimo-launch the time is unknown.
     assert all(left == again == 0.0 for _, left, again, _ in found)
 
 
@@ -246,12 +244,12 @@ def steps_without_a_notice(steps):
 
 
 @pytest.mark.ranks
-def test_there_is_no_time_without_a_notice():
+def test_seconds_left_is_none_without_a_notice():
     assert run_ranks(steps_without_a_notice, FOUR, 4) == [[None] * 4] * 4
 
 
 def seconds_after(signals):
-    """What each rank is told, of which one has heard SIGUSR1, and another SIGTERM or nothing."""
+    """The seconds left on each rank, of which the first ones have received a signal each."""
     ctx = mimo_role.current()
     ctx.seconds_left()
     if ctx.rank < len(signals):
@@ -261,7 +259,7 @@ def seconds_after(signals):
 
 
 def join_with_times(function, *args):
-    """As under mimo-launch, which says how long the signals leave."""
+    """As under mimo-launch, which sets the times that the signals leave."""
     contract = mimo_role.RankEnviron(topology=FOUR, rank=int(os.environ["RANK"]), grace_s=30.0, warning_s=300.0)
     os.environ.update(contract.to_environ())
     mimo_role.init(backend="gloo")
@@ -275,11 +273,11 @@ def join_with_times(function, *args):
 @pytest.mark.parametrize(
     ("signals", "least", "most"),
     [
-        pytest.param([signal.SIGUSR1], 200, 300, id="a warning to one"),
-        pytest.param([signal.SIGUSR1, signal.SIGTERM], 1, 30, id="a warning to one and the end to another"),
+        pytest.param([signal.SIGUSR1], 200, 300, id="SIGUSR1 to one"),
+        pytest.param([signal.SIGUSR1, signal.SIGTERM], 1, 30, id="SIGUSR1 to one and SIGTERM to another"),
     ],
 )
-def test_all_are_told_the_least_time_that_any_has(signals, least, most):
+def test_all_ranks_get_the_least_time_left(signals, least, most):
     found = run_ranks(join_with_times, 4, seconds_after, signals)
     assert all(least < left <= most for left in found), found
     assert max(found) - min(found) < 5
@@ -291,7 +289,7 @@ def leave_after_a_step():
 
 
 @pytest.mark.ranks
-def test_ranks_may_leave_right_after_a_step():
+def test_ranks_may_exit_right_after_a_step():
     assert run_ranks(leave_after_a_step, FOUR) == [True] * 4
 
 

@@ -18,21 +18,21 @@ def test_the_busiest_lane_is_within_grahams_bound_of_the_best_there_is(costs, la
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=40), st.integers(1, 9))
-def test_every_sample_has_a_lane_and_the_answer_is_the_same_every_time(costs, lanes):
+def test_every_sample_has_a_lane_and_the_assignment_is_deterministic(costs, lanes):
     assigned = balanced_lanes(costs, lanes)
     assert len(assigned) == len(costs)
     assert set(assigned) <= set(range(lanes))
     assert balanced_lanes(list(costs), lanes) == assigned
 
 
-def test_samples_that_cost_nothing_are_spread_over_the_lanes():
+def test_samples_without_cost_are_distributed_over_the_lanes():
     assert sorted(balanced_lanes([0.0] * 6, 3)) == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
     ("costs", "lanes", "message"),
-    [([1.0], 0, "0 lanes; there is at least one"), ([1.0, -1.0], 2, r"costs\[1\]=-1.0"), ([float("nan")], 2, "a cost is 0")],
+    [([1.0], 0, "lanes=0; use 1 or more"), ([1.0, -1.0], 2, r"costs\[1\]=-1.0"), ([float("nan")], 2, "a cost is 0")],
 )
-def test_costs_that_cannot_be_are_refused(costs, lanes, message):
+def test_invalid_costs_are_refused(costs, lanes, message):
     with pytest.raises(ValueError, match=message):
         balanced_lanes(costs, lanes)

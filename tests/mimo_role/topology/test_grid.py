@@ -42,14 +42,14 @@ def test_the_first_axis_varies_fastest():
 
 
 @given(grids_with_axes())
-def test_rows_are_what_enumerating_all_coordinates_gives(case):
+def test_rows_equal_an_enumeration_of_all_coordinates(case):
     grid, axes = case
     assert list(grid.rows(axes)) == brute_force_rows(grid, axes)
     assert grid.row_count(axes) * grid.row_size(axes) == grid.size
 
 
 @given(grids_with_axes(), st.data())
-def test_a_ranks_row_holds_it_and_is_one_of_the_rows(case, data):
+def test_a_ranks_row_contains_it_and_is_one_of_the_rows(case, data):
     grid, axes = case
     rank = data.draw(st.sampled_from(grid.ranks))
     row = grid.row_of(rank, axes)
@@ -58,7 +58,7 @@ def test_a_ranks_row_holds_it_and_is_one_of_the_rows(case, data):
 
 
 @given(grids(), st.data())
-def test_coordinates_and_ranks_are_each_others_inverse(grid, data):
+def test_coordinates_and_ranks_are_inverse(grid, data):
     rank = data.draw(st.sampled_from(grid.ranks))
     assert grid.rank_at(grid.coords(rank)) == rank
     assert all(0 <= at < grid.axis_size(axis) for axis, at in grid.coords(rank).items())
@@ -85,7 +85,7 @@ def test_impossible_grids_are_refused(arguments, message):
         RankGrid(*arguments)
 
 
-def test_what_lies_outside_is_refused_by_name():
+def test_ranks_axes_and_coordinates_outside_of_the_grid_are_named():
     grid = RankGrid([2, 3], ["tp", "dp"], rank_offset=4)
     assert 9 in grid
     assert 10 not in grid
@@ -93,7 +93,7 @@ def test_what_lies_outside_is_refused_by_name():
         grid.coords(10)
     with pytest.raises(AxisError, match="no axis 'pp'; the grid has tp, dp"):
         grid.row_of(4, ["pp"])
-    with pytest.raises(AxisError, match="an axis stands twice"):
+    with pytest.raises(AxisError, match="duplicate axis"):
         grid.row_of(4, ["tp", "tp"])
     with pytest.raises(IndexError, match="row 3 of 3 rows along tp"):
         grid.row(["tp"], 3)

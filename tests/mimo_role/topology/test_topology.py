@@ -10,7 +10,7 @@ from mimo_role import ModuleLayout, RankGrid, RankNotInGridError, RankRole, Topo
 from tests.mimo_role.worlds import topologies
 
 
-def test_modules_take_ranks_one_after_another():
+def test_modules_get_ranks_one_after_another():
     topology = Topology.from_modules(
         {"vision": {"dp": 2}, "audio": {"dp": 2, "colocate_with": "vision"}, "language": {"tp": 2, "pp": 2, "dp": "auto"}},
         world_size=10,
@@ -24,7 +24,7 @@ def test_modules_take_ranks_one_after_another():
     assert topology.world_size == 10
 
 
-def test_ranks_by_hand_and_another_order_of_axes():
+def test_given_ranks_and_another_order_of_axes():
     topology = Topology.from_modules(
         {
             "language": {"tp": 2, "dp": 2, "pp": 2, "ranks": "2-9", "order": ("tp", "pp", "cp", "dp")},
@@ -50,7 +50,7 @@ def test_experts_factor_the_same_ranks_a_second_time():
 
 
 @given(topologies(), st.data())
-def test_every_role_is_the_one_that_build_gives_from_the_grids(topology, data):
+def test_every_role_equals_that_of_build(topology, data):
     rank = data.draw(st.integers(0, topology.world_size - 1))
     assert topology.role_of(rank) == RankRole.build(topology.modality_module_names, topology.grids, rank=rank)
     assert list(topology.role_of(rank).modules) == list(topology.coords_of(rank)) == topology.modules_of(rank)
@@ -123,7 +123,7 @@ def test_labels_name_the_axes_that_are_longer_than_one_slowest_first():
             {"vision": {"dp": "auto"}, "language": {"dp": "auto"}},
             "non_colocated",
             8,
-            "both want the ranks that are left",
+            "both take the remaining ranks",
             id="auto twice",
         ),
         pytest.param(
@@ -186,14 +186,14 @@ def test_labels_name_the_axes_that_are_longer_than_one_slowest_first():
             "non_colocated",
             None,
             "audoi is no other module",
-            id="with nobody",
+            id="with no module",
         ),
         pytest.param(
             {"a": {"colocate_with": "b"}, "b": {"colocate_with": "a"}, "language": {}},
             "non_colocated",
             None,
-            "circle: a -> b -> a",
-            id="in a circle",
+            "cycle: a -> b -> a",
+            id="a cycle",
         ),
         pytest.param({"vision,": {}, "language": {}}, "non_colocated", None, "letters, digits", id="a comma in a name"),
         pytest.param(
@@ -215,7 +215,7 @@ def test_labels_name_the_axes_that_are_longer_than_one_slowest_first():
         ),
     ],
 )
-def test_what_makes_no_world_is_refused(modules, layout, world_size, message):
+def test_invalid_worlds_are_refused(modules, layout, world_size, message):
     with pytest.raises(TopologyError, match=message):
         Topology.from_modules(modules, layout=layout, world_size=world_size)
 
@@ -251,7 +251,7 @@ def test_a_rank_outside_the_world_is_refused():
         topology.role_of(2)
 
 
-def test_the_role_of_one_rank_in_a_million_takes_neither_time_nor_memory_of_the_world():
+def test_the_role_of_one_rank_in_a_million_is_fast_and_small():
     topology = Topology.from_modules({"vision": {"dp": 1024}, "language": {"tp": 8, "pp": 8, "dp": "auto"}}, world_size=1 << 20)
     topology.role_of(0)
     tracemalloc.start()

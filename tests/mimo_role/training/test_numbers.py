@@ -1,4 +1,4 @@
-"""The recipes of docs/numbers.md: tied embeddings over `embd`, and a gradient scaler over the world."""
+"""The recipes of docs/guides/numbers.md: tied embeddings over `embd`, and a gradient scaler over the world."""
 
 import math
 
@@ -89,7 +89,7 @@ def loss_of(hidden, weight, targets):
 
 
 def step_of_tied_stages():
-    """One step of two stages that hold a copy of the embedding each, as docs/numbers.md shows it."""
+    """One step of two stages with a copy of the embedding each, as in docs/guides/numbers.md."""
     ctx = mimo_role.current()
     if not ctx.role.has_language_module:
         return float(ctx.clip_grad_norm_({}, 0.1)), None, None

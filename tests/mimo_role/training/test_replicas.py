@@ -42,7 +42,7 @@ def test_experts_are_counted_on_each_expert_parallel_rank():
     assert counting(EXPERTS) == [1]
 
 
-def test_a_mesh_along_dp_leaves_copies_along_tp():
+def test_a_mesh_along_dp_leaves_replicas_along_tp():
     def along_dp(rank):
         return Placed(ranks=frozenset(LANGUAGE.grids["language"].row_of(rank, ["dp"])), is_first_replica=True)
 
@@ -52,7 +52,7 @@ def test_a_mesh_along_dp_leaves_copies_along_tp():
 @pytest.mark.parametrize(
     "ranks", [pytest.param({2, 4, 6}, id="a part of two axes"), pytest.param({1, 2}, id="ranks of another module")]
 )
-def test_a_mesh_that_is_no_row_of_the_grid_is_refused(ranks):
+def test_a_mesh_that_is_not_a_row_of_the_grid_is_refused(ranks):
     message = (
         r"the \d ranks of its device mesh, \d to \d, are not all ranks of 'language' along some of its axes \(tp, cp, dp, pp\)"
     )
@@ -83,7 +83,7 @@ def test_every_part_of_a_parameter_is_counted_exactly_once(data):
     axes = data.draw(st.sets(st.sampled_from([axis for axis in grid.dim_names if axis != "pp"])))
     sharded = {axis for axis in axes if data.draw(st.booleans())}
     distinct = {"pp", "ep"} | ({"tp", "expt_tp"} if marks.tensor_model_parallel else set())
-    copies = (set(grid.dim_names) - distinct - axes) | (axes - sharded)
+    replicas = (set(grid.dim_names) - distinct - axes) | (axes - sharded)
 
     counted = []
     for rank in grid.ranks:
@@ -91,8 +91,8 @@ def test_every_part_of_a_parameter_is_counted_exactly_once(data):
         first = all(coords[axis] == 0 for axis in axes - sharded)
         placed = Placed(ranks=frozenset(grid.row_of(rank, axes)), is_first_replica=first) if axes else None
         if is_counted(topology, module, rank, marks, placed):
-            counted.append(tuple(coords[axis] for axis in grid.dim_names if axis not in copies))
+            counted.append(tuple(coords[axis] for axis in grid.dim_names if axis not in replicas))
 
-    parts = itertools.product(*(range(grid.axis_size(axis)) for axis in grid.dim_names if axis not in copies))
+    parts = itertools.product(*(range(grid.axis_size(axis)) for axis in grid.dim_names if axis not in replicas))
     assert sorted(counted) == sorted(parts)
-    assert len(counted) == grid.size // math.prod(grid.axis_size(axis) for axis in copies)
+    assert len(counted) == grid.size // math.prod(grid.axis_size(axis) for axis in replicas)

@@ -1,4 +1,4 @@
-"""Random numbers: equal where ranks do the same work, different elsewhere, and continued from a checkpoint."""
+"""Random numbers that are equal or different over ranks, and continue from a checkpoint."""
 
 import random
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 @given(st.data(), topologies(experts=True), st.sets(st.sampled_from(AXES)))
-def test_two_ranks_share_a_stream_where_their_coordinates_along_the_axes_are_equal(data, topology, axes):
+def test_ranks_with_equal_coordinates_along_the_axes_share_a_stream(data, topology, axes):
     module = data.draw(st.sampled_from(list(topology.grids)))
     grid = topology.grids[module]
     one, other = (data.draw(st.sampled_from(grid.ranks)) for _ in range(2))
@@ -41,14 +41,14 @@ def test_different_streams_have_different_seeds(topology, seed, axes):
 
 
 @given(st.integers(0, 7), st.integers(8, 64), st.sampled_from([1, 2, 4]), st.integers(1, 3))
-def test_a_lane_has_its_stream_whatever_the_sizes_are(lane, dp, tp, pp):
+def test_the_stream_of_a_lane_does_not_depend_on_sizes(lane, dp, tp, pp):
     topology = Topology.from_modules({"vision": {}, "language": {"tp": tp, "dp": dp, "pp": pp}})
     rank = topology.grids["language"].rank_at({"dp": lane, "tp": tp - 1})
     assert stream_of(topology, rank, "language") == ("language" if lane == 0 else f"language.dp{lane}")
 
 
-def test_seeds_stay_what_they_were():
-    """A change here changes the numbers of every job that is run again."""
+def test_seeds_do_not_change_between_releases():
+    """A change of these changes the random numbers of every job that is repeated."""
     assert seed_of(1234, "language.dp1", "torch") == 5336408883804081970
     assert seed_of(-1, "vision", "numpy") == 2723249203236843526
 
@@ -84,7 +84,7 @@ def test_seeds_for_megatrons_tracker_differ_by_name_and_follow_its_axes(topology
 
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore")
-def test_megatron_core_seeds_its_tracker_alike(monkeypatch):
+def test_megatron_core_seeds_its_tracker_equally(monkeypatch):
     from megatron.core.tensor_parallel import random as theirs
 
     added = {}
@@ -119,7 +119,7 @@ def test_one_seed_gives_the_same_numbers_again():
     assert not set(drawn()) & set(first)
 
 
-def test_modules_on_one_rank_draw_from_streams_of_their_own():
+def test_modules_on_one_rank_have_separate_streams():
     streams = RandomStreams(7, SHARED, 1, CPU)
     with streams.fork("vision"):
         vision = torch.rand(4)
@@ -137,7 +137,7 @@ def test_modules_on_one_rank_draw_from_streams_of_their_own():
         assert torch.equal(torch.rand(1), vision[3:])
 
 
-def test_a_modules_generator_leaves_the_other_streams_as_they_are():
+def test_a_modules_generator_does_not_change_other_streams():
     expected = RandomStreams(7, SHARED, 0, CPU), torch.rand(3)
     streams = RandomStreams(7, SHARED, 0, CPU)
     numbers = [torch.rand(3, generator=streams.generator(module)) for module in ("vision", "language")]
@@ -154,7 +154,7 @@ def test_recomputation_in_the_backward_pass_draws_a_modules_mask_again():
     assert torch.equal(x.grad, 2 * y.detach())  # the derivative of mask * x * x at 1
 
 
-def test_a_rank_asks_only_for_its_own_modules():
+def test_a_module_of_another_rank_is_refused():
     streams = RandomStreams(7, APART, 0, CPU)
     with pytest.raises(AxisError, match="rank 0 does not run 'language'; it runs vision"):
         streams.generator("language")
@@ -171,7 +171,7 @@ def all_drawn(streams):
 
 
 @pytest.mark.parametrize("in_a_block", [False, True], ids=["", "in a module's block"])
-def test_saved_streams_go_on_exactly(tmp_path, in_a_block):
+def test_saved_streams_continue_exactly(tmp_path, in_a_block):
     streams = RandomStreams(7, SHARED, 0, CPU)
     all_drawn(streams)
     if in_a_block:
@@ -188,7 +188,7 @@ def test_saved_streams_go_on_exactly(tmp_path, in_a_block):
     assert other.seed == 7
 
 
-def test_streams_of_another_place_are_not_taken_over():
+def test_the_state_of_another_place_is_refused():
     state = RandomStreams(7, APART, 0, CPU).rng_state()
     message = r"saved by a rank that drew from vision on cpu; this one draws from vision.dp1 on cpu\. In another layout, call "
     with pytest.raises(ContextError, match=message):
@@ -237,7 +237,7 @@ def load_and_go_on(folder):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("topology", [APART, SHARED], ids=["non-colocated", "colocated"])
-def test_streams_go_on_from_a_distributed_checkpoint(tmp_path, topology):
+def test_streams_continue_from_a_distributed_checkpoint(tmp_path, topology):
     expected = run_ranks(save_and_go_on, topology, str(tmp_path))
     assert run_ranks(load_and_go_on, topology, str(tmp_path)) == expected
 
@@ -276,5 +276,5 @@ def go_on_with_cuda(axes):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU (or this is its CPU build)")
-def test_streams_of_a_gpu_go_on_exactly():
+def test_streams_of_a_gpu_continue_exactly():
     assert run_ranks(go_on_with_cuda, 1, ()) == [([True, True], False)]

@@ -1,4 +1,4 @@
-"""The gradients of all modules of a world as one vector: its norm, and clipping by it."""
+"""Gradient clipping by the norm over all modules of a world."""
 
 import logging
 import math
@@ -27,13 +27,13 @@ _Place = tuple[DeviceMesh, tuple[Placement, ...]]
 
 @dataclass(frozen=True)
 class _Gradient:
-    """What this rank holds of one parameter's gradient."""
+    """This rank's part of one parameter's gradient."""
 
     name: str
     parameter: nn.Parameter
     local: torch.Tensor
     is_counted: bool
-    """Whether this rank is the first of those that hold these numbers."""
+    """Whether this rank is the first of those that have the same part."""
 
 
 class GradientClipper:
@@ -44,14 +44,14 @@ class GradientClipper:
         Args:
             topology: the world.
             rank: this process's.
-            device: where the world's collectives take their tensors.
+            device: for the tensors of collectives.
             check_module: raises a `MimoError` for the name of a module that this rank does not run.
         """
         self._topology = topology
         self._rank = rank
         self._device = device
         self._check_module = check_module
-        # A mesh of thousands of ranks is looked through once, not for every parameter at every step.
+        # A mesh of thousands of ranks is searched once, not for every parameter at every step.
         self._counted: dict[tuple[str, Marks, _Place | None], bool] = {}
 
     @torch.no_grad()
@@ -63,18 +63,18 @@ class GradientClipper:
         *,
         error_if_nonfinite: bool,
     ) -> torch.Tensor:
-        """`RoleContext.clip_grad_norm_`, which says all of it. Collective over the world."""
+        """`RoleContext.clip_grad_norm_`, which documents the arguments. Collective over the world."""
         gradients: list[_Gradient] = []
-        refusal: MimoError | None = None
+        own_error: MimoError | None = None
         _reduce_partial_gradients(modules)
         try:
             _check_numbers(max_norm, norm_type)
             gradients = self._collect(modules)
         except MimoError as error:
-            refusal = error  # raised after the all-reduce, in which the other ranks would wait for this one
+            own_error = error  # raised after the all-reduce, in which the other ranks wait for this one
         norms = self._norms(gradients, norm_type)
         counted = norms[: 1 + sum(gradient.is_counted for gradient in gradients)]
-        norm = _over_the_world(counted, norms.isfinite().all(), norm_type, refusal)
+        norm = _over_the_world(counted, norms.isfinite().all(), norm_type, own_error)
         if not math.isfinite(norm):
             self._report_nonfinite(gradients, norms, error=error_if_nonfinite)
             for gradient in gradients:
@@ -84,10 +84,10 @@ class GradientClipper:
         return torch.tensor(norm, dtype=torch.float64, device=self._device)
 
     def _collect(self, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> list[_Gradient]:
-        """This rank's gradients, each parameter once, those that this rank counts first.
+        """This rank's gradients, each parameter once; first those that this rank counts.
 
         Raises:
-            MimoError: a module or a gradient that cannot be taken into the norm.
+            MimoError: a module or a gradient that cannot be part of the norm.
         """
         owners: dict[int, str] = {}
         found = []
@@ -97,7 +97,7 @@ class GradientClipper:
             owner = owners.setdefault(id(parameter), module)
             if owner != module and self._topology.grids[owner] != self._topology.grids[module]:
                 raise GradientError(
-                    f"{name} is a parameter of {owner!r} too, which has another grid; leave it out of one of them"
+                    f"{name} is a parameter of {owner!r} too, which has another grid; remove it from one of them"
                 )
             if owner == module and parameter.grad is not None:
                 found.append(self._gradient(module, name, parameter))
@@ -129,7 +129,7 @@ class GradientClipper:
     def _report_nonfinite(self, gradients: Sequence[_Gradient], norms: torch.Tensor, *, error: bool) -> None:
         """
         Raises:
-            GradientError: where an error is asked for.
+            GradientError: `error` is set.
         """
         here = [each.name for each, norm in zip(gradients, norms[1:].tolist(), strict=True) if not math.isfinite(norm)]
         where = f"; on this rank: {here[0]}" if here else ""
@@ -149,7 +149,7 @@ def _parameters(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Iterator[tu
 
 
 def _reduce_partial_gradients(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> None:
-    """Sum what tensor parallelism has left to be summed: gradients of replicated parameters behind sequence parallelism."""
+    """Reduce partial gradients: those of replicated parameters in sequence-parallel regions."""
     for _, _, parameter in _parameters(modules):
         gradient = parameter.grad
         if isinstance(gradient, DTensor) and any(placement.is_partial() for placement in gradient.placements):
@@ -157,24 +157,24 @@ def _reduce_partial_gradients(modules: Mapping[str, nn.Module] | nn.ModuleDict) 
             parameter.grad = gradient.redistribute(placements=parameter.placements)
 
 
-def _over_the_world(counted: torch.Tensor, all_finite: torch.Tensor, norm_type: float, refusal: MimoError | None) -> float:
-    """The norm of the vectors whose norms all ranks give; infinite where a rank has anything else that is not finite.
+def _over_the_world(counted: torch.Tensor, all_finite: torch.Tensor, norm_type: float, own_error: MimoError | None) -> float:
+    """The norm over all ranks from their parts' norms; infinite if any rank has a gradient that is not finite.
 
     The same bits on all ranks: gloo and NCCL complete each element of an all-reduce on one rank and copy it from there
-    (https://github.com/NVIDIA/nccl/issues/855), and the rest is arithmetic of Python.
+    (https://github.com/NVIDIA/nccl/issues/855), and the rest is arithmetic in Python.
 
     Raises:
-        MimoError: this rank's refusal, or a `GradientError` where other ranks refuse.
+        MimoError: this rank's error, or a `GradientError` if other ranks have one.
     """
     is_largest = norm_type == math.inf
     part = counted.max() if is_largest else counted.pow(norm_type).sum()
     part = torch.where(all_finite, part, math.inf)  # MAX may drop a NaN
-    numbers = torch.stack([part, torch.full_like(part, refusal is not None)])
+    numbers = torch.stack([part, torch.full_like(part, own_error is not None)])
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX if is_largest else dist.ReduceOp.SUM)
-    total, refusals = map(float, numbers.tolist())
-    if refusal is not None:
-        raise refusal
-    if refusals:
+    total, errors = map(float, numbers.tolist())
+    if own_error is not None:
+        raise own_error
+    if errors:
         raise GradientError("clip_grad_norm_ failed on other ranks; their errors name the cause")
     if is_largest:
         return total

@@ -48,7 +48,7 @@ def one_process(names):
 
 
 def language_parameters(ctx):
-    """Every way to hold a parameter that ranks of the language model have, on each stage."""
+    """Parameters placed in every way over the ranks of the language model, on each stage."""
     mesh, stage = ctx.mesh("language"), ctx.coords("language")["pp"]
     placements = {
         "tp_rows": (mesh["tp"], [Shard(0)]),
@@ -172,7 +172,7 @@ def refusals():
     return refused, float(ctx.clip_grad_norm_(plain_modules_of(ctx), 1.0))
 
 
-def test_what_one_rank_refuses_is_an_error_on_all():
+def test_a_refusal_on_one_rank_is_an_error_on_all():
     found = run_ranks(refusals, WORLD)
 
     own = found[2][0]
@@ -202,10 +202,10 @@ class Heard(logging.Handler):
 
 
 def a_step_with(rank, value, norm_type, error_if_nonfinite=False):
-    """One rank of one module holds a number that is not finite, in a copy that no sum counts."""
+    """One rank of one module has a number that is not finite, in a replica that is not counted."""
     ctx = mimo_role.current()
     heard = Heard()
-    logging.getLogger("mimo_role.training.gradients").addHandler(heard)
+    logging.getLogger("mimo_role.training.gradient_norm").addHandler(heard)
     modules = modules_of(ctx)
     parameters = [parameter for module in modules.values() for parameter in module.parameters() if parameter.requires_grad]
     plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
@@ -220,7 +220,7 @@ def a_step_with(rank, value, norm_type, error_if_nonfinite=False):
     except MimoError as error:
         norm, raised = torch.tensor(0.0), str(error)
     same = all(torch.equal(old, new) for old, new in zip(before, plain, strict=True))
-    logging.getLogger("mimo_role.training.gradients").removeHandler(heard)
+    logging.getLogger("mimo_role.training.gradient_norm").removeHandler(heard)
     return float(norm), same, all(parameter.grad is None for parameter in parameters), heard.messages, raised
 
 
@@ -235,10 +235,10 @@ def steps_that_are_not_finite():
 def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all():
     found = run_ranks(steps_that_are_not_finite, WORLD)
 
-    said = "the norm of the gradients is not finite, so all are set to None: no rank updates"
+    message = "the norm of the gradients is not finite, so all are set to None: no rank updates"
     for rank, (nan, infinite, error) in enumerate(found):
         assert nan[:3] == infinite[:3] == (math.inf, True, True)
-        assert nan[3] == {0: [said], 1: [f"{said}; on this rank: vision.plain"]}.get(rank, [])
-        assert infinite[3] == {0: [said], 5: [f"{said}; on this rank: language.plain0"]}.get(rank, [])
+        assert nan[3] == {0: [message], 1: [f"{message}; on this rank: vision.plain"]}.get(rank, [])
+        assert infinite[3] == {0: [message], 5: [f"{message}; on this rank: language.plain0"]}.get(rank, [])
         assert error[1:4] == (True, False, [])
         assert error[4] == "the norm of the gradients is not finite" + ("; on this rank: language.plain0" if rank == 5 else "")

@@ -1,9 +1,10 @@
-"""Hypothesis strategies for bridges and batches, and an oracle that says which tokens each rank holds."""
+"""Hypothesis strategies for bridges and batches, and an independent computation of the tokens that each rank holds."""
 
 from hypothesis import strategies as st
 
 from mimo_role import Topology
-from mimo_role.resharding.samples import Endpoint, Samples, TokenSplit, lane_samples
+from mimo_role.resharding.endpoint import Endpoint
+from mimo_role.resharding.samples import Samples, TokenSplit, lane_samples
 
 splits = st.builds(TokenSplit, cp_order=st.sampled_from(["contiguous", "zigzag"]), sequence_parallel=st.booleans())
 
@@ -55,7 +56,7 @@ def batches(draw, source, destination):
 def held_by(side, rank, *, as_source):
     """The (sample, token) pairs of a rank's tensor in order, found token by token."""
     end, samples = side.endpoint, side.samples
-    place = end.place(rank)
+    place = end.place_of(rank)
     if place is None:
         return []
     assigned = samples.source_lanes if as_source else samples.destination_lanes

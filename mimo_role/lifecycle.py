@@ -1,0 +1,209 @@
+"""Joining and leaving a job: `init()`, `current()` and `shutdown()`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mimo_role.bridge.batch_ledger import BatchLedger
+from mimo_role.bridge.batch_ledger import share as share_ledger
+from mimo_role.bridge.nccl_channels import NcclChannels
+from mimo_role.bridge.registry import BridgeRegistry
+from mimo_role.context import RoleContext
+from mimo_role.errors import ContextError
+from mimo_role.groups.creation import uses_nccl
+from mimo_role.groups.options import GroupOptions
+from mimo_role.groups.process_groups import ProcessGroups
+from mimo_role.groups.process_groups import share as share_groups
+from mimo_role.groups.rounds import schedule
+from mimo_role.host import environ, node_dir
+from mimo_role.joining import check_same_topology, connect_peers, device_of, join
+from mimo_role.monitoring.diagnostics import enable_diagnostics
+from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.preemption.agreement import PreemptionAgreement
+from mimo_role.rank_environ import RankEnviron
+from mimo_role.topology.topology import Topology
+
+DEFAULT_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The time between `init()` and `shutdown()`."""
+
+    context: RoleContext
+    owns_world: bool
+    """Whether `init()` joined the process group."""
+    exported: list[str]
+    """Environment variables that `init()` has set."""
+
+
+_session: _Session | None = None
+
+
+def init(
+    topology: Topology | None = None,
+    *,
+    backend: str | None = None,
+    timeout_s: float | None = None,
+    groups: Mapping[str, GroupOptions] | None = None,
+) -> RoleContext:
+    """Join the job, check that all ranks have the same topology, create the groups and export the environment.
+
+    Collective over the world. A process group that exists is used as it is; otherwise this joins by torch's `env://` (a world
+    of one rank needs no launcher).
+
+    Args:
+        topology: by default the one in the environment, which mimo-launch sets.
+        backend: `nccl`, `gloo` or `auto` (NCCL if torch finds a GPU). Default: the config's, else `auto`.
+        timeout_s: for joining and for each collective. Default: the config's, else 600.
+        groups: which process groups each module gets, and how. Default: the config's, else those of `GroupOptions()`.
+
+    Raises:
+        ContextError: already initialized; no topology; not startable from this environment; a world of another size.
+        TopologyError: `groups` names a module or an axis that does not exist.
+        TopologyMismatchError: ranks have different topologies or group options; the deviating ranks and their hosts are named.
+        EnvironError: a malformed variable.
+    """
+    global _session
+    if _session is not None:
+        raise ContextError(
+            "this process has its context already; use mimo_role.current(). mimo-launch joins before the script starts, "
+            "unless the config says runtime.join: script"
+        )
+    topology, found = _find_topology(topology)
+    backend = backend or (found.backend if found else None) or "auto"
+    timeout_s = timeout_s or (found.timeout_s if found else None) or DEFAULT_TIMEOUT_S
+    timeout = timedelta(seconds=timeout_s)
+    options = dict(groups) if groups is not None else dict(found.groups) if found else {}
+    schedule(topology, options)  # refuses unknown modules and axes before anything is joined
+    owns_world = not dist.is_initialized()
+    device = join(topology, backend, timeout) if owns_world else device_of(uses_nccl() and torch.cuda.is_available())
+    own_groups = None
+    try:
+        check_same_topology(topology, options, device)
+        if dist.get_world_size() != topology.world_size:
+            raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
+        monitors = _monitor(dist.get_rank(), device, found)
+        own_groups = ProcessGroups(topology, dist.get_rank(), timeout, options)
+        context, ledger = _make_context(topology, device, timeout, options, own_groups, monitors)
+        # A rank that went on and exited would break the connections of those that are still creating their groups.
+        dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+    except BaseException:
+        if owns_world:
+            dist.destroy_process_group()
+        elif own_groups is not None:
+            own_groups.destroy()
+        raise
+    share_groups(own_groups)
+    share_ledger(ledger)
+    contract = _contract(topology, context.rank, backend, timeout_s, options, found)
+    ranks = {"RANK": str(context.rank), "WORLD_SIZE": str(context.world_size)}
+    _session = _Session(context, owns_world, environ.export(ranks | contract.to_environ()))
+    return context
+
+
+def current() -> RoleContext:
+    """This process's context.
+
+    Raises:
+        ContextError: there is none yet.
+    """
+    if _session is None and environ.is_set():
+        raise ContextError(
+            "no context yet: with runtime.join: script the script calls mimo_role.init() first, without arguments"
+        )
+    if _session is None:
+        raise ContextError(
+            "no context yet: start the script with mimo-launch (which joins before the script unless the config says "
+            "runtime.join: script), or call mimo_role.init(topology)"
+        )
+    return _session.context
+
+
+def shutdown() -> None:
+    """Destroy the groups, and leave the job if `init()` joined it. It does nothing if there is no context."""
+    global _session
+    if _session is None:
+        return
+    session, _session = _session, None
+    environ.withdraw(session.exported)
+    share_groups(None)
+    share_ledger(None)
+    if dist.is_initialized():
+        try:
+            session.context._close()
+        finally:
+            if session.owns_world:
+                dist.destroy_process_group()
+
+
+def _make_context(
+    topology: Topology,
+    device: torch.device,
+    timeout: timedelta,
+    options: Mapping[str, GroupOptions],
+    groups: ProcessGroups,
+    monitors: tuple[PreemptionAgreement, Heartbeat],
+) -> tuple[RoleContext, BatchLedger]:
+    rank = dist.get_rank()
+    agreement, heartbeat = monitors
+    channels = NcclChannels(topology, rank, device)
+    ledger = BatchLedger(connect_peers(rank, timeout), timeout.total_seconds())
+    bridges = BridgeRegistry(topology, rank, device, channels=channels, ledger=ledger, step=lambda: heartbeat.script_step)
+    context = RoleContext(
+        topology, rank, device, options, groups=groups, bridges=bridges, agreement=agreement, heartbeat=heartbeat
+    )
+    return context, ledger
+
+
+def _monitor(rank: int, device: torch.device, found: RankEnviron | None) -> tuple[PreemptionAgreement, Heartbeat]:
+    """What connects this rank with its agent; without an agent, the same with nothing behind it."""
+    times = (found.grace_s, found.warning_s) if found else (None, None)
+    directory = environ.node_dir()
+    if directory is None:
+        return PreemptionAgreement(device, *times, None), Heartbeat(None)
+    enable_diagnostics(directory, rank)
+    agreement = PreemptionAgreement(device, *times, node_dir.notice_file(directory))
+    return agreement, Heartbeat(node_dir.heartbeat_file(directory, rank))
+
+
+def _contract(
+    topology: Topology,
+    rank: int,
+    backend: str,
+    timeout_s: float,
+    options: Mapping[str, GroupOptions],
+    found: RankEnviron | None,
+) -> RankEnviron:
+    return RankEnviron(
+        topology=topology,
+        rank=rank,
+        run_dir=found.run_dir if found else None,
+        run_id=found.run_id if found else None,
+        backend=backend,
+        timeout_s=timeout_s,
+        groups=options,
+        restart_count=found.restart_count if found else environ.slurm_restarts() + environ.elastic_restarts(),
+        node=found.node if found else None,
+        grace_s=found.grace_s if found else None,
+        warning_s=found.warning_s if found else None,
+    )
+
+
+def _find_topology(topology: Topology | None) -> tuple[Topology, RankEnviron | None]:
+    found = RankEnviron.from_environ() if environ.is_set() else None
+    if topology is None:
+        if found is None:
+            raise ContextError(
+                "no topology: pass one, mimo_role.init(Topology.from_modules({...})), or start under mimo-launch"
+            )
+        return found.topology, found
+    if found is not None and found.topology != topology:
+        raise ContextError(
+            f"the topology passed ({topology.digest[:12]}) is not the one that mimo-launch planned "
+            f"({found.topology.digest[:12]}); call mimo_role.init() without one"
+        )
+    return topology, found

@@ -1,0 +1,3 @@
+from mimo_role.megatron.adapters import grid_map as grid_map
+from mimo_role.megatron.adapters import process_groups as process_groups
+from mimo_role.megatron.hyper_comm_grid import HyperCommGrid as HyperCommGrid
