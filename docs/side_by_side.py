@@ -1,4 +1,4 @@
-"""Runs the faults of examples/faults under torchrun and under mimo-launch, and writes what both say into docs/failures.md.
+"""Runs the faults of examples/faults under torchrun and under mimo-launch, and writes both outputs to docs/side-by-side.md.
 
     python docs/side_by_side.py
 
@@ -16,12 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "faults" / "train.py"
 CONFIG = ROOT / "examples" / "faults" / "job.yaml"
-DOCUMENT = ROOT / "docs" / "failures.md"
+DOCUMENT = ROOT / "docs" / "side-by-side.md"
 MARK = "<!-- The rest is written by docs/side_by_side.py. -->"
 FAULTS = {
     "exception": ("An exception on one rank", []),
     "crash": ("A crash in compiled code", []),
-    "kill": ("A rank that somebody kills", []),
+    "kill": ("A rank that is killed", []),
     "hang": ("A rank that hangs", []),
     "import": ("A package that is not installed, with restarts allowed", ["2"]),
 }
@@ -52,7 +52,7 @@ def output_of(command: list[str], folder: Path) -> str:
 
 
 def shortened(text: str, folder: Path) -> str:
-    """Without the places of this machine."""
+    """Without the paths and the name of this machine."""
     for path, short in ((folder, "./"), (ROOT, "")):
         text = text.replace(f"{path}/", short)
     text = re.sub(r"[^\s\"]*/site-packages/", "site-packages/", text)
@@ -61,13 +61,15 @@ def shortened(text: str, folder: Path) -> str:
 
 
 def section(fault: str, title: str, restarts: list[str]) -> str:
-    parts = [f"### {title}"]
+    parts = [f"## {title}"]
     for launcher, command in (("mimo-launch", mimo_launch), ("torchrun", torchrun)):
         with tempfile.TemporaryDirectory() as name:
             output = output_of(command(fault, restarts), Path(name))
         lines = output.count("\n") + 1
         opened = " open" if launcher == "mimo-launch" else ""
-        parts.append(f"<details{opened}><summary>{launcher}: {lines} lines</summary>\n\n```\n{output}\n```\n\n</details>")
+        parts.append(
+            f'<details markdown="1"{opened}><summary>{launcher}: {lines} lines</summary>\n\n```\n{output}\n```\n\n</details>'
+        )
     return "\n\n".join(parts)
 
 
