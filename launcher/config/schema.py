@@ -1,4 +1,7 @@
-"""The YAML schema: what a config may say, as frozen values."""
+"""The schema of a config, as frozen dataclasses.
+
+The docstring of a field is its description in `job.schema.json`: one sentence for a reader of the config.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +15,13 @@ class Backend(Enum):
     """The torch.distributed backend."""
 
     AUTO = "auto"
-    """NCCL where torch sees a GPU, gloo elsewhere."""
+    """NCCL if torch finds a GPU, gloo otherwise."""
     GLOO = "gloo"
     NCCL = "nccl"
 
 
 class StartMethod(Enum):
-    """How rank processes come into being."""
+    """How rank processes are started."""
 
     FORKSERVER = "forkserver"
     """Forked from a server that has imported torch once."""
@@ -27,7 +30,7 @@ class StartMethod(Enum):
 
 
 class Join(Enum):
-    """Who joins torch.distributed."""
+    """Who calls `init_process_group`."""
 
     LAUNCHER = "launcher"
     """mimo-launch, before the script starts."""
@@ -37,74 +40,80 @@ class Join(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleConfig(ModuleSizes):
-    """One module: the sizes of its axes, which ranks it takes, where those are, and their groups."""
+    """One module: the sizes of its axes, its ranks, their nodes, and their process groups."""
 
     pool: str | None = None
-    """The pool whose nodes it runs on."""
+    """The pool on whose nodes it runs. Default: the pools in their order."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment of this module's ranks, over the job's `env`."""
+    """Environment variables of this module's ranks; they override the job's `env`."""
     groups: GroupOptions = field(default_factory=GroupOptions)
-    """Which process groups it gets, and how they are made."""
+    """Its process groups and their options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """What a node needs, for schedulers that ask for numbers, such as Kubernetes. SLURM has its own options."""
+    """Resources of one node, for schedulers that need numbers, such as Kubernetes. SLURM has its own options."""
 
     cpu: int | None = None
     """CPU cores. Default: one for each rank process."""
     gpu: int = 0
-    """GPUs."""
+    """Number of GPUs."""
     memory_mb: int = 1024
     """Memory in MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """A set of alike nodes."""
+    """A set of equal nodes."""
 
     nodes: int = 1
+    """Number of nodes."""
     procs_per_node: int
-    """Rank processes a node takes."""
+    """Rank processes per node."""
     slurm: Mapping[str, Any] = field(default_factory=dict)
-    """sbatch options of this pool."""
+    """sbatch options by their long names; `true` for an option without a value."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    """What one of its nodes needs."""
+    """Resources of one node, for schedulers that need numbers, such as Kubernetes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntryConfig:
-    """What each rank runs: exactly one of the three."""
+    """What each rank runs: exactly one of `script`, `module` and `command`."""
 
     script: str | None = None
     """A Python file, relative to the config's folder."""
     module: str | None = None
-    """A module, as `python -m` takes it."""
+    """A Python module, run as by `python -m`."""
     command: tuple[str, ...] | None = None
-    """Any program with its first arguments; the rank's role is in its environment."""
+    """Any program and its first arguments; the rank's role is in its environment variables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How ranks start, join and stop."""
+    """How ranks are started, joined and stopped."""
 
     backend: Backend = Backend.AUTO
+    """The torch.distributed backend; `auto`: NCCL if torch finds a GPU, gloo otherwise."""
     timeout_s: float = 600.0
-    """The limit for joining and for each collective."""
+    """Seconds for joining and for each collective."""
     start_method: StartMethod = StartMethod.FORKSERVER
+    """`forkserver`: ranks are forked from a process that has imported torch. `spawn`: a new interpreter each."""
     join: Join | None = None
-    """Default: `launcher` for a script or module, `script` for a command."""
-    max_restarts: int = 0
-    """How often all ranks are started again after a failure."""
-    grace_s: float = 10.0
-    """From SIGTERM to SIGKILL, when a run is interrupted or preempted."""
-    stall_timeout_s: float | None = None
-    """How long no rank may make progress before the job is ended; 0: for ever.
+    """Who calls `init_process_group`: `launcher`, before the script starts, or the `script` itself.
 
-    Default: 0.9 of `timeout_s`, if then some ranks wait for others.
+    Default: `launcher` for a script or module, `script` for a command.
+    """
+    max_restarts: int = 0
+    """How often all ranks are restarted after a failure."""
+    grace_s: float = 10.0
+    """Seconds from SIGTERM to SIGKILL when a run is interrupted or preempted, or a rank has failed."""
+    stall_timeout_s: float | None = None
+    """Seconds without progress on any rank before the job is ended; 0: no limit.
+
+    Default: 0.9 of `timeout_s`, if some ranks wait for others by then.
     """
     warning_s: float = 120.0
-    """How long before a scheduler's time limit the ranks are warned."""
+    """Seconds before a scheduler's time limit at which the ranks are warned by SIGUSR1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +121,20 @@ class JobConfig:
     """One training job."""
 
     name: str
+    """The job's name."""
     layout: ModuleLayout
+    """`colocated`: all modules on all ranks. `non_colocated`: a rank runs modality modules or the language module."""
     modules: Mapping[str, ModuleConfig]
+    """The modules by name, in the order in which they take ranks; exactly one is named `language`."""
     pools: Mapping[str, PoolConfig] | None = None
-    """Default: this machine, with as many processes as the modules have ranks."""
+    """The nodes, as sets of equal ones. Default: this machine, with as many processes as the modules have ranks."""
     entry: EntryConfig
+    """What each rank runs: exactly one of `script`, `module` and `command`."""
     args: tuple[str, ...] = ()
-    """Arguments of the entry; those after `--` on the command line follow them."""
+    """Arguments of the entry; those after `--` on the command line are appended."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """How ranks are started, joined and stopped."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment of every rank."""
+    """Environment variables of every rank."""
     run_dir: str = "runs/${name}"
-    """The run folder, relative to the current folder."""
+    """The run directory, relative to the current directory."""

@@ -1,9 +1,8 @@
 """From YAML text and the command line's overrides to plain values, or to one error that names the file or the override.
 
-OmegaConf reads, merges and interpolates; what it, PyYAML and libyaml would end in otherwise is refused here.
+OmegaConf reads, merges and interpolates. Errors of its own, of PyYAML and of Python become a `ConfigError` here.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,24 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.literals import DEEPEST, LARGEST_UNFOLDED, Outline, Unfolding, printable, shortened
+from launcher.config.conversion import joined
 from launcher.config.schema import EntryConfig, JobConfig
 from launcher.errors import ConfigError
+from launcher.formatting import did_you_mean, printable, shortened
 
 _MISFITS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What OmegaConf and PyYAML raise of Python's own where an override does not fit, or a value its tag."""
+"""Python's own exceptions that OmegaConf and PyYAML raise for an override or a tagged value that does not fit."""
+
+_TextLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""Makes text of every scalar; libyaml's, if PyYAML has it."""
+
+DEEPEST = 40
+"""The most levels of lists and mappings. libyaml parses by recursion: a deep text overflows the stack of the process."""
 
 
-def read(path: Path, overrides: list[str]) -> tuple[Any, str]:
-    """The file with `key.path=value` overrides and all interpolations resolved, as plain values; and its text.
+def read(path: Path, overrides: list[str]) -> tuple[Any, Any]:
+    """Read a config file and apply `key.path=value` overrides. Call it within `as_config_errors`.
 
-    It is called within `failures_told`.
+    Returns:
+        Plain values with all interpolations resolved, and the same tree with every scalar as the text it was written as
+        (empty if that is not known).
 
     Raises:
-        ConfigError: no such file, not YAML, or more than a config may hold.
+        ConfigError: no such file, not YAML, or nested too deeply.
     """
     tree, text = _read_yaml(path)
     changes = _read_overrides(overrides)
@@ -37,14 +45,14 @@ def read(path: Path, overrides: list[str]) -> tuple[Any, str]:
     _replace_entry(tree, changes)
     merged = OmegaConf.merge(tree, changes)
     if "run_dir" not in merged and "name" in merged:
-        # Last and as text, so that its interpolation is resolved, and blamed, after the others.
+        # Last and as text, so that its interpolation is resolved after the others, and an error in one names that one.
         merged = OmegaConf.merge(merged, {"run_dir": _default("run_dir")})
-    return _resolved(path, merged), text
+    return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True), _source_text(text, overrides)
 
 
 @contextmanager
-def failures_told(path: Path, overrides: list[str]) -> Iterator[None]:
-    """Turn what OmegaConf, and Python, raise over a config's values into one message.
+def as_config_errors(path: Path, overrides: list[str]) -> Iterator[None]:
+    """Turn the exceptions of OmegaConf and Python about a config's values into one message.
 
     Raises:
         ConfigError: an interpolation that fails, or an override that does not fit the file.
@@ -61,7 +69,7 @@ def failures_told(path: Path, overrides: list[str]) -> Iterator[None]:
 
 
 def refusal(where: Path | str, problem: str) -> ConfigError:
-    """The one message, on one line, that a config at fault ends in."""
+    """The error for an invalid config; its message is one line."""
     return ConfigError(printable(f"{where}: {problem}"))
 
 
@@ -72,19 +80,6 @@ def source_of(path: Path, key: str, overrides: Sequence[str]) -> str:
         if key and (key == target or key.startswith((f"{target}.", f"{target}["))):
             return f"command line, {shortened(printable(override))}"
     return str(path)
-
-
-def joined(key: str, text: str) -> str:
-    """A key, and what is wrong with it; `=value is not ...` follows it at once."""
-    if not key:
-        return text
-    return f"{key}{text}" if text.startswith("=") else f"{key}: {text}"
-
-
-def _resolved(path: Path, merged: Container) -> Any:
-    if Unfolding(OmegaConf.to_container(merged, resolve=False)).size() > LARGEST_UNFOLDED:
-        raise refusal(path, f"with its interpolations resolved it has more than {LARGEST_UNFOLDED} characters")
-    return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
 
 
 def _default(name: str) -> Any:
@@ -103,10 +98,7 @@ def _read_yaml(path: Path) -> tuple[DictConfig, str]:
     if not text.strip():
         raise ConfigError(f"{path}: empty; a config has at least name, layout, modules and entry")
     try:
-        outline = Outline.of(text)
-        if not outline.is_mapping:
-            raise ConfigError(f"{path}: not a mapping; a config has at least name, layout, modules and entry")
-        _check_depth(path, outline)
+        _check_outline(path, text, is_config=True)
         tree = OmegaConf.create(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -120,14 +112,27 @@ def _read_yaml(path: Path) -> tuple[DictConfig, str]:
     return tree, text
 
 
-def _check_depth(where: Path | str, outline: Outline) -> None:
-    if outline.depth > DEEPEST:
-        raise refusal(where, f"lists and mappings nest more than {DEEPEST} deep; a config needs fewer than ten levels")
+def _check_outline(where: Path | str, text: str, *, is_config: bool) -> None:
+    """Check how deep a YAML text nests, and that a config is a mapping or nothing, before values are made from it.
+
+    Raises:
+        ConfigError: it nests too deeply, or a config is not a mapping.
+        yaml.YAMLError: not YAML.
+    """
+    depth, first = 0, None
+    for event in yaml.parse(text, Loader=_TextLoader):
+        if isinstance(event, yaml.NodeEvent):
+            first = first or event
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise refusal(where, f"lists and mappings nest more than {DEEPEST} deep; a config needs fewer than ten levels")
+    if is_config and first is not None and not isinstance(first, yaml.MappingStartEvent):
+        raise refusal(where, "not a mapping; a config has at least name, layout, modules and entry")
 
 
 def _read_overrides(overrides: list[str]) -> DictConfig:
     for override in overrides:
-        # Without an escaped "=" in the key the first one is where OmegaConf, too, parts key and value.
+        # OmegaConf splits key and value at the first "=" too, unless it is escaped.
         if not re.match(r"([^=\s\\]|\\[^=\s])+=", override):
             raise refusal(
                 "command line",
@@ -135,7 +140,7 @@ def _read_overrides(overrides: list[str]) -> DictConfig:
             )
     try:
         for override in overrides:
-            _check_depth(f"command line, {shortened(override)}", Outline.of(override.split("=", 1)[1]))
+            _check_outline(f"command line, {shortened(override)}", override.split("=", 1)[1], is_config=False)
         return OmegaConf.from_dotlist(overrides)
     except OmegaConfBaseException as error:
         raise refusal("command line", f"{_shown_words(overrides)}: {_first_line(error)}") from None
@@ -151,20 +156,19 @@ def _shown_words(overrides: list[str]) -> str:
 
 
 def _check_modules_exist(tree: DictConfig, overrides: list[str]) -> None:
-    """A misspelt module in an override would otherwise become a module of its own."""
+    """Refuse a misspelt module in an override, which would otherwise become a new module."""
     modules = tree.get("modules") if "modules" in tree else None
     known = [str(name) for name in modules] if isinstance(modules, DictConfig) else []
     for override in overrides:
         parts = override.split("=", 1)[0].split(".")
         if parts[0] == "modules" and len(parts) > 2 and known and parts[1] not in known:
-            close = difflib.get_close_matches(parts[1], known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            hint = did_you_mean(parts[1], known) or f"there are {', '.join(known)}"
             raise refusal(f"command line, {shortened(override)}", f"modules.{shortened(parts[1])}: no such module; {hint}")
 
 
 def _replace_entry(tree: DictConfig, changes: DictConfig) -> None:
-    """An entry of one kind on the command line takes the place of the file's, of whatever kind."""
-    # As written: what it interpolates may stand in the file.
+    """An entry of any kind on the command line replaces the file's."""
+    # Unresolved: it may refer to keys of the file.
     given = OmegaConf.to_container(changes, resolve=False).get("entry")  # type: ignore[union-attr]
     if isinstance(given, dict) and any(given.get(field.name) is not None for field in fields(EntryConfig)):
         tree.pop("entry", None)
@@ -180,8 +184,23 @@ def _first_line(error: Exception) -> str:
 
 
 def _misread(error: Exception) -> str:
-    """What is wrong with a text that no YAML value can be made from."""
-    # PyYAML looks a tagged scalar's text up, or matches it, and takes for granted that it is there.
+    """Why no YAML value can be made from a text."""
+    # PyYAML looks up or matches the text of a tagged scalar without checking the result.
     if isinstance(error, LookupError | AttributeError):
         return "a value does not fit its tag (!!...); leave the tag out, or quote the value"
     return _first_line(error)
+
+
+def _source_text(text: str, overrides: list[str]) -> Any:
+    """The file with the overrides, every scalar as the text it was written as; empty if that cannot be determined."""
+    try:
+        written = yaml.load(text, Loader=_TextLoader)  # noqa: S506 (it makes nothing but text)
+        if not overrides:
+            return written
+        tree = OmegaConf.create(written)
+        for override in overrides:
+            key, value = override.split("=", 1)
+            OmegaConf.update(tree, key, yaml.load(value, Loader=_TextLoader), force_add=True)  # noqa: S506
+        return OmegaConf.to_container(tree, resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, *_MISFITS):
+        return {}

@@ -1,4 +1,4 @@
-"""The launch plan: all that is decided before a job starts. It travels as one JSON file."""
+"""The launch plan: everything that is decided before a job starts. Its file format is JSON."""
 
 import hashlib
 import json
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
+from launcher.config.conversion import build
 from launcher.config.schema import Backend, Join, StartMethod
 from launcher.plan.placement import Node
 from launcher.plan.placement_warnings import PlanWarning
 from mimo_role import GroupOptions, Topology
 
 STALL_SHARE = 0.9
-"""Of a collective's limit: how long ranks may make no progress by default."""
+"""The default of `stall_timeout_s`, as a share of `timeout_s`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """How ranks start, join and stop: the config's `runtime` section, with what it leaves open decided."""
+    """How ranks are started, joined and stopped: the config's `runtime` section with all defaults resolved."""
 
     backend: Backend
     timeout_s: float
@@ -39,21 +39,15 @@ class Runtime:
     max_restarts: int
     grace_s: float
     stall_timeout_s: float
-    """How long ranks may make no progress; 0: as long as they like."""
+    """Seconds without progress on any rank before the job is ended; 0: no limit."""
     stall_timeout_is_default: bool
-    """Whether the config leaves it open: then ranks that are busy are let go on, if none waits for another."""
+    """Whether the config does not set it: then the job is ended only if some ranks wait for others."""
     warning_s: float
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Runtime":
-        """The inverse of `dataclasses.asdict`, after JSON too."""
-        kinds = {"backend": Backend, "start_method": StartMethod, "join": Join}
-        return cls(**dict(value) | {name: kind(value[name]) for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """A job as it will be started. No process decides again what it says."""
+    """A job as it is started. Every process of the job reads it and decides nothing else."""
 
     name: str
     topology: Topology
@@ -61,21 +55,21 @@ class LaunchPlan:
     entry: Entry
     runtime: Runtime
     env: Mapping[str, str]
-    """Environment of every rank."""
+    """Environment variables of every rank."""
     module_env: Mapping[str, Mapping[str, str]]
-    """Environment of one module's ranks, over `env`."""
+    """Environment variables of one module's ranks; they override `env`."""
     groups: Mapping[str, GroupOptions]
-    """Each module's group options, where they are not the defaults."""
+    """The group options of each module that does not have the defaults."""
     run_dir: str
     """An absolute path."""
     warnings: tuple[PlanWarning, ...] = ()
     verbose: bool = False
-    """Whether ranks say how joining goes."""
+    """Whether ranks log the steps of joining."""
     preflight: bool = True
     """Whether ranks are compared before they join."""
 
     def env_of(self, rank: int) -> dict[str, str]:
-        """The configured environment of one rank; where modules share it, a later module's wins."""
+        """The configured environment of one rank; of modules that share the rank, the last one has precedence."""
         merged = dict(self.env)
         for name in self.topology.modules_of(rank):
             merged |= self.module_env[name]
@@ -90,13 +84,13 @@ class LaunchPlan:
         return {node.name: node for node in self.nodes}[name]
 
     def under(self, folder: Path) -> "LaunchPlan":
-        """The plan with its relative paths, if it has any, below a folder."""
+        """The plan with its relative paths resolved against a folder."""
         script = self.entry.script and str(folder / self.entry.script)
         return replace(self, entry=replace(self.entry, script=script), run_dir=str(folder / self.run_dir))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that nodes must agree on. Paths may differ from one to the other."""
+        """SHA-256 of everything that the nodes must agree on. Paths may differ between nodes."""
         value = json.loads(self.to_json())
         for name in ("run_dir", "warnings", "verbose", "preflight"):
             del value[name]
@@ -119,22 +113,10 @@ class LaunchPlan:
 
     @classmethod
     def from_json(cls, text: str) -> "LaunchPlan":
-        """The inverse of `to_json`."""
-        value: dict[str, Any] = json.loads(text)
-        entry = value["entry"]
-        return cls(
-            **value
-            | {
-                "topology": Topology.from_dict(value["topology"]),
-                "nodes": tuple(Node(**node) for node in value["nodes"]),
-                "entry": Entry(
-                    script=entry["script"],
-                    module=entry["module"],
-                    command=None if entry["command"] is None else tuple(entry["command"]),
-                    args=tuple(entry["args"]),
-                ),
-                "runtime": Runtime.from_dict(value["runtime"]),
-                "groups": {name: GroupOptions.from_dict(options) for name, options in value["groups"].items()},
-                "warnings": tuple(PlanWarning(**warning) for warning in value["warnings"]),
-            }
-        )
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: not JSON.
+            InvalidValueError: a field that is missing, unknown or of the wrong type.
+        """
+        return build(cls, json.loads(text))

@@ -1,4 +1,4 @@
-"""Ranks -> nodes: which node of which pool runs which ranks."""
+"""Assigns ranks to the nodes of pools."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from launcher.errors import PlacementError
 from mimo_role import Topology
 
 LOCAL_POOL = "local"
-"""The pool of a config that names none: the machine where it is run."""
+"""The pool of a config without pools: this machine."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Node:
 def place(topology: Topology, pools: Mapping[str, PoolConfig], pool_of: Mapping[str, str | None]) -> list[Node]:
     """Put ranks on nodes in rank order, each module on its pool.
 
-    Modules without a pool fill the pools in their order, and leave later modules the nodes of the pool that those name.
+    Modules without a pool fill the pools in their order, except for nodes that later modules with a pool need.
 
     Raises:
         PlacementError: a pool is too small, or modules that share ranks name different pools.
@@ -66,7 +66,7 @@ def _spans(topology: Topology) -> dict[range, list[str]]:
 
 
 def _promised(pools: Mapping[str, PoolConfig], later: list[tuple[range, str | None]]) -> dict[str, int]:
-    """How many nodes of each pool the modules still to come need there."""
+    """How many nodes of each pool the later modules need there."""
     ranks = dict.fromkeys(pools, 0)
     for span, pool in later:
         if pool is not None:
@@ -83,7 +83,7 @@ def _common_pool(modules: list[str], pool_of: Mapping[str, str | None]) -> str |
     named = {name: pool for name in modules if (pool := pool_of[name]) is not None}
     if len(set(named.values())) > 1:
         each = ", ".join(f"modules.{name}.pool={pool}" for name, pool in named.items())
-        raise PlacementError(f"{each}: modules on the same ranks are on the same pool")
+        raise PlacementError(f"{each}: modules on the same ranks must be on the same pool")
     return next(iter(named.values()), None)
 
 

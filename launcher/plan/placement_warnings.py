@@ -1,4 +1,4 @@
-"""What is wasteful about a placement that works, with numbers."""
+"""Warnings about a placement that works but wastes nodes or bandwidth."""
 
 import re
 from bisect import bisect_right
@@ -6,23 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.config.schema import PoolConfig
+from launcher.formatting import counted, listed, runs_of
 from launcher.plan.placement import Node
 from mimo_role import MIMO_LANGUAGE_MODULE_KEY, RankGrid, Topology
 
 HEAVY_AXES = ("tp", "cp")
-"""Axes whose ranks talk in every layer: their rows belong on one node."""
+"""Axes whose ranks communicate in every layer: their rows should be on one node."""
 
 
 @dataclass(frozen=True)
 class PlanWarning:
-    """Something wasteful about a plan that works."""
+    """One warning about a plan."""
 
     code: str
     message: str
 
 
 def review(topology: Topology, nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> list[PlanWarning]:
-    """Nodes and slots without a rank; rows, modules and bridges that lie across nodes or pools."""
+    """Find nodes and slots without a rank, and rows, modules and bridges that cross nodes or pools."""
     layout = _Layout(nodes)
     return [
         *_idle(nodes, pools),
@@ -34,9 +35,10 @@ def review(topology: Topology, nodes: Sequence[Node], pools: Mapping[str, PoolCo
 
 
 def gpus_per_node(pool: PoolConfig) -> int | None:
-    """The GPUs that a pool's sbatch options ask for on each node; `None` if they do not say.
+    """The GPUs per node that a pool's sbatch options request; `None` if they request none.
 
-    The forms are those of sbatch(1), `--gres` and `--gpus-per-node`: `gpu:4`, `gpu:h100:4`, `gpu:4,nvme:1`, `h100:4`, `4`.
+    The forms are those of sbatch(1), `--gres` and `--gpus-per-node`: `gpu:4`, `gpu:h100:4`,
+    `gpu:4,nvme:1`, `h100:4`, `4`.
     """
     counts = [
         *re.findall(r"(?:^|,)(?:gres/)?gpu(?::[^:,()]+)??(?::(\d+))?(?=[,(]|$)", str(pool.slurm.get("gres") or ""), re.ASCII)
@@ -81,12 +83,12 @@ def _too_few_gpus(nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> Ite
         gpus = gpus_per_node(pool)
         if gpus is not None and gpus < most:
             yield PlanWarning(
-                "fewer_gpus_than_ranks", f"pools.{name}: {most} ranks on a node, for which slurm asks {gpus} GPUs"
+                "fewer_gpus_than_ranks", f"pools.{name}: {most} ranks on a node, but slurm requests {gpus} GPUs per node"
             )
 
 
 def _procs_by_pool(nodes: Sequence[Node]) -> dict[str, list[int]]:
-    """How many ranks each node of a pool runs; pools of which no node is used are left out."""
+    """How many ranks each used node of a pool runs, by pool."""
     procs: dict[str, list[int]] = {}
     for node in nodes:
         procs.setdefault(node.pool, []).append(node.procs)
@@ -104,7 +106,7 @@ def _torn_rows(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWarni
             yield PlanWarning(
                 f"{axis}_across_nodes",
                 f"modules.{name}.{axis}={size}: {len(torn)} of {grid.row_count(axis)} {axis} rows cross nodes, the first "
-                f"(ranks {_shown(torn[0])}) from {first} to {last}; its ranks talk in every layer",
+                f"(ranks {listed(runs_of(torn[0]), 4)}) from {first} to {last}; these ranks communicate in every layer",
             )
 
 
@@ -130,16 +132,6 @@ def _bridges_between_pools(topology: Topology, layout: _Layout) -> Iterator[Plan
         if set(origin) | set(to) != set(origin) & set(to):
             yield PlanWarning(
                 "bridge_across_pools",
-                f"bridge {name} -> language: {_ranks(senders)} on {' and '.join(origin)} to {_ranks(receivers)} on "
-                f"{' and '.join(to)}; all it carries crosses between the pools",
+                f"bridge {name} -> language: {counted(len(senders), 'rank')} on {' and '.join(origin)} to "
+                f"{counted(len(receivers), 'rank')} on {' and '.join(to)}; all of its data crosses between the pools",
             )
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return "1 rank" if len(ranks) == 1 else f"{len(ranks)} ranks"
-
-
-def _shown(row: Sequence[int]) -> str:
-    if len(row) > 2 and list(row) == list(range(row[0], row[-1] + 1)):
-        return f"{row[0]}-{row[-1]}"
-    return ", ".join(map(str, row[:4])) + (", ..." if len(row) > 4 else "")

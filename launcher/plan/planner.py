@@ -1,4 +1,4 @@
-"""JobConfig -> LaunchPlan: decides all that a launch needs, and refuses what cannot work."""
+"""Makes a launch plan from a config, or refuses a config that cannot work."""
 
 import os
 import shutil
@@ -23,16 +23,16 @@ MOST_PLACES = 1 << 17
 
 
 def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], overrides: Sequence[str] = ()) -> LaunchPlan:
-    """Decide all that a launch needs, and refuse what cannot work.
+    """Make the plan of a job.
 
     Args:
         config: the job.
         config_path: the file it came from; `entry.script` is relative to its folder.
         script_args: arguments after `--` on the command line.
-        overrides: the command line's changes to the config, which a message blames where they are at fault.
+        overrides: the command line's changes to the config; an error names the one that caused it.
 
     Raises:
-        ConfigError: the modules make no world, the ranks do not fit the pools, or the entry does not exist.
+        ConfigError: the sizes of the modules do not work out, the ranks do not fit the pools, or the entry does not exist.
     """
     try:
         topology = _topology(config)
@@ -71,7 +71,7 @@ def _runtime(config: JobConfig) -> Runtime:
         join=runtime.join or (Join.SCRIPT if config.entry.command else Join.LAUNCHER),
         max_restarts=runtime.max_restarts,
         grace_s=runtime.grace_s,
-        # By default somewhat less than a collective's limit: once that is reached, nobody can be asked any more.
+        # Less than the limit of a collective: once that is exceeded, the ranks end and cannot be probed any more.
         stall_timeout_s=STALL_SHARE * runtime.timeout_s if runtime.stall_timeout_s is None else runtime.stall_timeout_s,
         stall_timeout_is_default=runtime.stall_timeout_s is None,
         warning_s=runtime.warning_s,
@@ -79,20 +79,22 @@ def _runtime(config: JobConfig) -> Runtime:
 
 
 def _check_places(topology: Topology) -> None:
-    """A plan spells out what every rank runs."""
+    """A plan lists what every rank runs."""
     places = sum(grid.size for grid in topology.grids.values())
     if places > MOST_PLACES:
-        raise TopologyError("modules", f"{places} ranks, those that modules share counted for each; a plan takes {MOST_PLACES}")
+        raise TopologyError(
+            "modules", f"{places} ranks, those that modules share counted for each; the limit of a plan is {MOST_PLACES}"
+        )
 
 
 def _check_gpus(backend: Backend, found: Sequence[PlanWarning]) -> None:
     for warning in found:
         if backend is Backend.NCCL and warning.code == "fewer_gpus_than_ranks":
-            raise PlacementError(f"{warning.message}; NCCL takes one for each rank")
+            raise PlacementError(f"{warning.message}; NCCL needs one for each rank")
 
 
 def _topology(config: JobConfig) -> Topology:
-    """Arrange the modules; `dp: auto` shares out the pools, or this machine where the config names none."""
+    """Arrange the modules; `dp: auto` takes the free ranks of the pools, or of this machine if there are no pools."""
     if config.pools is not None:
         return Topology.from_modules(config.modules, layout=config.layout, world_size=_slots(config, config.pools))
     try:
@@ -104,12 +106,12 @@ def _topology(config: JobConfig) -> Topology:
             if error.key != unknown.key:
                 raise
             raise ConfigError(
-                f"{error} (without pools, auto shares out this machine: {resources.gpus()} GPUs, {resources.cores()} CPU cores)"
+                f"{error} (without pools, auto takes this machine: {resources.gpus()} GPUs, {resources.cores()} CPU cores)"
             ) from None
 
 
 def _slots(config: JobConfig, pools: Mapping[str, PoolConfig]) -> int:
-    """How many ranks the pools take; where `dp: auto` is on a pool, that pool's and the modules' elsewhere."""
+    """The ranks of all pools; if the module with `dp: auto` has a pool, of that pool and of modules elsewhere."""
     sizes = {name: pool.nodes * pool.procs_per_node for name, pool in pools.items()}
     pinned = {module.pool for module in config.modules.values() if module.dp == "auto" and module.pool is not None}
     if config.layout is ModuleLayout.COLOCATED or len(pinned) != 1:
@@ -123,13 +125,13 @@ def _entry(config: JobConfig, config_path: Path, script_args: Sequence[str]) -> 
     args = (*config.args, *script_args)
     if config.entry.script is not None:
         script = (config_path.parent / _expanded(config.entry.script, "entry.script")).absolute()
-        if not os.path.isfile(script):  # noqa: PTH113 (a name too long is an error to pathlib)
+        if not os.path.isfile(script):  # noqa: PTH113 (pathlib raises for a name that is too long)
             what = "is a folder" if os.path.isdir(script) else "no such file"  # noqa: PTH112
-            raise ConfigError(f"entry.script={config.entry.script}: {what}: {script} (scripts lie relative to the config)")
+            raise ConfigError(f"entry.script={config.entry.script}: {what}: {script} (relative to the config)")
         return Entry(script=str(script), args=args)
     if config.entry.module is not None:
         if not _module_exists(config.entry.module, config.env.get("PYTHONPATH", "")):
-            raise ConfigError(f"entry.module={config.entry.module}: no such module here or in this Python's packages")
+            raise ConfigError(f"entry.module={config.entry.module}: not in the current folder or this Python's packages")
         return Entry(module=config.entry.module, args=args)
     assert config.entry.command is not None
     program = config.entry.command[0]

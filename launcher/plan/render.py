@@ -1,11 +1,13 @@
-"""A plan as a table for people and as JSON for programs."""
+"""A plan as a table and as a line for people, and as JSON for programs."""
 
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 
+from launcher.formatting import counted, ranges
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.placement import Node
 from mimo_role.groups.rounds import schedule
@@ -48,7 +50,7 @@ def as_table(plan: LaunchPlan) -> str:
 
     world_size, nodes = plan.topology.world_size, len(plan.nodes)
     title = (
-        f"{plan.name}: {count(world_size, 'rank')} on {count(nodes, 'node')}, {plan.topology.layout.value}, "
+        f"{plan.name}: {counted(world_size, 'rank')} on {counted(nodes, 'node')}, {plan.topology.layout.value}, "
         f"topology {plan.topology.digest[:12]}"
     )
     rows = list(_full_rows(plan) if world_size <= FULL_TABLE_RANKS else _folded_rows(plan))
@@ -58,6 +60,19 @@ def as_table(plan: LaunchPlan) -> str:
     table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
     notes = [f"warning ({warning.code}): {warning.message}" for warning in plan.warnings]
     return "\n".join([title, "", table, *([""] if notes else []), *notes])
+
+
+def summary(plan: LaunchPlan) -> str:
+    """The plan on one line: `4 ranks (vision dp2, language tp2; non_colocated) -> runs/job`."""
+    grids = plan.topology.grids
+    modules = ", ".join(
+        " ".join([name, *(f"{axis}{grid.axis_size(axis)}" for axis in grid.dim_names if grid.axis_size(axis) > 1)])
+        for name, grid in grids.items()
+    )
+    nodes = f" on {len(plan.nodes)} nodes" if len(plan.nodes) > 1 else ""
+    run_dir, current = Path(plan.run_dir), Path.cwd()
+    shown = run_dir.relative_to(current) if run_dir.is_relative_to(current) else run_dir
+    return f"{counted(plan.topology.world_size, 'rank')}{nodes} ({modules}; {plan.topology.layout.value}) -> {shown}"
 
 
 def _full_rows(plan: LaunchPlan) -> Iterator[list[str]]:
@@ -85,11 +100,7 @@ def _folded_rows(plan: LaunchPlan) -> Iterator[list[str]]:
             axes = [(axis, coords[axis], grid.axis_size(axis)) for axis in order if axis != "pp"]
             shown = [f"{axis}=0-{size - 1}" if axis in faster else f"{axis}={at}" for axis, at, size in axes if size > 1]
             stage = f"{coords['pp'] + 1}/{grid.axis_size('pp')}"
-            yield [_range(ranks), _node_range(nodes), _per_node(nodes), module, stage, " ".join(shown) or "-"]
-
-
-def _range(ranks: range) -> str:
-    return str(ranks.start) if len(ranks) == 1 else f"{ranks.start}-{ranks.stop - 1}"
+            yield [ranges(ranks), _node_range(nodes), _per_node(nodes), module, stage, " ".join(shown) or "-"]
 
 
 def _node_range(nodes: Sequence[Node]) -> str:
@@ -98,8 +109,3 @@ def _node_range(nodes: Sequence[Node]) -> str:
 
 def _per_node(nodes: Sequence[Node]) -> str:
     return ", ".join(str(procs) for procs, _ in groupby(node.procs for node in nodes))
-
-
-def count(number: int, thing: str) -> str:
-    """`1 node`, `2 nodes`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

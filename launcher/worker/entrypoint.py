@@ -1,11 +1,9 @@
-"""One rank, from its start to the user's script."""
+"""The process of one rank, from its start to the user's script."""
 
 import logging
 import os
-import runpy
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,71 +14,72 @@ from typing import NoReturn
 
 from launcher.config.schema import Join
 from launcher.errors import LaunchError
-from launcher.failures import crash
 from launcher.host.interpreter_exit import run_exit_functions
-from launcher.plan.launch_plan import Entry, LaunchPlan
+from launcher.outcome import ExitCode
+from launcher.plan.launch_plan import LaunchPlan
+from launcher.plan.plan_file import read_plan
 from launcher.preflight import facts
 from launcher.worker.fresh_process import become_fresh
+from launcher.worker.script import record_error, run_as_main, script_frames
 from mimo_role.errors import MimoError
 from mimo_role.host import environ
 from mimo_role.monitoring import diagnostics
 from mimo_role.rank_environ import RankEnviron
 
-INTERRUPTED = 130
-USER_ERROR = 2
-_UNTIL_ENDED_S = 60.0
+_KILLED_WITHIN_S = 60.0
+"""After a failed preflight check the agent ends all ranks; one that is not ended by then exits by itself."""
 
 
 def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
     """torchelastic's entry point for a script or module: prepare the rank, run the entry as `__main__`, and exit.
 
-    It ends the process in every case: torchelastic would wait for ever for a rank that exits without returning.
+    It always ends the process: torchelastic would wait without limit for a rank that exits without returning.
     """
     plan = prepare(Path(plan_file), run_id, node)
     become_fresh()
     try:
-        _be_watched()
+        _enable_diagnostics()
         _arrive(plan)
         if plan.runtime.join is Join.LAUNCHER:
             _join(plan)
-        _run_as_main(plan.entry)
+        run_as_main(plan.entry)
     except SystemExit:
         raise
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)  # torch.multiprocessing takes the exception itself for success
+        sys.exit(ExitCode.INTERRUPTED)  # torch.multiprocessing treats the exception itself as success
     except BaseException as error:
         _report(error)
-        sys.exit(1)
+        sys.exit(ExitCode.FAILURE)
     finally:
-        # multiprocessing leaves out what a script registers with atexit.
+        # multiprocessing does not call what a script registers with atexit.
         run_exit_functions()
         _flush()
-    _leave()
+    _shut_down()
     sys.exit()
 
 
 def _flush() -> None:
-    """While output still goes to the rank's files. The script may have closed a stream, and the disk may be full."""
+    """Flush the rank's log files. The script may have closed a stream, and the disk may be full."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(ValueError, OSError):
             stream.flush()
 
 
-def _be_watched() -> None:
-    """Let the agent see a crash in C, and what this rank is at."""
+def _enable_diagnostics() -> None:
+    """Enable stack dumps, for crashes in C and for hang reports."""
     folder, rank = environ.node_dir(), environ.rank()
     if folder is not None and rank is not None:
-        diagnostics.be_watched(folder, rank)
+        diagnostics.enable_diagnostics(folder, rank)
 
 
 def _arrive(plan: LaunchPlan) -> None:
-    """Tell the agent that this rank is there, and, where others are elsewhere, wait for its word that all fit together.
+    """Write this rank's facts for the preflight check and, in a job of several nodes, wait for its result.
 
-    On one machine the agent finds out while the ranks join. If they waited here, they would all join in the same moment, and
-    name servers do not answer all of the questions that torch asks them then.
+    On one node the agent checks while the ranks join. If they waited here, they would all join at the same moment, and
+    name servers do not answer all of the queries that torch makes then.
 
     Raises:
-        SystemExit: they do not, which the agent tells.
+        SystemExit: the check failed; the agent reports why.
     """
     rank, folder = environ.rank(), environ.node_dir()
     assert rank is not None
@@ -88,9 +87,8 @@ def _arrive(plan: LaunchPlan) -> None:
         return
     own = facts.gather(rank=rank, local_rank=environ.local_rank(), topology_digest=plan.topology.digest, entry=plan.entry)
     if not facts.arrive(own, folder, plan.runtime.timeout_s, wait=plan.preflight and len(plan.nodes) > 1):
-        # The agent tells, and ends all ranks.
-        threading.Event().wait(_UNTIL_ENDED_S)
-        sys.exit(USER_ERROR)
+        threading.Event().wait(_KILLED_WITHIN_S)
+        sys.exit(ExitCode.USER_ERROR)
 
 
 def exec_command(plan_file: str, run_id: str, node: str) -> NoReturn:
@@ -103,14 +101,15 @@ def exec_command(plan_file: str, run_id: str, node: str) -> NoReturn:
 
 
 def prepare(plan_file: Path, run_id: str, node: str) -> LaunchPlan:
-    """Read the plan and put the rank's environment in place.
+    """Read the plan and set the rank's environment.
 
     Raises:
-        LaunchError: this process is not the rank that the plan has in its place.
+        ConfigError: the plan cannot be read.
+        LaunchError: the plan has another rank in the place of this process.
     """
-    # A warning that the job is about to end: whoever looks out for it takes it up, for others it is not deadly.
+    # A scheduler warns of its time limit by SIGUSR1, which would end a rank whose script does not handle it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    plan = LaunchPlan.from_json(plan_file.read_text(encoding="utf-8"))
+    plan = read_plan(plan_file)
     rank = environ.rank()
     assert rank is not None, "torchelastic sets RANK"
     _check_place(plan, rank, node)
@@ -149,7 +148,7 @@ def _join(plan: LaunchPlan) -> None:
 
 @contextmanager
 def _log_shown() -> Iterator[None]:
-    """Pass on what mimo_role logs; the script, which sets up logging, has not started yet."""
+    """Print the log of mimo_role; the script, which sets up logging, has not started yet."""
     logger, handler = logging.getLogger("mimo_role"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("mimo-launch: %(message)s"))
     logger.addHandler(handler)
@@ -161,68 +160,21 @@ def _log_shown() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _leave() -> None:
-    """Leave the job, if the script or the launcher has joined it by mimo_role.
+def _shut_down() -> None:
+    """Call `mimo_role.shutdown()`, if the script or the launcher has called `init()`.
 
-    Without an import: the exit functions have run by now, and torch's have taken away what its modules need.
+    Without an import: the exit functions have run, and those of torch have removed what importing its modules needs.
     """
-    if (context := sys.modules.get("mimo_role.context")) is not None:
-        context.shutdown()
-
-
-def _run_as_main(entry: Entry) -> None:
-    """What `python script.py args` or `python -m module args` does, down to sys.argv and sys.path[0]."""
-    try:
-        if entry.script is not None:
-            sys.argv = [entry.script, *entry.args]
-            _set_command_line(sys.argv)
-            _set_first_path(str(Path(entry.script).resolve().parent))
-            runpy.run_path(entry.script, run_name="__main__")
-        else:
-            assert entry.module is not None
-            sys.argv = [entry.module, *entry.args]
-            _set_command_line(["-m", *sys.argv])
-            _set_first_path(os.getcwd())  # noqa: PTH109
-            runpy.run_module(entry.module, run_name="__main__", alter_sys=True)
-    except SystemExit as ending:
-        if isinstance(ending.code, int) and ending.code != 0:
-            raise
-        if ending.code not in (None, 0):
-            _exit_with_message(ending)
-
-
-def _set_command_line(words: list[str]) -> None:
-    """What a script that starts itself again executes. The function for the options is what multiprocessing uses."""
-    sys.orig_argv = [sys.executable, *subprocess._args_from_interpreter_flags(), *words]  # type: ignore[attr-defined]
-
-
-def _set_first_path(folder: str) -> None:
-    """Put the script's folder where Python would, in place of mimo-launch's own; Python's safe path has neither."""
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = folder
-
-
-def _exit_with_message(ending: SystemExit) -> NoReturn:
-    """`sys.exit("text")`: print the text while output still goes to the rank's file, and write it down as its error."""
-    sys.stderr.write(f"{ending.code}\n")
-    sys.stderr.flush()
-    _write_down(ending, None, to_stderr=False)
-    sys.exit(1)
+    if (lifecycle := sys.modules.get("mimo_role.lifecycle")) is not None:
+        lifecycle.shutdown()
 
 
 def _report(error: BaseException) -> None:
-    """Print the traceback from the script's first frame on."""
+    """Print and record the traceback, from the script's first frame on; none for a `MimoError` from joining."""
     with suppress(OSError):  # a full disk
         sys.stdout.flush()
     by_joining = isinstance(error, MimoError) and _is_from_joining(error.__traceback__)
-    _write_down(error, None if by_joining else _script_frames(error.__traceback__), to_stderr=True)
-
-
-def _write_down(error: BaseException, frames: TracebackType | None, *, to_stderr: bool) -> None:
-    file, folder = environ.get("TORCHELASTIC_ERROR_FILE"), environ.node_dir()
-    assert file is not None, "ranklogs.py sets it"
-    beside = folder / Path(file).name if folder is not None else None
-    crash.write_down(error, frames, Path(file), to_stderr=to_stderr, beside=beside)
+    record_error(error, None if by_joining else script_frames(error.__traceback__), to_stderr=True)
 
 
 def _is_from_joining(frames: TracebackType | None) -> bool:
@@ -231,15 +183,6 @@ def _is_from_joining(frames: TracebackType | None) -> bool:
             return True
         frames = frames.tb_next
     return False
-
-
-def _script_frames(frames: TracebackType | None) -> TracebackType | None:
-    """Leave out the frames of this file and of runpy that led to the script."""
-    ours = (__file__, runpy.__file__, "<frozen runpy>")
-    rest = frames
-    while rest is not None and rest.tb_frame.f_code.co_filename in ours:
-        rest = rest.tb_next
-    return rest if rest is not None else frames
 
 
 if __name__ == "__main__":

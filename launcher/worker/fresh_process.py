@@ -1,12 +1,12 @@
-"""What makes a started rank the process that a fresh interpreter would be.
+"""Resets a forked or spawned rank to the state of a fresh interpreter.
 
-A forked rank begins with the state of the fork server: one random state in all ranks, the server's signal handlers, its place
-in multiprocessing. A spawned one begins as a child of multiprocessing too. `tests/launcher/worker/test_fresh_rank.py` lists
-what is compared, and what remains different with the reason.
+A forked rank begins with the state of the fork server: the same random state in all ranks, the server's signal
+handlers, its place in multiprocessing. A spawned rank begins as a child of multiprocessing too.
+`tests/launcher/worker/test_fresh_rank.py` lists what is compared, and each remaining difference with its reason.
 
-Left out, since nothing has to be done: `random` reseeds itself in a forked child, `tempfile` looks at its process id, `uuid4`
-and `secrets` read the system's generator; umask, limits, locale and interpreter options are inherited as a fresh process
-inherits them. Impossible: another seed for `hash(str)`, which is in every dictionary that the server has made.
+Nothing needs to be done for `random`, which reseeds itself in a forked child, `tempfile`, which checks its process id,
+and `uuid4` and `secrets`, which read the system's generator; umask, limits, locale and interpreter options are
+inherited as by a fresh process. The seed of `hash(str)` cannot be changed: every dictionary of the server depends on it.
 """
 
 import multiprocessing
@@ -22,14 +22,14 @@ from mimo_role.host import environ
 
 
 def become_fresh() -> None:
-    """Give the script what a fresh interpreter would. Call it once per rank, in the rank, when its environment is complete."""
+    """Reset this process. Call it once, in the rank, after its environment is complete."""
     _reset_signals()
     _become_main_process()
     _replace_streams()
     _keep_descriptors_from_children()
     _draw_new_seeds()
-    _heed_environment()
-    _forget_launcher()
+    _apply_environment()
+    _unload_launcher()
 
 
 def _reset_signals() -> None:
@@ -39,9 +39,10 @@ def _reset_signals() -> None:
 
 
 def _become_main_process() -> None:
-    """Let multiprocessing take this process for the program's main one: scripts and libraries compare its name and its parent.
+    """Make this the main process for multiprocessing: scripts and libraries check its name and its parent.
 
-    Its identity is part of its children's names. Its key would be all ranks' alike. Its temporary folder is the agent's.
+    The identity is part of its children's names. The key would be the same in all ranks. The temporary folder is the
+    agent's.
     """
     own = multiprocessing.current_process()
     own.name = "MainProcess"
@@ -63,10 +64,10 @@ def _replace_streams() -> None:
 
 
 def _keep_descriptors_from_children() -> None:
-    """Descriptors that arrive over a socket or through `spawn` are inheritable: `os.system` would pass the agent's pipes on."""
+    """Descriptors received over a socket or by `spawn` are inheritable: `os.system` would pass the agent's pipes on."""
     for descriptor in sorted(int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
         if descriptor > 2:
-            with suppress(OSError):  # the listing's own is closed again
+            with suppress(OSError):  # that of the listing itself is closed by now
                 os.set_inheritable(descriptor, False)
 
 
@@ -83,8 +84,8 @@ def _draw_new_seeds() -> None:
         numpy_random.seed()
 
 
-def _heed_environment() -> None:
-    """A module's own variables come after the imports, which have read some already."""
+def _apply_environment() -> None:
+    """Apply variables that were read at import, before the module's own ones were set."""
     import torch
 
     tempfile.tempdir = None
@@ -92,7 +93,8 @@ def _heed_environment() -> None:
         torch.set_num_threads(threads)
 
 
-def _forget_launcher() -> None:
-    """The script may have a package named like ours. `__mp_main__` is mimo-launch's own program, which multiprocessing runs."""
+def _unload_launcher() -> None:
+    """The script may import a package of its own named `launcher`. `__mp_main__` is mimo-launch's program, which
+    multiprocessing runs."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("launcher", "__mp_main__")]:
         del sys.modules[name]

@@ -1,6 +1,6 @@
-"""Whatever a config holds, `plan` ends in time with exit code 0 or 2, and says why in one message; never with a traceback.
+"""Whatever a config holds, `plan` ends in time with exit code 0, or with 2 and one message; never with a traceback.
 
-`MIMO_FUZZ_SEED` repeats a run; the seed is printed before each test, and stands in what a failing case says.
+`MIMO_FUZZ_SEED` repeats a run; the seed is printed before each test and in the message of a failing case.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from launcher.cli import main
 from launcher.errors import ConfigError
 from launcher.plan.plan_file import load_plan
-from tests.launcher.test_bad_input import grown
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(600)  # a case is bounded by itself; all of them take as long as the machine is busy
@@ -56,7 +55,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _seed_is_told():
+def _print_seed():
     print(REPEAT)
 
 
@@ -180,17 +179,11 @@ ${oc.decode:${name}} ¦ 'a${name}b${layout}' ¦ '\${name}' ¦ '${oc.env:${name}}
     + LONG
 )
 
-BOMBS = [
-    "{A0: xxxxxxxxxx, " + grown("ANEXT: '" + "${env.ALAST}" * 10 + "'") + "}",
-    "[[1], " + grown("[" + '"${args[LAST]}", ' * 10 + "]") + "]",
-    "[&a0 [1], " + grown("&aNEXT [" + "*aLAST, " * 10 + "]") + "]",
-]
-
 DEPTHS = (12, 40, 200, 20000)
 NESTED = [pair[0] * depth + pair[1] * depth for pair in (("[", "]"), ("{a: ", "}")) for depth in DEPTHS]
 
 # Quoted, as a brace ends a plain scalar inside a collection.
-values = st.sampled_from([f'"{value}"' if value.startswith("${") else value for value in (*ODD_VALUES, *NESTED, *BOMBS)])
+values = st.sampled_from([f'"{value}"' if value.startswith("${") else value for value in (*ODD_VALUES, *NESTED)])
 keys = st.sampled_from([*KEYS, *ODD_KEYS])
 sizes = st.sampled_from(["1", "2", "2", "3", "4", "6", "8", "16", "97", "1024", "4000", "1048577", "999999999", "auto"])
 WAYS = ["value"] * 3 + ["size"] * 3 + ["key", "new", "drop", "double", "list", "map", "swap", "copy", "inside", "alias", "many"]
@@ -253,7 +246,7 @@ def documents(draw):
 def written_configs():
     """The configs of the examples and of the documents."""
     texts = [path.read_text() for path in sorted((ROOT / "examples").glob("*/*.yaml"))]
-    for path in (ROOT / "README.md", ROOT / "docs" / "config.md"):
+    for path in (ROOT / "README.md", ROOT / "docs" / "reference" / "config.md"):
         texts += re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL)
     return [re.sub(r"script: [\w./]+", "script: train.py", text).encode() for text in texts if "entry:" in text]
 
@@ -343,18 +336,19 @@ def check(data, words=(), *, as_json):
 def judge(code, out, err, *, as_json, by_argparse):
     assert code in (0, 2)
     if by_argparse:
-        assert (err if code else out).startswith("usage: mimo-launch")
+        assert code == 0
+        assert out.startswith("usage: mimo-launch")
         return
     if code == 0:
         assert err == ""
         assert json.loads(out)["ranks"] if as_json else out.strip()
         return
     assert out == ""
-    told = err.removesuffix("\n")
-    assert told.startswith("mimo-launch: ")
-    assert told.removeprefix("mimo-launch: ").strip()
-    assert "Traceback" not in told
-    assert told.isprintable(), told
+    message = err.removesuffix("\n")
+    assert message.startswith("mimo-launch: ")
+    assert message.removeprefix("mimo-launch: ").strip()
+    assert "Traceback" not in message
+    assert message.isprintable(), message
 
 
 @fuzz(2500)

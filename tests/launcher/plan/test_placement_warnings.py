@@ -19,12 +19,12 @@ def test_idle_nodes_and_slots_are_counted():
     assert warnings["idle_slots"] == "pool large: 3 of the 8 slots on its used nodes get no rank"
 
 
-def test_a_tp_row_that_crosses_nodes_is_told_with_the_first_of_them():
+def test_the_warning_about_tp_rows_across_nodes_names_the_first_one():
     pools = {"gpu": PoolConfig(nodes=3, procs_per_node=4)}
     warnings = found({"vision": {"dp": 2}, "language": {"tp": 4, "dp": 2}}, pools)
     assert warnings == {
         "tp_across_nodes": "modules.language.tp=4: 2 of 2 tp rows cross nodes, the first (ranks 2-5) from node0 to node1; "
-        "its ranks talk in every layer",
+        "these ranks communicate in every layer",
         "idle_slots": "pool gpu: 2 of the 12 slots on its used nodes get no rank",
     }
 
@@ -36,12 +36,12 @@ def test_a_cp_row_in_another_order_is_followed_by_its_stride():
     assert warnings["cp_across_nodes"].startswith("modules.language.cp=2: 4 of 4 cp rows cross nodes, the first (ranks 0, 4)")
 
 
-def test_rows_that_stay_on_their_nodes_are_not_told():
+def test_rows_within_a_node_give_no_warning():
     pools = {"gpu": PoolConfig(nodes=3, procs_per_node=4)}
     assert found({"vision": {"dp": 4}, "language": {"tp": 4, "dp": 2}}, pools) == {}
 
 
-def test_a_module_over_two_pools_is_told_with_its_shares():
+def test_the_warning_about_a_module_on_two_pools_names_its_shares():
     pools = {"a": PoolConfig(nodes=1, procs_per_node=4), "b": PoolConfig(nodes=1, procs_per_node=4)}
     warnings = found({"vision": {"dp": 2}, "language": {"dp": 6}}, pools)
     assert warnings["module_across_pools"] == (
@@ -50,18 +50,18 @@ def test_a_module_over_two_pools_is_told_with_its_shares():
     assert warnings["bridge_across_pools"].startswith("bridge vision -> language: 2 ranks on a to 6 ranks on a and b;")
 
 
-def test_a_bridge_between_pools_counts_the_stages_that_talk():
+def test_the_warning_about_a_bridge_between_pools_counts_the_ranks_of_its_stages():
     pools = {"a": PoolConfig(nodes=1, procs_per_node=4), "b": PoolConfig(nodes=1, procs_per_node=8)}
     modules = {"vision": {"dp": 2, "pp": 2}, "language": {"tp": 2, "pp": 4}}
     warnings = found(modules, pools, {"vision": "a", "language": "b"})
     assert warnings == {
-        "bridge_across_pools": "bridge vision -> language: 2 ranks on a to 2 ranks on b; all it carries crosses between "
+        "bridge_across_pools": "bridge vision -> language: 2 ranks on a to 2 ranks on b; all of its data crosses between "
         "the pools"
     }
 
 
 @pytest.mark.parametrize("late_pool", ["a", None])
-def test_modules_without_a_pool_leave_later_ones_the_nodes_that_they_name(late_pool):
+def test_modules_without_a_pool_do_not_take_nodes_that_later_modules_need(late_pool):
     topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"dp": 2}})
     pools = {"a": PoolConfig(nodes=1, procs_per_node=2), "b": PoolConfig(nodes=1, procs_per_node=2)}
     nodes = place(topology, pools, {"vision": None, "language": late_pool})
@@ -88,8 +88,8 @@ def test_gpus_are_read_from_a_pools_options(slurm, gpus):
     assert gpus_per_node(PoolConfig(procs_per_node=8, slurm=slurm)) == gpus
 
 
-def test_more_ranks_than_gpus_are_told():
+def test_more_ranks_than_gpus_give_a_warning():
     pools = {"gpu": PoolConfig(nodes=1, procs_per_node=8, slurm={"gres": "gpu:4"})}
     assert found({"vision": {"dp": 2}, "language": {"dp": 6}}, pools) == {
-        "fewer_gpus_than_ranks": "pools.gpu: 8 ranks on a node, for which slurm asks 4 GPUs"
+        "fewer_gpus_than_ranks": "pools.gpu: 8 ranks on a node, but slurm requests 4 GPUs per node"
     }

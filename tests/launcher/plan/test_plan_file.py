@@ -1,4 +1,4 @@
-"""A plan.json that mimo-launch did not write, or that somebody has changed: exit code 2 and a message that names the field."""
+"""A plan.json with a wrong field: exit code 2 and a message that names the field."""
 
 import json
 
@@ -34,7 +34,7 @@ def job(tmp_path, monkeypatch):
         pytest.param('{"entry": {"script": "a", "module": null, "command": null, "args": []}, "groups": []}', id="half a plan"),
     ],
 )
-def test_a_plan_of_another_form_is_one_message_and_exit_code_2(job, capsys, text):
+def test_a_file_that_is_no_plan_is_one_message_and_exit_code_2(job, capsys, text):
     (job.parent / "plan.json").write_text(text)
     _check(capsys, main(["run", "plan.json"]), "plan.json: not a plan of this mimo-launch (")
 
@@ -53,15 +53,15 @@ def test_a_plan_of_another_form_is_one_message_and_exit_code_2(job, capsys, text
         ),
         pytest.param(
             {"nodes": [{"name": "a", "pool": "local", "first_rank": 1, "procs": 6}]},
-            "nodes[0]: 6 ranks from rank 1; rank 0 is next",
+            "nodes[0]: 6 ranks from rank 1; the next one is rank 0",
             id="a node with other ranks",
         ),
         pytest.param({"nodes": [{"name": "a"}]}, "nodes[0].pool: missing", id="half a node"),
         pytest.param(
-            {"runtime.max_restarts": True}, "runtime.max_restarts=True is not a whole number", id="a boolean for a number"
+            {"runtime.max_restarts": True}, "runtime.max_restarts=true is not a whole number", id="a boolean for a number"
         ),
         pytest.param({"runtime.max_restarts": 1.0}, "runtime.max_restarts=1.0 is not a whole number", id="1.0 for a number"),
-        pytest.param({"name": None}, "name=None is not text", id="null for text"),
+        pytest.param({"name": None}, "name=null is not text", id="null for text"),
         pytest.param({"verbose": 1}, "verbose=1 is not true or false", id="a number for a boolean"),
         pytest.param({"runtime.backend": "ncl"}, "runtime.backend='ncl' is not auto or gloo or nccl", id="backend"),
         pytest.param({"env": {"A": 1}}, "env.A=1 is not text", id="a number in env"),

@@ -46,7 +46,7 @@ def plan_of(folder, *overrides, script_args=()):
     return make_plan(load(path, list(overrides))[0], path, list(script_args))
 
 
-def test_the_design_documents_example_becomes_a_plan(folder):
+def test_a_config_with_every_section_becomes_a_plan(folder):
     plan = plan_of(folder, script_args=["--more"])
     assert plan.topology.layout is ModuleLayout.NON_COLOCATED
     assert [grid.ranks for grid in plan.topology.grids.values()] == [range(2), range(2), range(2, 10)]
@@ -58,13 +58,13 @@ def test_the_design_documents_example_becomes_a_plan(folder):
     assert {warning.code for warning in plan.warnings} == {"bridge_across_pools"}
 
 
-def test_a_modules_environment_goes_over_the_jobs(folder):
+def test_the_environment_of_a_module_overrides_that_of_the_job(folder):
     plan = plan_of(folder)
     assert plan.env_of(0)["SIDE"] == "left"
     assert plan.env_of(2) == {"NCCL_DEBUG": "WARN", "SIDE": "right"}
 
 
-def test_a_plan_travels_as_json_and_loses_nothing(folder):
+def test_a_plan_is_equal_after_json(folder):
     for overrides in ([], ["entry.script=null", 'entry.command=[bash, -c, "a, b"]'], ["pools.llm.nodes=3"]):
         plan = plan_of(folder, *overrides)
         assert LaunchPlan.from_json(plan.to_json()) == plan
@@ -84,7 +84,7 @@ def test_arguments_and_variables_reach_the_script_as_they_were_written(folder):
     assert (changed.name, changed.env["SIDE"]) == ("007", "1.50")
 
 
-def test_the_resolved_config_gives_the_same_job_again_from_wherever_it_lies(folder, tmp_path_factory):
+def test_the_resolved_config_gives_the_same_job_from_any_folder(folder, tmp_path_factory):
     overrides = ["args=[0042, '\\${x}']", "name=007"]
     _, text = load(folder / "job.yaml", overrides)
     saved = tmp_path_factory.mktemp("saved") / "config.yaml"
@@ -94,17 +94,17 @@ def test_the_resolved_config_gives_the_same_job_again_from_wherever_it_lies(fold
     assert first.entry.args == ("0042", "${x}")
 
 
-def test_an_entry_on_the_command_line_takes_the_files_place(folder):
+def test_an_entry_on_the_command_line_replaces_that_of_the_file(folder):
     assert plan_of(folder, "entry.command=[bash]").entry.command == ("bash",)
     assert plan_of(folder, "entry={module: json}").entry.module == "json"
 
 
-def test_auto_on_a_pool_takes_what_that_pool_has_left(folder):
+def test_auto_on_a_pool_takes_the_free_ranks_of_that_pool(folder):
     plan = plan_of(folder, "pools.encoders.procs_per_node=4")
     assert plan.topology.grids["language"].size == 8
 
 
-def test_a_search_path_of_the_jobs_own_is_searched_for_its_module(folder):
+def test_a_module_is_found_on_the_pythonpath_of_the_job(folder):
     (folder / "src" / "trainer").mkdir(parents=True)
     (folder / "src" / "trainer" / "__init__.py").touch()
     assert plan_of(folder, "entry.module=trainer", f"env.PYTHONPATH={folder / 'src'}").entry.module == "trainer"
@@ -117,7 +117,7 @@ def test_overrides_change_single_values_and_lists(folder):
     assert plan.run_dir.endswith("out/other")
 
 
-def test_a_script_lies_beside_its_config_wherever_the_command_is_given(folder, monkeypatch, tmp_path_factory):
+def test_a_script_is_relative_to_its_config_and_not_to_the_current_folder(folder, monkeypatch, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
     plan = plan_of(folder)
@@ -130,17 +130,17 @@ def test_without_pools_all_ranks_are_on_one_node(folder):
     assert plan.nodes == (Node("node0", "local", 0, 22),)
 
 
-def test_auto_without_pools_shares_out_this_machine_as_torchrun_would(folder, monkeypatch):
+def test_auto_without_pools_takes_this_machine_as_torchrun_does(folder, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5")
     plan = plan_of(folder, "pools=null")
     assert plan.topology.world_size == 6
 
 
-def test_a_command_joins_for_itself(folder):
+def test_a_command_joins_by_itself(folder):
     assert plan_of(folder, "entry.script=null", "entry.command=[bash]").runtime.join is Join.SCRIPT
 
 
-def test_modules_fill_pools_in_order_and_what_stays_idle_is_told():
+def test_modules_fill_pools_in_order_with_warnings_about_idle_slots():
     topology = Topology.from_modules({"vision": {"dp": 3}, "language": {"dp": 6}})
     pools = {"small": PoolConfig(nodes=2, procs_per_node=2), "large": PoolConfig(nodes=2, procs_per_node=8)}
     nodes = place(topology, pools, {"vision": None, "language": None})
@@ -169,7 +169,7 @@ def test_every_rank_is_on_one_node_and_no_node_is_overfull(sizes, shapes):
     [
         (
             ["modules.vision.pool=llm", "modules.audio.pool=encoders", "modules.language.dp=1"],
-            "modules on the same ranks are on the same pool",
+            "modules on the same ranks must be on the same pool",
         ),
         (
             ["modules.vision.dp=3", "modules.audio.dp=3", "modules.language.dp=1"],
@@ -177,7 +177,7 @@ def test_every_rank_is_on_one_node_and_no_node_is_overfull(sizes, shapes):
         ),
     ],
 )
-def test_what_does_not_fit_the_pools_is_refused(folder, capsys, overrides, message):
+def test_modules_that_do_not_fit_the_pools_are_refused(folder, capsys, overrides, message):
     assert main(["plan", "job.yaml", *overrides]) == 2
     assert message in capsys.readouterr().err
 
@@ -209,7 +209,7 @@ def test_a_large_world_is_folded_by_stage(folder, capsys):
     assert lines[-1].split() == ["9088-10239", "node1136", "..", "node1279", "8", "language", "8/8", "tp=0-7", "dp=0-143"]
 
 
-def test_json_spells_every_rank_out(folder, capsys):
+def test_json_lists_every_rank(folder, capsys):
     assert main(["plan", "--json", "job.yaml", "pools.llm.nodes=3"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"name", "digest", "topology", "nodes", "ranks", "warnings", "rounds", "groups"}
@@ -239,7 +239,7 @@ def test_ten_thousand_ranks_as_json(folder):
     assert len(json.loads(done.stdout)["ranks"]) == 10_240
 
 
-def test_a_reader_that_goes_away_is_not_an_error(folder):
+def test_a_closed_stdout_is_not_an_error(folder):
     command = f"{sys.executable} -m launcher plan --json {folder / 'job.yaml'} {' '.join(LARGE)} | head -c 10"
     with (folder / "large.yaml").open("w") as file:
         file.write(FULL)
@@ -251,4 +251,7 @@ def test_a_reader_that_goes_away_is_not_an_error(folder):
 
 def test_nccl_with_fewer_gpus_than_ranks_on_a_node_is_refused(folder, capsys):
     assert main(["plan", "job.yaml", "runtime.backend=nccl", "pools.llm.slurm.gres=gpu:2"]) == 2
-    assert "pools.llm: 4 ranks on a node, for which slurm asks 2 GPUs; NCCL takes one for each rank" in capsys.readouterr().err
+    assert (
+        "pools.llm: 4 ranks on a node, but slurm requests 2 GPUs per node; NCCL needs one for each rank"
+        in capsys.readouterr().err
+    )

@@ -1,4 +1,4 @@
-"""What a rank finds in its process: a script that writes it as JSON, for `test_fresh_rank.py` to compare."""
+"""A script that writes the state of its process as JSON, for `test_fresh_rank.py` to compare."""
 
 import ctypes
 import gc
@@ -74,14 +74,14 @@ def warning_filters():
 
 
 def import_what_the_server_has():
-    """Modules of torch set up loggers and add warning filters as they are imported; all ranks shall have imported the same."""
+    """Import the same modules of torch in all ranks: they set up loggers and add warning filters at import."""
     import torch.distributed.elastic.multiprocessing  # noqa: F401
 
-    import mimo_role.context  # noqa: F401
+    import mimo_role.lifecycle  # noqa: F401
 
 
 def loggers():
-    """The loggers that somebody has set up."""
+    """The loggers that have been set up."""
     import_what_the_server_has()
     found = {"root": logging.getLogger(), **logging.root.manager.loggerDict}
     settings = {
@@ -205,7 +205,7 @@ FACTS = {
     "torch threads": torch_threads,
     "numbers of a seeded script": drawn_by_seed,
 }
-"""Compared between start methods, on each rank for itself."""
+"""Compared between start methods, rank by rank."""
 
 
 def from_torch():
@@ -253,7 +253,7 @@ DRAWS = {
     "key of multiprocessing": lambda: bytes(multiprocessing.current_process().authkey).hex(),
     "hash seed": lambda: hash("a text"),
 }
-"""What a script that seeds nothing draws; compared between the ranks of one run."""
+"""Values that an unseeded script draws; compared between the ranks of one run."""
 
 
 def main():

@@ -22,7 +22,7 @@ OPTIONS = ["-O", "-b", "-W", "error::FutureWarning", "-X", "faulthandler"]
 DIFFERENT = {
     "frozen objects": "preload.py calls gc.freeze(): memory that is never collected stays shared with the fork server",
     "command line": "a forked process keeps its parent's in /proc; sys.orig_argv is the script's",
-    "modules": "the fork server has imported mimo_role.context and what it needs",
+    "modules": "the fork server has imported mimo_role.lifecycle and what it needs",
     "variables for agents": "torchelastic sets it after the fork server's start, and only its agents read it",
     "open /dev/null": "the fork server's own stdin, and the rank's",
     "process group": "the fork server's, which a Ctrl-C in the terminal does not reach; mimo-launch ends the ranks",
@@ -30,11 +30,11 @@ DIFFERENT = {
 """The facts in which a forked rank differs from a spawned one, and why."""
 
 _NO_OPTIONS = "torchrun does not pass its interpreter options on, and adds -u"
-_SESSION = "torchrun starts each rank in a session of its own; ours end with mimo-launch, by their agent and its warden"
+_SESSION = "torchrun starts each rank in a session of its own; the agent and its reaper end ours"
 DIFFERENT_UNDER_TORCHRUN = {
     "descriptors": "multiprocessing's pipes, the rank's logs, and the file for its stacks",
     "open /dev/null": "multiprocessing lets its children read /dev/null in place of the terminal",
-    "threads": "the thread that answers the agent what the rank is at",
+    "threads": "the thread that answers the agent's probes",
     "signals": "SIGUSR1 is ignored until the script handles it; faulthandler shows crashes in C",
     "interpreter options": _NO_OPTIONS,
     "warning options": _NO_OPTIONS,
@@ -52,14 +52,14 @@ DIFFERENT_UNDER_TORCHRUN = {
 """The facts in which ranks of both start methods differ from those of torchrun, and why."""
 
 EQUAL_ON_FORKED_RANKS = {
-    "hash seed": "it is in every dictionary that the fork server has made; docs/environment.md describes it",
+    "hash seed": "every dictionary of the fork server depends on it; docs/reference/environment.md describes it",
 }
-"""What is drawn once per rank by torchrun, and once per node by a fork server."""
+"""Values that differ between ranks of torchrun, but not between ranks of one fork server."""
 
 
 @dataclass
 class Started:
-    """What the ranks of one run have written."""
+    """The facts that the ranks of one run have written."""
 
     facts: list[dict]
     draws: list[dict]
@@ -102,13 +102,13 @@ def started(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in rank_facts.FACTS if name not in DIFFERENT])
-def test_a_forked_rank_finds_what_a_fresh_one_does(started, name):
+def test_a_forked_rank_has_the_state_of_a_spawned_one(started, name):
     forked, spawned, by_torchrun = ([facts[name] for facts in started[way].facts] for way in (FORKED, SPAWNED, TORCHRUN))
     assert forked == spawned, f"torchrun: {by_torchrun}"
 
 
 @pytest.mark.parametrize(("name", "reason"), DIFFERENT.items())
-def test_what_remains_different_is_still_different(started, name, reason):
+def test_listed_differences_are_still_there(started, name, reason):
     """Fails where an exception is no longer needed."""
     assert started[FORKED].facts[0][name] != started[SPAWNED].facts[0][name], reason
 
@@ -120,13 +120,13 @@ def test_ranks_draw_as_many_different_numbers_as_those_of_torchrun(started, name
     assert started[SPAWNED].distinct(name) == started[TORCHRUN].distinct(name)
 
 
-def test_a_seeded_script_draws_the_same_numbers_however_it_is_started(started):
+def test_a_seeded_script_draws_the_same_numbers_with_every_start_method(started):
     drawn = [facts["numbers of a seeded script"] for way in started.values() for facts in way.facts]
     assert drawn == [drawn[0]] * len(drawn)
 
 
 @pytest.mark.parametrize("name", rank_facts.FACTS)
-def test_a_fresh_rank_finds_what_one_of_torchrun_does(started, name):
+def test_a_spawned_rank_has_the_state_of_one_of_torchrun(started, name):
     found, expected = ([facts[name] for facts in started[way].facts] for way in (SPAWNED, TORCHRUN))
     assert (found != expected) == (name in DIFFERENT_UNDER_TORCHRUN), DIFFERENT_UNDER_TORCHRUN.get(name)
 
@@ -139,7 +139,7 @@ def test_interpreter_options_reach_forked_ranks(started):
     assert "error::FutureWarning" in started[FORKED].facts[0]["warning options"]
 
 
-def test_a_hash_seed_that_the_user_sets_is_every_ranks(job):
+def test_a_hash_seed_of_the_user_applies_to_every_rank(job):
     job.environ["PYTHONHASHSEED"] = "7"
     fresh = subprocess.run(
         [sys.executable, "-c", "print(hash('a text'))"], env=job.whole_environ(), capture_output=True, text=True, check=True
@@ -151,12 +151,12 @@ def test_a_hash_seed_that_the_user_sets_is_every_ranks(job):
 DRAW = """
 import os, sys, torch
 with open(f"drawn{os.environ['RANK']}", "a") as file: print(torch.rand(()).item(), file=file)
-torch.distributed.barrier()  # a rank that fails at once would end the others before they have drawn
+torch.distributed.barrier()  # a rank that fails at once would end the others before they draw
 sys.exit(os.environ["TORCHELASTIC_RESTART_COUNT"] == "0")
 """
 
 
-def test_ranks_that_start_again_draw_new_numbers(job):
+def test_restarted_ranks_draw_new_numbers(job):
     done = job.run(DRAW, "runtime.max_restarts=1")
     assert done.returncode == 0, done.stderr
     drawn = [line for rank in range(WORLD_SIZE) for line in (job.folder / f"drawn{rank}").read_text().split()]
@@ -177,7 +177,7 @@ for _ in range(2):
 """
 
 
-def test_numpy_is_seeded_anew_where_the_fork_server_has_imported_it(job):
+def test_numpy_is_reseeded_if_the_fork_server_has_imported_it(job):
     command = [sys.executable, "-c", NUMPY_IN_THE_SERVER]
     done = subprocess.run(command, env=job.whole_environ(), capture_output=True, text=True, timeout=60, check=True)
     first, second = (line.split() for line in done.stdout.splitlines())

@@ -1,0 +1,191 @@
+"""The commands and options of mimo-launch: parsing, help texts, and suggestions for misspelt ones."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from launcher.errors import UsageError
+from launcher.formatting import closest, did_you_mean
+from mimo_role import __version__
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line as values: `command` is the command's name, `script_args` the words after `--`.
+
+    Raises:
+        UsageError: an unknown command or option, or a missing or unexpected argument.
+        SystemExit: after `--help` or `--version`.
+    """
+    at = words.index("--") if "--" in words else len(words)
+    own, script_args = words[:at], words[at + 1 :]
+    parser = _parser()
+    name = next((word for word in own if not word.startswith("-")), None)
+    if name is not None and name not in parser.commands:
+        raise UsageError(_unknown_command(name, parser))
+    _check_options(own, parser, name)
+    # argparse alone accepts overrides on one side of the options only.
+    arguments, more = parser.parse_known_args(own)
+    command = parser.commands[arguments.command]
+    if unexpected := [word for word in more if word.startswith("-") or not command.takes_config]:
+        raise UsageError(f"unexpected argument {unexpected[0]}; {command.prog} --help lists the arguments")
+    if command.takes_config:
+        arguments.overrides = [*arguments.overrides, *more]
+        arguments.script_args = script_args
+    elif script_args:
+        raise UsageError(f"unexpected argument {script_args[0]}; arguments of the script follow plan, run and submit only")
+    return arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that knows the names of its options and commands, and whose errors are `UsageError`s."""
+
+    def __init__(self, **settings: object) -> None:
+        self.options: list[str] = []
+        self.commands: dict[str, _Parser] = {}
+        self.takes_config = False
+        super().__init__(**settings)  # type: ignore[arg-type]
+
+    def add_argument(self, *names: str, **settings: object) -> argparse.Action:
+        """As argparse's."""
+        self.options += [name for name in names if name.startswith("-")]
+        return super().add_argument(*names, **settings)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{message}; {self.prog} --help lists the arguments")
+
+
+def _unknown_command(word: str, parser: _Parser) -> str:
+    if word.endswith((".yaml", ".yml", ".json")):
+        return f"{word} is not a command; did you mean 'run {word}'?"
+    names = ", ".join(parser.commands)
+    return f"unknown command {word}; {did_you_mean(word, parser.commands) or f'there are {names}'}"
+
+
+def _check_options(own: list[str], parser: _Parser, name: str | None) -> None:
+    """Refuse unknown options before argparse does, which reports a missing argument first.
+
+    Raises:
+        UsageError: there is one.
+    """
+    at = own.index(name) if name is not None else len(own)
+    for words, known in ((own[:at], parser), (own[at:], parser.commands[name] if name is not None else parser)):
+        for word in words:
+            option = word.partition("=")[0]
+            # argparse accepts the beginning of a long option too.
+            if re.match(r"-\D", option) and not any(each.startswith(option) for each in known.options):
+                raise UsageError(f"unknown option {word}{_hint_for(option, known, parser)}")
+
+
+def _hint_for(option: str, known: _Parser, parser: _Parser) -> str:
+    hint, word = "", option.lstrip("-")
+    of_others = {each.lstrip("-"): name for name, command in parser.commands.items() for each in command.options}
+    if (own := closest(word, [each.lstrip("-") for each in known.options])) is not None:
+        hint = f"did you mean --{own}?"
+    elif (other := closest(word, of_others)) is not None:
+        hint = f"did you mean --{other} of mimo-launch {of_others[other]}?"
+    if known.takes_config:
+        hint += " (arguments of the script follow --)" if hint else "arguments of the script follow --"
+    return f"; {hint}" if hint else ""
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="mimo-launch",
+        description="Start a training job whose modules (encoders, a language model) each have their own grid of ranks.",
+    )
+    parser.add_argument("--version", action="version", version=f"mimo-launch {__version__}", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    _add_init(parser, commands)
+    _add_plan(parser, commands)
+    _add_run(parser, commands)
+    _add_submit(parser, commands)
+    _add_status(parser, commands)
+    _add_logs(parser, commands)
+    _add_job_command(parser, commands, "cancel", "end a submitted job")
+    _add_command(parser, commands, "schema", "print the JSON Schema of a config, for editors")
+    return parser
+
+
+def _add_init(parser: _Parser, commands: _Commands) -> None:
+    init = _add_command(parser, commands, "init", "write a first config and script; both run as they are")
+    init.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path(), help="where to write (default: here)")
+    init.add_argument("--template", metavar="NAME", default="plain", help="plain (the default): plain PyTorch")
+
+
+def _add_plan(parser: _Parser, commands: _Commands) -> None:
+    plan = _add_config_command(parser, commands, "plan", "show which rank runs what on which node; start nothing")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_run(parser: _Parser, commands: _Commands) -> None:
+    run = _add_config_command(parser, commands, "run", "start the ranks of this machine and wait for them")
+    run.add_argument("--node-rank", metavar="I", help="the index of this node in the plan, or POOL:K within a pool; from 0")
+    run.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: node 0's host, and a free port there")
+    run.add_argument("--no-preflight", action="store_true", help="do not compare the ranks' versions and files first")
+    run.add_argument(
+        "--log-fold",
+        choices=["on", "off"],
+        default="on",
+        help="on: print a line that several ranks write at the same moment once; off: once for each (default: on)",
+    )
+
+
+def _add_submit(parser: _Parser, commands: _Commands) -> None:
+    submit = _add_config_command(parser, commands, "submit", "submit the job to a scheduler")
+    submit.add_argument("--to", metavar="SCHEDULER", required=True, help="slurm, kubernetes, or another scheduler of torchx")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be submitted; submit nothing")
+    submit.add_argument("--snapshot", action="store_true", help="run the job from a copy of the code as it is now (slurm)")
+    submit.add_argument("--image", help="the container image, whose working directory replaces the current one (not slurm)")
+    submit.add_argument(
+        "--option", metavar="NAME=VALUE", action="append", default=[], help="an option of torchx's scheduler (not slurm)"
+    )
+
+
+def _add_status(parser: _Parser, commands: _Commands) -> None:
+    status = _add_job_command(parser, commands, "status", "show the state of a job, and which rank runs what on which host")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_logs(parser: _Parser, commands: _Commands) -> None:
+    logs = _add_job_command(parser, commands, "logs", "print the output of the ranks")
+    logs.add_argument("--module", help="only of ranks that run this module")
+    logs.add_argument("--stage", type=int, metavar="N", help="only of ranks on this pipeline stage, counted from 0")
+    logs.add_argument("--rank", metavar="N[,N-M...]", help="only of these ranks")
+    logs.add_argument("--follow", action="store_true", help="print new lines until the job has ended")
+
+
+def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:
+    usage = f"mimo-launch {name} [options] CONFIG [key.path=value ...] [-- script arguments ...]"
+    command = _add_command(parser, commands, name, summary, usage=usage)
+    command.takes_config = True
+    command.add_argument("config", metavar="CONFIG", type=Path, help="the job's YAML file; for run also a plan.json")
+    command.add_argument(
+        "overrides",
+        metavar="key.path=value",
+        nargs="*",
+        default=[],
+        help="changes to the config, such as modules.vision.tp=2",
+    )
+    command.add_argument("--verbose", action="store_true", help="print each step of the start and its duration")
+    return command
+
+
+def _add_job_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:
+    command = _add_command(parser, commands, name, summary)
+    command.add_argument("job", metavar="JOB", help="the id that submit printed, or a run directory")
+    command.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
+    return command
+
+
+def _add_command(parser: _Parser, commands: _Commands, name: str, summary: str, usage: str | None = None) -> _Parser:
+    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", usage=usage)
+    command.set_defaults(verbose=False)
+    parser.commands[name] = command
+    return command
