@@ -1,4 +1,4 @@
-"""The errors of the launcher. All are the user's to mend, so all are `MimoError`s."""
+"""The errors of the launcher. The user can fix all of them, so all are `MimoError`s."""
 
 from mimo_role import MimoError
 
@@ -8,8 +8,12 @@ class ConfigError(MimoError):
 
 
 class PlacementError(MimoError):
-    """Ranks that do not fit on the nodes there are."""
+    """Ranks that do not fit on the nodes."""
 
 
 class LaunchError(MimoError):
-    """A plan that this machine cannot start as it stands."""
+    """A plan that cannot be started, or a job that cannot be found."""
+
+
+class UsageError(MimoError):
+    """A command line that cannot be carried out."""

@@ -1,203 +1,237 @@
-"""One agent's run, from the start of its ranks to how the job ended."""
+"""Decides for one node's agent whether the ranks go on, restart or end, and how the job has ended."""
 
+import contextlib
 import logging
-import signal
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from enum import Enum
 from signal import Signals
-from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult
-from torch.distributed.elastic.multiprocessing import SignalException
-
-from launcher.agent.elastic_agent import ElasticAgent
-from launcher.agent.torchelastic_private import silence_torchelastic
-from launcher.config.schema import Join
-from launcher.console import Console
-from launcher.coordination.coordinator import Coordinator
-from launcher.coordination.membership import AbortReason
-from launcher.coordination.node_identity import LocalNode
-from launcher.errors import LaunchError
+from launcher.agent.failure_collector import FailureCollector
+from launcher.agent.node_job import NodeJob
+from launcher.agent.rank_processes import RankProcesses
+from launcher.agent.requeue import Requeue
 from launcher.failures.rank_exit import RankExit, first_failure
-from launcher.failures.report import FailureReport, headline
-from launcher.host import fork_server, resources
-from launcher.logs.log_specs import RunDirLogsSpecs
-from launcher.outcome import REQUEUED, Problem
-from launcher.plan.launch_plan import LaunchPlan
-from launcher.run_dir.writer import RunDir
-from mimo_role import REQUEUE_EXIT_CODE
-from mimo_role.host import environ
+from launcher.failures.report import headline
+from launcher.failures.restart_policy import Attempt, RestartPolicy
+from launcher.hangs.detector import HangDetector
+from launcher.host import fork_server, reaper
+from launcher.outcome import AbortReason, ExitCode, Outcome
+from launcher.preflight.check import PreflightCheck
+from mimo_role.host import node_dir
 
 logger = logging.getLogger(__name__)
 
-_GATHER_S = 5.0
-"""For how long, beside the grace time, node 0 waits for what other nodes know of a failure."""
+
+class Decision(Enum):
+    """What the agent does next."""
+
+    WAIT = "wait"
+    RESTART = "restart"
+    """All ranks of all nodes."""
+    REQUEUE = "requeue"
+    """End the ranks: the scheduler starts the job again."""
+    ABORT = "abort"
+    """End the ranks."""
+    DONE = "done"
+    """The ranks of all nodes have ended well."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How the agent's run ended."""
+class JobMonitor:
+    """Decides, again and again, as long as the ranks run."""
 
-    attempt: int
-    """Which start of the ranks this was: 0, or the number of restarts before it."""
-    report: FailureReport | None = None
-    """Of the rank that failed first, as far as this node knows; node 0 knows all."""
-    problem: Problem | None = None
-    """Why the job ends, if no rank has failed."""
-    signal: Signals | None = None
-    """The signal that mimo-launch was ended by."""
-    elsewhere: AbortReason | None = None
-    """Why the job ended, if it was not this node that ended it."""
-    requeue: bool = False
-    """Whether the ranks ended in order to be started again."""
-    restarts: Sequence[str] = ()
-    """Why the ranks were started again, each time that a rank of this node was the reason."""
+    def __init__(self, job: NodeJob) -> None:
+        runtime = job.plan.runtime
+        self.job = job
+        self.restarts = RestartPolicy(runtime.max_restarts)
+        self.restart_reason = ""
+        """Why the last `RESTART` was decided."""
+        self._requeue = Requeue(runtime.grace_s, runtime.warning_s)
+        self._hangs = HangDetector(job.plan, job.node_dir, job.run_dir, job.nodes, job.say)
+        self._failures = FailureCollector(job)
+        self._reason: AbortReason | None = None
+        """Why this node aborts the job though no rank has failed."""
+        self._done_attempt = -1
+        """The attempt whose ranks are done on this node."""
+        self._ranks = self._track(0, {}, dict)
+        self._preflight = self._new_preflight(0)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt, which is also the number of restarts before it."""
+        return self._ranks.attempt
+
+    def prepare_attempt(self, attempt: int) -> None:
+        """Before the ranks of an attempt start: forget those of the last one."""
+        self._preflight.stop()
+        if attempt:
+            self._end_leftovers()
+        self._hangs.begin_attempt(attempt)
+        node_dir.clear(self.job.node_dir)
+
+    def begin_attempt(self, attempt: int, pids: Mapping[int, int], exit_codes: Callable[[], Mapping[int, int | None]]) -> None:
+        """Once the ranks of an attempt have started. `exit_codes` reads those of this node's ranks."""
+        self._ranks = self._track(attempt, pids, exit_codes)
+        self._preflight = self._new_preflight(attempt)
+        self._preflight.start()
+        logger.info("attempt %d: started %d ranks", attempt, len(pids))
+
+    def decide(self, exit_codes: Mapping[int, int | None]) -> Decision:
+        """What to do next. `exit_codes` has each rank of this node, with `None` for those that run."""
+        self._reason = self._preflight.failure or self._hangs.check(self._ranks.alive(exit_codes))
+        if self._reason is not None:
+            return Decision.ABORT
+        if self._is_done or self.job.nodes.state.abort_reason is not None:
+            return self._decision_of_all_nodes()
+        if self._requeue.is_pending(self.attempt, exit_codes):
+            if self._requeue.is_overdue(self.attempt):
+                self._ranks.signal(Signals.SIGKILL)
+            return Decision.WAIT
+        if self._requeue.is_complete(self.attempt, exit_codes) or set(exit_codes.values()) == {0}:
+            self._report_done(exit_codes)
+            return self._decision_of_all_nodes()
+        return self._decide_about_failure() if any(exit_codes.values()) else Decision.WAIT
+
+    def stop_ranks(self) -> None:
+        """End the ranks of this node."""
+        self._ranks.stop(self.job.plan.runtime.grace_s)
+
+    def warn(self, number: Signals) -> None:
+        """Pass a warning that the job is about to end on to the ranks, and to no other process."""
+        logger.info("%s: passed on to %d ranks", number.name, len(self._ranks.pids))
+        self._requeue.warn()
+        with contextlib.suppress(OSError):
+            node_dir.notice_file(self.job.node_dir).touch()
+        self._ranks.signal(number)
+
+    def close(self) -> None:
+        """Stop waiting for ranks to arrive."""
+        self._preflight.stop()
+
+    def outcome(self) -> Outcome:
+        """How the job has ended. To be called once the ranks of this node have."""
+        return self._complete(self._find_outcome())
+
+    def outcome_after_signal(self, number: Signals) -> Outcome:
+        """The same where a signal ended mimo-launch: the ranks may have saved, and asked to be requeued."""
+        nodes, state, exit_codes = self.job.nodes, self.job.nodes.state, self._ranks.exit_codes()
+        is_requeue = self._requeue.is_complete(self.attempt, exit_codes)
+        if self._is_done or is_requeue:
+            self._report_done(exit_codes)
+            # Ranks of other nodes may still be saving.
+            state.wait_until(lambda: state.is_over, self._requeue.patience_s)
+            if state.is_over:
+                return self._complete(self._outcome_of_all_nodes())
+        if is_requeue:
+            return self._complete(self._requeue_all())
+        nodes.abort(AbortReason(node=nodes.node_rank, message=f"ended by {number.name} on {nodes.member}", code=128 + number))
+        return self._complete(Outcome.signalled(number))
+
+    def outcome_without_start(self, error: OSError) -> Outcome:
+        """The same where the ranks of this node could not be started."""
+        message = f"{self.job.node.name}: the ranks could not be started: {error}"
+        return self._complete(Outcome.aborted(self._abort(message)))
+
+    def outcome_of_other_node(self) -> Outcome:
+        """The same where another node aborted the job while this one started its ranks."""
+        return self._complete(self._outcome_of_all_nodes())
+
+    def _end_leftovers(self) -> None:
+        """End what earlier ranks have started and left, and ranks that have lost their fork server."""
+        left = reaper.end_all(self.job.run_dir.agent_id, self.job.plan.runtime.grace_s, spare=os.getpid())
+        if left:
+            logger.warning("could not kill: %s", ", ".join(map(reaper.describe, left)))
+
+    def _track(
+        self, attempt: int, pids: Mapping[int, int], exit_codes: Callable[[], Mapping[int, int | None]]
+    ) -> RankProcesses:
+        job = self.job
+        return RankProcesses(attempt, pids, exit_codes, job.run_dir, job.node_dir, self._hangs.watch, job.nodes.count_exit)
+
+    def _new_preflight(self, attempt: int) -> PreflightCheck:
+        return PreflightCheck(self.job.plan, attempt, self.job.node_dir, self.job.nodes, self.job.say)
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether this node has reported the ranks of this attempt as done."""
+        return self._done_attempt == self.attempt
+
+    def _report_done(self, exit_codes: Mapping[int, int | None]) -> None:
+        if not self._is_done:
+            self._done_attempt = self.attempt
+            requeue = self._requeue.is_complete(self.attempt, exit_codes)
+            self.job.nodes.report_done(self.attempt, requeue=requeue)
+
+    def _decision_of_all_nodes(self) -> Decision:
+        """A node's ranks are done once those of all nodes are: until then a failure elsewhere restarts them."""
+        state = self.job.nodes.state
+        if state.abort_reason is not None:
+            return Decision.REQUEUE if state.abort_reason.is_requeue else Decision.ABORT
+        return Decision.DONE if state.all_done else Decision.WAIT
+
+    def _decide_about_failure(self) -> Decision:
+        if self.restarts.left(self.attempt) == 0:
+            # Before the other ranks of this node end, which takes time, and fails ranks of other nodes.
+            if not fork_server.has_died() and (failure := _first_failure(self._ranks.exits())) is not None:
+                self._failures.abort_after(failure, self._ranks)
+            return Decision.ABORT
+        self.stop_ranks()
+        failure = first_failure(self._ranks.final_exits())
+        if failure is None or fork_server.has_died():
+            self.restart_reason = "the fork server of the ranks has died"
+            return Decision.RESTART
+        if not self.restarts.allows(self._attempts_of_all_nodes(failure)):
+            self._failures.abort_after(failure, self._ranks)
+            return Decision.ABORT
+        self.restart_reason = headline(self.job.plan.topology, failure)
+        return Decision.RESTART
+
+    def _attempts_of_all_nodes(self, failure: RankExit) -> list[Attempt]:
+        """The attempts that a rank's failure ended, on whatever node, up to this one."""
+        this, store = Attempt.of(self._hangs.watch.pulses().values(), failure), self.job.nodes.store
+        store.put(f"attempt/{self.attempt}", this.as_dict())
+        found = [store.find(f"attempt/{number}") for number in range(self.attempt)]
+        return [*(Attempt.from_dict(value) for value in found if value is not None), this]
+
+    def _find_outcome(self) -> Outcome:
+        reason = self.job.nodes.state.abort_reason
+        if reason is None and self.job.nodes.state.all_done:
+            return Outcome.done()
+        if self._reason is not None:
+            return Outcome.aborted(self._reason)
+        if self._requeue.is_complete(self.attempt, self._ranks.exit_codes()):
+            return self._requeue_all()
+        if fork_server.has_died() and (reason is None or reason.node == self.job.nodes.node_rank):
+            text = "the fork server, from which the ranks are forked, was killed or stopped; its ranks on"
+            return Outcome.aborted(self._abort(f"{text} {self.job.nodes.member} ended with it"))
+        report = self._failures.report(self._ranks, self.restarts.refusal)
+        if report is None:
+            return self._outcome_of_all_nodes()
+        text = f"{report.text()}\n  all of it: {self.job.run_dir.report_file}"
+        return Outcome.failed(text, report.exit_code, report.as_dict())
+
+    def _outcome_of_all_nodes(self) -> Outcome:
+        reason = self.job.nodes.state.abort_reason
+        if reason is None:
+            return Outcome.done()
+        return Outcome.requeued() if reason.is_requeue else Outcome.aborted_elsewhere(reason)
+
+    def _requeue_all(self) -> Outcome:
+        """Abort the job in order to be requeued, unless another node has another reason."""
+        self.job.nodes.abort(AbortReason.requeue(self.job.nodes.node_rank))
+        return self._outcome_of_all_nodes()
+
+    def _abort(self, message: str) -> AbortReason:
+        nodes = self.job.nodes
+        reason = AbortReason(node=nodes.node_rank, message=message, code=ExitCode.FAILURE)
+        nodes.abort(reason)
+        return reason
+
+    def _complete(self, outcome: Outcome) -> Outcome:
+        restarts = [headline(self.job.plan.topology, failure) for failure in self.restarts.restarted]
+        return replace(outcome, attempts=self.attempt + 1, restarts=restarts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What one agent's run takes."""
-
-    plan: LaunchPlan
-    here: LocalNode
-    run_dir: RunDir
-    folder: Path
-    """The one that this node's ranks share with their agent."""
-    control: Coordinator | None
-    streams: Console
-
-
-def run(setting: Setting) -> Ending:
-    """Start the ranks of this machine's node, and wait until all of the job have ended.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; the ranks have been told to stop, and have.
-    """
-    silence_torchelastic()
-    # SIGINT stays Python's: torchelastic would pass it on, and a rank inside a collective does not hear it.
-    environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
-    logs = RunDirLogsSpecs(setting.plan, setting.run_dir, setting.streams)
-    agent = ElasticAgent(
-        setting.plan, setting.here, setting.run_dir, setting.folder, logs, setting.control, setting.streams.say
-    )
-    oom_kills = resources.oom_kills()
-    signal.signal(Signals.SIGUSR1, lambda number, _: agent.warn(Signals(number)))
-    try:
-        ending = _ending_of(agent, agent.run(), setting, oom_kills)
-        return replace(ending, restarts=_restarts(agent, setting.plan))
-    except SignalException as ending:
-        _ignore_signals()
-        return _ending_by(Signals(ending.sigval), agent)
-    except OSError as error:
-        _ignore_signals()
-        problem = Problem(f"{setting.plan.nodes[setting.here.node_rank].name}: the ranks could not be started: {error}", 1)
-        if setting.control is not None:
-            setting.control.end(problem.message, problem.code)
-        return Ending(attempt=agent.attempt, problem=problem)
-    except LaunchError:
-        assert setting.control is not None
-        return Ending(attempt=agent.attempt, elsewhere=setting.control.ending)
-    finally:
-        _ignore_signals()
-        agent.stop_arrivals()
-        logs.stop()
-
-
-def _restarts(agent: ElasticAgent, plan: LaunchPlan) -> list[str]:
-    if agent.not_again is not None:
-        return [headline(plan.topology, attempt.failure) for attempt in agent.attempts[:-1]]
-    return [headline(plan.topology, attempt.failure) for attempt in agent.attempts]
-
-
-def _ignore_signals() -> None:
-    """torchelastic's handlers would raise in the middle of the clean-up, which is bounded."""
-    for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT, Signals.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _ending_of(agent: ElasticAgent, result: RunResult, setting: Setting, oom_kills: int) -> Ending:
-    control = agent.control
-    if not result.is_failed():
-        return Ending(attempt=agent.attempt, elsewhere=control.ending if control is not None else None)
-    if agent.wants_requeue():
-        return _ending_in_order_to_start_again(agent)
-    if agent.problem is not None:
-        return Ending(attempt=agent.attempt, problem=agent.problem)
-    if (control is None or control.ending is None) and fork_server.has_died():
-        problem = Problem("the fork server, from which the ranks are forked, was killed or stopped; the ranks ended with it", 1)
-        if control is not None:
-            control.end(f"{problem.message} ({control.member})", problem.code)
-        return Ending(attempt=agent.attempt, problem=problem)
-    records = agent.records_of_all()
-    first = first_failure(records)
-    if control is not None and first is not None:
-        agent.tell_of(first)
-    report = _report(agent, records, setting, resources.oom_kills() - oom_kills)
-    told_elsewhere = control is not None and agent.told is None and report is None
-    return Ending(
-        attempt=agent.attempt, report=report, elsewhere=control.ending if told_elsewhere and control is not None else None
-    )
-
-
-def _report(agent: ElasticAgent, records: list[RankExit], setting: Setting, kills: int) -> FailureReport | None:
-    """Of the first failure, by all that is known here; `None` where another node tells of it."""
-    control, plan = agent.control, setting.plan
-    if control is not None:
-        name = f"records/{agent.attempt}"
-        control.board.post(name, {"records": [record.as_dict() for record in records], "oom_kills": kills})
-        ending = control.ending
-        if setting.here.node_rank == 0 and ending is not None and ending.rank is not None and not control.is_lost:
-            found = control.board.gather(name, plan.runtime.grace_s + _GATHER_S)
-            records, kills = _put_together(found, ending.rank, kills)
-            if ending.rank not in (record.rank for record in records):
-                return None  # its node tells nothing any more; what it said at first holds
-        elif agent.told is None:
-            return None
-    first = agent.told if control is not None and agent.told is not None else None
-    first = first_failure(records) if first is None or first.has_lost_a_peer else first
-    if first is None or (control is not None and control.ending is not None and control.ending.rank is None):
-        return None
-    return FailureReport.of(
-        plan.topology,
-        records,
-        first,
-        oom_kills=kills,
-        joined_by_launcher=plan.runtime.join is Join.LAUNCHER,
-        not_again=agent.not_again,
-    )
-
-
-def _put_together(found: Sequence[dict[str, Any]], rank: int, kills: int) -> tuple[list[RankExit], int]:
-    """All nodes' records, and the kills for want of memory on the host of the rank that failed first."""
-    records: list[RankExit] = []
-    for node in found:
-        own = [RankExit.from_dict(value) for value in node["records"]]
-        kills = node["oom_kills"] if any(record.rank == rank for record in own) else kills
-        records += own
-    return records, kills
-
-
-def _ending_by(number: Signals, agent: ElasticAgent) -> Ending:
-    control = agent.control
-    if control is not None and (agent.is_done or agent.wants_requeue()):
-        # The others may still be saving, and end as they see fit.
-        agent.tell_done()
-        control.wait_for_ending(agent.patience_s)
-        if control.is_over or control.ending is not None:
-            requeue = control.ending is not None and control.ending.code == REQUEUE_EXIT_CODE
-            return Ending(attempt=agent.attempt, requeue=requeue, elsewhere=None if requeue else control.ending)
-    if agent.wants_requeue():
-        return _ending_in_order_to_start_again(agent)
-    if control is not None:
-        control.end(f"ended by {number.name} on {control.member}", 128 + number)
-    return Ending(attempt=agent.attempt, signal=number)
-
-
-def _ending_in_order_to_start_again(agent: ElasticAgent) -> Ending:
-    if agent.control is None:
-        return Ending(attempt=agent.attempt, requeue=True)
-    told = agent.control.end(REQUEUED, REQUEUE_EXIT_CODE)
-    # Another node may have told of a failure before.
-    requeue = told.code == REQUEUE_EXIT_CODE
-    return Ending(attempt=agent.attempt, requeue=requeue, elsewhere=None if requeue else told)
+def _first_failure(exits: list[RankExit]) -> RankExit | None:
+    return first_failure([each for each in exits if each.code != ExitCode.REQUEUE])

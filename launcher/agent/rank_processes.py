@@ -1,97 +1,132 @@
-"""How the ranks of one start end on this node: in which order, and with what they leave behind."""
+"""The ranks of one attempt on this node: their processes, and in which order and how they end."""
 
 import contextlib
+import os
 import shutil
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from signal import Signals
 
-from launcher.failures.rank_exit import FAULTS, RankExit, read_record
+from launcher.failures.rank_exit import FAULTS, RankExit, read_rank_exit
 from launcher.hangs.progress import ProgressWatch
 from launcher.host.exit_watcher import ExitWatcher
-from launcher.run_dir.writer import RunDir
-from mimo_role.monitoring.diagnostics import stacks_file
+from launcher.run_dir.layout import RunDirLayout
+from mimo_role.host import node_dir
 
-_STAMPED_S = 1.0
+_PLACE_TIMEOUT_S = 1.0
+_KILL_TIMEOUT_S = 10.0
+"""How long to wait for exit codes after SIGKILL. They come through the fork server, which is killed 6 s after it stopped."""
+_POLL_S = 0.01
 _LAST = sys.maxsize
 
 
 class RankProcesses:
-    """Watches the ranks of one start. Made as soon as they run."""
+    """A new one for each attempt, made as soon as its ranks run."""
 
     def __init__(
         self,
-        pids: Mapping[int, int],
         attempt: int,
-        run_dir: RunDir,
-        folder: Path,
+        pids: Mapping[int, int],
+        exit_codes: Callable[[], Mapping[int, int | None]],
+        run_dir: RunDirLayout,
+        node_directory: Path,
         watch: ProgressWatch,
-        stamp: Callable[[int], int] | None,
+        count_exit: Callable[[int], int],
     ) -> None:
         """
         Args:
-            pids: the ranks' processes.
-            attempt: which start it is.
-            run_dir: where their output and errors are.
-            folder: the one that they share with their agent.
-            watch: over how far they come.
-            stamp: gives a number that grows as ranks of this start end, on whatever node; `None` where there is one node.
+            attempt: its number.
+            pids: the process of each rank.
+            exit_codes: reads the exit code of each rank, negative for a signal; `None` while it runs.
+            run_dir: the directory with their output and errors.
+            node_directory: of this node.
+            watch: of their progress.
+            count_exit: called with the attempt as a rank ends; counts those that have ended, on all nodes.
         """
-        self._attempt = attempt
+        self.attempt = attempt
+        self.pids = dict(pids)
+        self.exit_codes = exit_codes
         self._run_dir = run_dir
-        self._folder = folder
+        self._node_dir = node_directory
         self._watch = watch
-        self._stamp = stamp
-        self._stamps: dict[int, int] = {}
-        self._stamped = threading.Condition()
-        self._exits = ExitWatcher(dict(pids), self._note)
+        self._count_exit = count_exit
+        self._places: dict[int, int] = {}
+        """The place of each rank that has ended, in the order of all nodes."""
+        self._placed = threading.Condition()
+        self._watcher = ExitWatcher(self.pids, self._place)
 
-    def so_far(self) -> list[int]:
-        """The ranks that have ended by now, first to end first."""
-        return self._exits.so_far()
+    def alive(self, exit_codes: Mapping[int, int | None]) -> dict[int, int]:
+        """The processes of the ranks without an exit code."""
+        return {rank: pid for rank, pid in self.pids.items() if exit_codes.get(rank) is None}
 
-    def wait(self) -> None:
-        """Let those be noted that have ended. To be called once all have."""
-        self._exits.ended()
+    def signal(self, number: Signals) -> None:
+        """Send a signal to the ranks that have not ended, and to no other process."""
+        ended = self._watcher.so_far()
+        for rank, pid in self.pids.items():
+            if rank not in ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
-    def elsewhere_before(self, order: int) -> bool:
+    def stop(self, grace_s: float) -> None:
+        """End the ranks by SIGTERM, and after the grace time by SIGKILL; wait until all have ended."""
+        self.signal(Signals.SIGTERM)
+        if not self._wait(grace_s):
+            self.signal(Signals.SIGKILL)
+            self._wait(_KILL_TIMEOUT_S)
+
+    def ended_elsewhere_before(self, place: int) -> bool:
         """Whether a rank of another node has ended before the one with this place."""
-        with self._stamped:
-            return order - 1 > sum(other < order for other in self._stamps.values())
+        with self._placed:
+            return place - 1 > sum(other < place for other in self._places.values())
 
-    def record(self, rank: int, code: int) -> RankExit:
-        """What is known of a rank that has ended with an exit code."""
-        file = self._run_dir.error_file(self._attempt, rank)
-        stacks, kept = stacks_file(self._folder, rank), file.with_name(f"rank{rank}.stacks.txt")
+    def exits(self) -> list[RankExit]:
+        """How the ranks have ended, of those that have by now."""
+        return [self._exit_of(rank, code) for rank, code in self.exit_codes().items() if code is not None]
+
+    def final_exits(self) -> list[RankExit]:
+        """The same once all have ended: their order is known then."""
+        self._watcher.ended()
+        return self.exits()
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait for all exit codes; return whether they are there in time."""
+        deadline = time.monotonic() + timeout_s
+        while None in self.exit_codes().values():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def _exit_of(self, rank: int, code: int) -> RankExit:
+        run_dir, attempt = self._run_dir, self.attempt
+        stacks, kept = node_dir.stacks_file(self._node_dir, rank), run_dir.stacks_file(attempt, rank)
         if stacks.exists() and -code in FAULTS:
             with contextlib.suppress(OSError):
                 shutil.copy(stacks, kept)
-        return read_record(
+        return read_rank_exit(
             rank,
             code,
-            order=self._order_of(rank),
+            order=self._place_of(rank),
             host=socket.gethostname(),
-            ended_at=self._exits.time_of(rank),
+            ended_at=self._watcher.time_of(rank),
             step=self._watch.last_step(rank),
-            logs=(*(self._run_dir.log_file(self._attempt, rank, stream) for stream in ("stderr", "stdout")), kept),
-            error_files=(file, self._folder / file.name),
+            logs=(run_dir.log_file(attempt, rank, "stderr"), run_dir.log_file(attempt, rank, "stdout"), kept),
+            error_files=(run_dir.error_file(attempt, rank), node_dir.error_file(self._node_dir, rank)),
             stacks=stacks,
         )
 
-    def _note(self, rank: int) -> None:
-        if self._stamp is not None:
-            stamp = self._stamp(self._attempt)
-            with self._stamped:
-                self._stamps[rank] = stamp
-                self._stamped.notify_all()
+    def _place(self, rank: int) -> None:
+        place = self._count_exit(self.attempt)
+        with self._placed:
+            self._places[rank] = place
+            self._placed.notify_all()
 
-    def _order_of(self, rank: int) -> int:
-        """A rank's place among those that have ended; behind all, if it is not known in time."""
-        if self._stamp is None:
-            in_order = self._exits.so_far()
-            return in_order.index(rank) + 1 if rank in in_order else _LAST
-        with self._stamped:
-            self._stamped.wait_for(lambda: rank in self._stamps, _STAMPED_S)
-            return self._stamps.get(rank, _LAST)
+    def _place_of(self, rank: int) -> int:
+        """A rank's place in the order in which ranks have ended; behind all, if it is not known in time."""
+        with self._placed:
+            self._placed.wait_for(lambda: rank in self._places, _PLACE_TIMEOUT_S)
+            return self._places.get(rank, _LAST)

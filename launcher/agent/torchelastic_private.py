@@ -1,4 +1,7 @@
-"""What is private to torchelastic and has no public way; `tests/launcher/test_pieces.py` fails where it changes."""
+"""Private names of torchelastic that have no public counterpart.
+
+`tests/launcher/agent/test_torchelastic_private.py` fails if they change.
+"""
 
 import logging
 from multiprocessing.process import BaseProcess

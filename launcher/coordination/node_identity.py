@@ -9,7 +9,7 @@ from launcher.plan.placement import Node
 from mimo_role.host import environ, network
 from mimo_role.host.slurm import DETECT, SlurmTask
 
-WAYS = "start it on each node with --node-rank I --rdzv-endpoint HOST:PORT, or with srun inside a SLURM job"
+_HOW_TO_START = "start it on each node with --node-rank I --rdzv-endpoint HOST:PORT, or with srun inside a SLURM job"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def resolve_local_node(plan: LaunchPlan, node_rank: str | None, endpoint: str | 
         endpoint: `--rdzv-endpoint`, `HOST:PORT`.
 
     Raises:
-        LaunchError: it cannot be told, contradicts the plan, or names an endpoint that other nodes cannot reach.
+        LaunchError: it is not known, contradicts the plan, or names an endpoint that other nodes cannot reach.
     """
     nodes = len(plan.nodes)
     if node_rank is not None or endpoint is not None:
@@ -57,7 +57,7 @@ def resolve_local_node(plan: LaunchPlan, node_rank: str | None, endpoint: str | 
             f"srun --ntasks-per-node=1 mimo-launch run ... ({DETECT}=off ignores SLURM)"
         )
     elif nodes > 1:
-        raise LaunchError(f"the plan has {nodes} nodes: {WAYS}; pools=null puts all ranks on this machine")
+        raise LaunchError(f"the plan has {nodes} nodes: {_HOW_TO_START}; pools=null puts all ranks on this machine")
     else:
         here = LocalNode()
     if here.endpoint is not None:

@@ -1,1 +1,1 @@
-"""What went wrong with a rank, told in role terms, and whether another start may help."""
+"""How ranks fail: their exits and exceptions, the report of a failure, and whether a restart may help."""

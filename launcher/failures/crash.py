@@ -1,6 +1,6 @@
-"""How a rank writes down the exception that ends it, so that the agent can tell what happened.
+"""The exception that ends a rank: the rank writes it to a file, and the agent reads it for the report.
 
-The file has the form of torchelastic's, so that other tools find the message, and ours beside it.
+The file has torchelastic's format, so that other tools find the message, and more fields of our own.
 """
 
 import json
@@ -36,9 +36,9 @@ class Frame:
     line: int
     function: str
     source: str
-    """The line's text; empty where it cannot be read."""
+    """The source text of the line; empty where it cannot be read."""
     is_users: bool
-    """Whether it is neither Python's, nor an installed package's, nor ours."""
+    """Whether the file belongs to the user: not to Python, an installed package or mimo-launch."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} in {self.function}"
@@ -46,22 +46,22 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Crash:
-    """An exception, in words."""
+    """An exception, or a crash in C, as text."""
 
     kind: str
     """Its class: `RuntimeError`, or `package.module.OwnError`."""
     text: str
     """Its message, shortened in the middle."""
     traceback: str
-    """As Python prints it, from the script's first frame on, shortened in the middle."""
+    """As Python prints it, from the first frame of the script on, shortened in the middle."""
     frames: tuple[Frame, ...] = ()
-    """From the script's first on, outermost first; of a deep recursion, both ends."""
+    """From the first frame of the script on, outermost first; of a deep recursion, both ends."""
     causes: tuple[str, ...] = ()
-    """The exceptions behind it, the nearest first, and its notes."""
+    """Its notes, and the exceptions that caused it, the nearest first."""
     kinds: tuple[str, ...] = ()
-    """The class and those that it is derived from."""
+    """Its class and the base classes."""
     written: tuple[int, int] | None = None
-    """Where in the rank's stderr the traceback stands, in bytes."""
+    """The position of the traceback in the rank's stderr, in bytes."""
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Crash":
@@ -72,15 +72,17 @@ class Crash:
         return cls(**dict(value) | texts | {"frames": frames, "written": written})
 
 
-def write_down(error: BaseException, frames: TracebackType | None, file: Path, *, to_stderr: bool, beside: Path | None) -> None:
-    """Print the traceback, and keep it in `file`, or `beside` it where that cannot be written.
+def write_crash(
+    error: BaseException, frames: TracebackType | None, file: Path, *, to_stderr: bool, fallback: Path | None
+) -> None:
+    """Print the traceback, and write the exception to `file`, or to `fallback` where that cannot be written.
 
     Args:
-        error: what ends the rank.
-        frames: its traceback, from the frame on that is of interest.
-        file: where the agent looks first.
-        to_stderr: whether to print it too.
-        beside: where the agent looks if there is nothing in `file`.
+        error: the exception that ends the rank.
+        frames: its traceback, from the first frame of the script on.
+        file: the file that the agent reads first.
+        to_stderr: whether to print it.
+        fallback: the file that the agent reads if `file` does not exist.
     """
     shown = "".join(traceback.format_exception(type(error), error, frames))
     printed = shown.encode(errors="backslashreplace") if to_stderr else b""
@@ -88,19 +90,19 @@ def write_down(error: BaseException, frames: TracebackType | None, file: Path, *
         kind=_name_of(type(error)),
         text=_shortened(_text_of(error), _TEXT_LIMIT),
         traceback=_shortened(shown, _TRACEBACK_LIMIT),
-        frames=(*map(_frame, _ends_of(traceback.extract_tb(frames))), *_unreadable(error)),
+        frames=(*map(_frame, _ends_of(traceback.extract_tb(frames))), *_syntax_error(error)),
         causes=tuple(_causes_of(error)),
         kinds=tuple(_name_of(kind) for kind in type(error).__mro__[:-1]),
-        # Whoever follows the output leaves it out there: the agent tells it. So this must be known before it is printed.
-        written=_place_in_stderr(len(printed)) if printed else None,
+        # The follower leaves these bytes out, since the agent reports them, so they must be known before they are printed.
+        written=_position_in_stderr(len(printed)) if printed else None,
     )
-    _save(crash, file, beside)
+    _save(crash, file, fallback)
     with suppress(OSError):  # a full disk
         os.write(2, printed)
 
 
-def _unreadable(error: BaseException) -> list[Frame]:
-    """The line of a source file that Python cannot read, which no frame tells."""
+def _syntax_error(error: BaseException) -> list[Frame]:
+    """The line of a source file with a syntax error, for which there is no frame."""
     if not isinstance(error, SyntaxError) or error.filename is None:
         return []
     return [Frame(error.filename, error.lineno or 0, "<module>", (error.text or "").strip(), is_users(error.filename))]
@@ -109,7 +111,7 @@ def _unreadable(error: BaseException) -> list[Frame]:
 def _causes_of(error: BaseException) -> Iterator[str]:
     yield from (f"note: {_shortened(str(note), _CAUSE_LIMIT)}" for note in getattr(error, "__notes__", ()))
     for member in getattr(error, "exceptions", ())[:_CAUSES]:
-        yield f"one of them: {_name_of(type(member))}: {_shortened(_text_of(member), _CAUSE_LIMIT)}"
+        yield f"one of its exceptions: {_name_of(type(member))}: {_shortened(_text_of(member), _CAUSE_LIMIT)}"
     for _ in range(_CAUSES):
         behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if behind is None:
@@ -119,13 +121,13 @@ def _causes_of(error: BaseException) -> Iterator[str]:
 
 
 def is_users(file: str) -> bool:
-    """Whether a source file is neither Python's, nor an installed package's, nor ours."""
+    """Whether a source file belongs to the user: not to Python, an installed package or mimo-launch."""
     foreign = file.startswith((*_NOT_THE_USERS, "<")) or re.search(r"/(?:site|dist)-packages/|/lib/python3\.\d+/", file)
     return not foreign
 
 
 def read_crash(text: str) -> Crash | None:
-    """What `write_down` has kept, or torchelastic's `record` in a command; `None` if it is neither."""
+    """The exception in a file of `write_crash`, or of torchelastic's `record` in a command; `None` if it is neither."""
     try:
         value = json.loads(text)
         if "crash" not in value:
@@ -136,20 +138,20 @@ def read_crash(text: str) -> Crash | None:
 
 
 def _from_torchelastic(message: dict[str, object] | str) -> Crash:
-    said = str(message["message"]) if isinstance(message, dict) else message
-    kind, _, text = said.partition(": ")
+    whole = str(message["message"]) if isinstance(message, dict) else message
+    kind, _, text = whole.partition(": ")
     more = message.get("extraInfo") if isinstance(message, dict) else None
     stack = str(more.get("py_callstack", "")) if isinstance(more, dict) else ""
-    return Crash(kind=kind, text=text, traceback=stack or said, kinds=(kind,))
+    return Crash(kind=kind, text=text, traceback=stack or whole, kinds=(kind,))
 
 
-def _save(crash: Crash, file: Path, beside: Path | None) -> None:
+def _save(crash: Crash, file: Path, fallback: Path | None) -> None:
     message = {"message": f"{crash.kind}: {crash.text}", "extraInfo": {"py_callstack": crash.traceback, "timestamp": _now()}}
     text = json.dumps({"message": message, "crash": asdict(crash)})
-    for path in (file, beside):
+    for path in (file, fallback):
         with suppress(OSError):
             if path is not None:
-                # Half a file would not do: torchelastic ends the agent over one that it cannot read.
+                # Written atomically: torchelastic ends the agent if it cannot parse the file.
                 write_whole(path, text)
                 return
 
@@ -167,7 +169,7 @@ def _now() -> str:
     return str(int(time.time()))
 
 
-def _place_in_stderr(size: int) -> tuple[int, int] | None:
+def _position_in_stderr(size: int) -> tuple[int, int] | None:
     try:
         begin = os.fstat(2).st_size
     except OSError:  # the script has closed it
@@ -183,7 +185,7 @@ def _text_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception as second:  # whatever a script's own __str__ raises
-        return f"(its text cannot be made: {type(second).__name__})"
+        return f"(str() of it failed: {type(second).__name__})"
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -1,4 +1,4 @@
-"""What to do about failures that are known."""
+"""Hints for known failures."""
 
 import re
 import signal
@@ -11,173 +11,176 @@ from mimo_role import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class FailureContext:
-    """What a hint can take into account."""
+    """A failure and its circumstances."""
 
     record: RankExit
     """The rank that failed first."""
     topology: Topology
     others: Sequence[RankExit] = ()
-    """The other ranks, first to end first."""
+    """The other ranks, first to exit first."""
     oom_kills: int = 0
-    """How many processes the kernel of its host has killed for want of memory since the run began."""
+    """How many processes the kernel of its host has killed for lack of memory since the run began."""
     joined_by_launcher: bool = False
 
     @property
     def kind(self) -> str:
-        """The class of its exception; empty if there was none."""
+        """The class of its exception; empty if there is none."""
         return self.record.crash.kind if self.record.crash is not None else ""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """That class and those that it is derived from."""
+        """That class and its base classes."""
         return (self.kind, *self.record.crash.kinds) if self.record.crash is not None else ()
 
     @property
     def text(self) -> str:
-        """Its last words: the exception's message, else the end of its output."""
+        """The message of its exception, else the end of its output."""
         crash = self.record.crash
         return crash.text if crash is not None and crash.text else "\n".join(self.record.tail)
 
     @property
     def modules(self) -> str:
-        """Its modules, as keys of the config."""
+        """Its modules, as config keys."""
         return ", ".join(f"modules.{name}" for name in self.topology.modules_of(self.record.rank))
 
 
-def hint_for(scene: FailureContext) -> str | None:
-    """What the user can do, if the failure is a known one."""
-    return next((hint for find in _KNOWN if (hint := find(scene)) is not None), None)
+def hint_for(failure: FailureContext) -> str | None:
+    """What the user can do, if the failure is known."""
+    return next((hint for find in _KNOWN if (hint := find(failure)) is not None), None)
 
 
-def _early_end(scene: FailureContext) -> str | None:
-    ended = next((record for record in scene.others if record.code == 0), None)
-    if not scene.record.has_lost_a_peer or ended is None:
+def _early_end(failure: FailureContext) -> str | None:
+    ended = next((record for record in failure.others if record.code == 0), None)
+    if not failure.record.has_lost_a_peer or ended is None:
         return None
     return (
-        f"rank {ended.rank} ({scene.topology.label_of(ended.rank)}) had ended, with exit code 0, while others still needed it: "
-        "look there"
+        f"rank {ended.rank} ({failure.topology.label_of(ended.rank)}) exited with exit code 0 while others still needed it: "
+        "find out why it ended early"
     )
 
 
-def _gpu_memory(scene: FailureContext) -> str | None:
-    if not (scene.kind.endswith("OutOfMemoryError") or re.search(r"CUDA out of memory|CUDA error: out of memory", scene.text)):
+def _gpu_memory(failure: FailureContext) -> str | None:
+    if not (
+        failure.kind.endswith("OutOfMemoryError") or re.search(r"CUDA out of memory|CUDA error: out of memory", failure.text)
+    ):
         return None
     return (
-        f"the GPU has no memory left for {scene.modules}: smaller micro-batches, or more tp or pp for it, or activation "
+        f"the GPU has no memory left for {failure.modules}: smaller micro-batches, or more tp or pp for it, or activation "
         "checkpointing; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True helps where much is reserved and not allocated"
     )
 
 
-def _host_memory(scene: FailureContext) -> str | None:
-    if scene.record.code == -signal.SIGKILL and scene.oom_kills:
-        times = f"{scene.oom_kills} processes" if scene.oom_kills > 1 else "a process"
+def _host_memory(failure: FailureContext) -> str | None:
+    if failure.record.code == -signal.SIGKILL and failure.oom_kills:
+        times = f"{failure.oom_kills} processes" if failure.oom_kills > 1 else "a process"
         return (
-            f"the kernel's out-of-memory killer has ended {times} on {scene.record.host} since the run began: {scene.modules} "
-            "takes more memory than the host or its cgroup allows; fewer ranks or data-loader workers per node, or more memory"
+            f"the kernel's out-of-memory killer has ended {times} on {failure.record.host} since the run began: "
+            f"{failure.modules} takes more memory than the host or its cgroup allows; fewer ranks or data-loader workers per "
+            "node, or more memory"
         )
-    if "MemoryError" in scene.kinds or "can't allocate memory" in scene.text:
-        return f"{scene.record.host} has no memory left for {scene.modules}, or a limit (ulimit -v, cgroup) is reached"
+    if "MemoryError" in failure.kinds or "can't allocate memory" in failure.text:
+        return f"{failure.record.host} has no memory left for {failure.modules}, or a limit (ulimit -v, cgroup) is reached"
     return None
 
 
-def _data_loader(scene: FailureContext) -> str | None:
-    if not re.search(r"DataLoader worker \(pid", scene.text):
+def _data_loader(failure: FailureContext) -> str | None:
+    if not re.search(r"DataLoader worker \(pid", failure.text):
         return None
-    if scene.oom_kills:
+    if failure.oom_kills:
         return (
-            f"the kernel's out-of-memory killer has ended processes on {scene.record.host} since the run began "
-            f"({scene.oom_kills}): fewer data-loader workers, or more memory"
+            f"the kernel's out-of-memory killer has ended processes on {failure.record.host} since the run began "
+            f"({failure.oom_kills}): fewer data-loader workers, or more memory"
         )
     return (
-        "a data-loader worker has crashed or was killed: num_workers=0 shows a crash in the rank itself; a bus error says that "
-        f"the memory behind /dev/shm is full on {scene.record.host}"
+        "a data-loader worker has crashed or was killed: num_workers=0 shows a crash in the rank itself; a bus error means "
+        f"that /dev/shm is full on {failure.record.host}"
     )
 
 
-def _killed(scene: FailureContext) -> str | None:
-    if scene.record.code != -signal.SIGKILL:
+def _killed(failure: FailureContext) -> str | None:
+    if failure.record.code != -signal.SIGKILL:
         return None
-    return f"somebody sent SIGKILL: the out-of-memory killer (see dmesg on {scene.record.host}), a scheduler, or a person"
+    return f"SIGKILL was sent by the out-of-memory killer (see dmesg on {failure.record.host}), a scheduler or a user"
 
 
-def _nccl(scene: FailureContext) -> str | None:
-    if not re.search(r"\bNCCL\b|nccl[A-Z]\w+Error|ProcessGroupNCCL", scene.text):
+def _nccl(failure: FailureContext) -> str | None:
+    if not re.search(r"\bNCCL\b|nccl[A-Z]\w+Error|ProcessGroupNCCL", failure.text):
         return None
-    if "doesn't have NCCL built in" in scene.text or "no GPUs found" in scene.text:
-        return f"torch on {scene.record.host} finds no GPU or was built for none: leave runtime.backend on auto, or take gloo"
-    peer = re.search(r"(?:peer|remote) rank[ :=]*(\d+)|rank (\d+) (?:is|has|did)", scene.text)
+    if "doesn't have NCCL built in" in failure.text or "no GPUs found" in failure.text:
+        return f"torch on {failure.record.host} finds no GPU or was built for none: set runtime.backend to auto or gloo"
+    peer = re.search(r"(?:peer|remote) rank[ :=]*(\d+)|rank (\d+) (?:is|has|did)", failure.text)
     rank = int(peer[1] or peer[2]) if peer is not None else None
-    named = rank is not None and rank < scene.topology.world_size
-    who = f"its peer is rank {rank} ({scene.topology.label_of(rank)}); " if rank is not None and named else ""
-    return f"{who}NCCL says more with env.NCCL_DEBUG=INFO: look for the first WARN in each rank's log"
+    named = rank is not None and rank < failure.topology.world_size
+    who = f"its peer is rank {rank} ({failure.topology.label_of(rank)}); " if rank is not None and named else ""
+    return f"{who}env.NCCL_DEBUG=INFO makes NCCL log the cause: look for the first WARN in each rank's log"
 
 
-def _timeout(scene: FailureContext) -> str | None:
-    if not re.search(r"timed out waiting|collective operation timeout", scene.text, re.IGNORECASE):
+def _timeout(failure: FailureContext) -> str | None:
+    if not re.search(r"timed out waiting|collective operation timeout", failure.text, re.IGNORECASE):
         return None
     return (
-        "it waited for other ranks for as long as runtime.timeout_s allows; where the script calls ctx.step(), "
-        "runtime.stall_timeout_s ends a job sooner and says who holds up whom"
+        "it waited for other ranks for longer than runtime.timeout_s; if the script calls ctx.step(), runtime.stall_timeout_s "
+        "ends a job sooner and reports which ranks hold up the others"
     )
 
 
-def _lost_peer(scene: FailureContext) -> str | None:
-    if not scene.record.has_lost_a_peer:
+def _lost_peer(failure: FailureContext) -> str | None:
+    if not failure.record.has_lost_a_peer:
         return None
-    return "another rank has gone without a word, or the network between two hosts has failed"
+    return "a peer exited without reporting an error, or the network between two hosts failed"
 
 
-def _import(scene: FailureContext) -> str | None:
-    if not {"ImportError", "ModuleNotFoundError"} & set(scene.kinds):
+def _import(failure: FailureContext) -> str | None:
+    if not {"ImportError", "ModuleNotFoundError"} & set(failure.kinds):
         return None
-    missing = re.search(r"No module named '([\w.]+)'", scene.text)
+    missing = re.search(r"No module named '([\w.]+)'", failure.text)
     if missing is not None:
         return (
-            f"{missing[1]} is not installed for the Python of the ranks on {scene.record.host}, or its folder is not "
-            "on sys.path: the script's folder is, the current one is not (env.PYTHONPATH=...)"
+            f"{missing[1]} is not installed for the Python of the ranks on {failure.record.host}, or its directory is "
+            "not on sys.path, which has the script's directory, but not the working directory (env.PYTHONPATH=...)"
         )
-    return "a package is installed in a version that does not have this name, or a file of the script's folder hides it"
+    return "a package is installed in a version that does not have this name, or a file in the script's directory hides it"
 
 
-def _port(scene: FailureContext) -> str | None:
-    if not re.search(r"EADDRINUSE|[Aa]ddress already in use", scene.text):
+def _port(failure: FailureContext) -> str | None:
+    if not re.search(r"EADDRINUSE|[Aa]ddress already in use", failure.text):
         return None
     return (
-        "the script takes a port that another process has; mimo-launch gives each start a free MASTER_PORT, so leave "
-        "init_method and ports out, and bind own servers to port 0"
+        "the script uses a port that is in use; mimo-launch sets a free MASTER_PORT for each attempt, so leave out init_method "
+        "and ports, and bind the script's own servers to port 0"
     )
 
 
-def _file(scene: FailureContext) -> str | None:
-    if "FileNotFoundError" not in scene.kinds:
+def _file(failure: FailureContext) -> str | None:
+    if "FileNotFoundError" not in failure.kinds:
         return None
-    path = re.search(r"No such file or directory: '([^']*)'", scene.text)
+    path = re.search(r"No such file or directory: '([^']*)'", failure.text)
     if path is not None and not path[1].startswith("/"):
-        return f"{path[1]} is looked for in the folder where mimo-launch was started, not in the script's"
-    return f"is it there on {scene.record.host}, and on every node that the job runs on?"
+        return f"{path[1]} is relative to the directory where mimo-launch was started, not to the script's"
+    return f"the file must exist on {failure.record.host}, and on every other node of the job"
 
 
-def _disk(scene: FailureContext) -> str | None:
+def _disk(failure: FailureContext) -> str | None:
     # The last two are torch.save's.
-    said = r"No space left on device|Disk quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs"
-    if not re.search(said, scene.text):
+    full = r"No space left on device|Disk quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs"
+    if not re.search(full, failure.text):
         return None
-    return f"free some space on {scene.record.host}, or choose another place with run_dir=..."
+    return f"free some space on {failure.record.host}, or choose another directory with run_dir=..."
 
 
-def _joined_twice(scene: FailureContext) -> str | None:
-    if not scene.joined_by_launcher or "default process group twice" not in scene.text:
+def _joined_twice(failure: FailureContext) -> str | None:
+    if not failure.joined_by_launcher or "default process group twice" not in failure.text:
         return None
     return (
-        "the launcher has joined torch.distributed before the script started; let the script do it with runtime.join: script, "
-        "or take the call out"
+        "the launcher has joined torch.distributed before the script started; set runtime.join: script to let the script do "
+        "it, or remove the call"
     )
 
 
-def _crashed_in_c(scene: FailureContext) -> str | None:
-    if scene.record.code not in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE):
+def _crashed_in_c(failure: FailureContext) -> str | None:
+    if failure.record.code not in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE):
         return None
-    return "a crash in compiled code: the frames are Python's; gdb on a core file (ulimit -c unlimited) shows the rest"
+    return "a crash in compiled code: the frames are Python's; gdb on a core file (ulimit -c unlimited) shows those in C"
 
 
 _KNOWN: Iterable[Callable[[FailureContext], str | None]] = (

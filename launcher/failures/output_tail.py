@@ -1,4 +1,4 @@
-"""The last lines of a rank's output, and what they tell of its end where it has written down nothing else."""
+"""The last lines of a rank's output, and the exception or crash in them."""
 
 import re
 from linecache import getline
@@ -13,18 +13,18 @@ _FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 _DUMPED_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 _CRASHED = re.compile(r"^(?:Current thread .*|Stack )\(most recent call first\):$", re.MULTILINE)
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)
-"""What torch puts before a traceback once a process has joined."""
+"""torch's prefix of a traceback once a process has joined."""
 _TRACEBACK = "Traceback (most recent call last):"
 _PRINTED_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)\n(?:    (?! )(.*))?', re.MULTILINE)
 _UNREADABLE = re.compile(
     r'^  File "(.+)", line (\d+)\n    (.*)\n(?:    .*\n)*((?:Syntax|Indentation|Tab)Error): (.*)\n*\Z', re.MULTILINE
 )
-"""A script that Python cannot read has no traceback."""
+"""A script with a syntax error has no traceback."""
 _RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
 
 def tail_of(path: Path) -> list[str]:
-    """The last lines of a file; none if it is not there. What is not UTF-8 is shown as such."""
+    """The last lines of a file; none if it does not exist. Bytes that are not UTF-8 are escaped."""
     text, is_whole = _end_of(path)
     lines = text.splitlines()
     if is_whole:
@@ -33,7 +33,7 @@ def tail_of(path: Path) -> list[str]:
 
 
 def _end_of(path: Path) -> tuple[str, bool]:
-    """The end of a file, and whether that is all of it; nothing if it cannot be read."""
+    """The end of a file, and whether that is the whole file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -44,7 +44,7 @@ def _end_of(path: Path) -> tuple[str, bool]:
 
 
 def fatal_in(path: Path) -> Crash | None:
-    """The crash in C of which faulthandler has written the stack into a file."""
+    """The crash in C whose stack faulthandler has written to a file."""
     try:
         text = path.read_text(encoding="utf-8", errors="backslashreplace")
     except OSError:
@@ -54,14 +54,14 @@ def fatal_in(path: Path) -> Crash | None:
 
 
 def crash_in(path: Path) -> Crash | None:
-    """What faulthandler has written of a crash in C, or the traceback with which a Python program has ended."""
+    """The crash in C that faulthandler has written, or the traceback at the end of a Python program's output."""
     text = _RANK_PREFIX.sub("", _end_of(path)[0])
     fatal = _FATAL.search(text)
     return _dumped(text[fatal.start() :], fatal[1]) if fatal is not None else _printed(text)
 
 
 def dumped_frames(text: str) -> list[Frame]:
-    """The frames of a stack that faulthandler has written, innermost first."""
+    """The frames of a stack by faulthandler, innermost first."""
     return [
         Frame(file, int(line), function, getline(file, int(line)).strip(), is_users(file))
         for file, line, function in _DUMPED_FRAME.findall(text)
@@ -77,14 +77,14 @@ def _dumped(text: str, what: str) -> Crash:
 def _printed(text: str) -> Crash | None:
     unreadable = _UNREADABLE.search(text)
     if unreadable is not None and _TRACEBACK not in text:
-        file, line, source, kind, said = unreadable.groups()
+        file, line, source, kind, message = unreadable.groups()
         frame = Frame(file, int(line), "<module>", source.strip(), is_users(file))
-        return Crash(kind=kind, text=said, traceback=unreadable[0], frames=(frame,), kinds=(kind,))
+        return Crash(kind=kind, text=message, traceback=unreadable[0], frames=(frame,), kinds=(kind,))
     _, found, last = text.rpartition(_TRACEBACK)
     lines = last.strip("\n").split("\n")
     at = next((number for number, line in enumerate(lines) if line and not line.startswith(" ")), None)
     raised = _RAISED.match("\n".join(lines[at:])) if at is not None else None
-    # Only where the program ends with it: a traceback in the middle was survived.
+    # Only at the end: the program has survived a traceback in the middle.
     if not found or raised is None or at is None or len(lines) - at > _TAIL_LINES:
         return None
     frames = [

@@ -1,4 +1,4 @@
-"""How each rank ended, as its node's agent has seen it."""
+"""The exit of each rank, as the agent of its node has recorded it."""
 
 import re
 import signal
@@ -12,10 +12,10 @@ from launcher.failures.output_tail import crash_in, fatal_in, tail_of
 from mimo_role import REQUEUE_EXIT_CODE
 
 _BY_A_FAULT = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-"""Signals that a process gets for what it does itself."""
+"""Signals that a fault of the process itself causes."""
 FAULTS = (*_BY_A_FAULT, signal.SIGABRT)
-"""Signals at which faulthandler writes down the stack."""
-_ENDED = (signal.SIGTERM, signal.SIGKILL)
+"""Signals at which faulthandler writes the stack."""
+_KILLED = (signal.SIGTERM, signal.SIGKILL)
 _LINE_LIMIT = 300
 _AT_ONCE_S = 0.5
 _LOST_A_PEER = (
@@ -34,72 +34,72 @@ _LOST_A_PEER = (
     "failure reported by rank",
     "that rank has left the job",
 )
-"""What torch, gloo and NCCL say where another rank has gone, and what a bridge does."""
+"""Parts of the messages of torch, gloo, NCCL and bridges when a peer has exited."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankExit:
-    """The end of one rank."""
+    """The exit of one rank."""
 
     rank: int
     code: int
     """Its exit code; negative for the signal that ended it."""
     order: int
-    """Its place in the order in which the ranks of all nodes ended."""
+    """Its place in the order in which the ranks of all nodes exited."""
     host: str
     ended_at: float
-    """By the clock of its host, in seconds since 1970."""
+    """The time of the exit, by the clock of its host, in seconds since 1970."""
     step: int | None = None
-    """The last training step that it had come to."""
+    """The last training step that it had begun."""
     crash: Crash | None = None
-    """What ended it, if it could tell."""
+    """The exception or crash that ended it, if it was recorded."""
     tail: tuple[str, ...] = ()
     """The last lines of its output."""
     logs: tuple[str, ...] = ()
-    """The files with all of it that are not empty, stderr first."""
+    """The files with its output that are not empty, stderr first."""
 
     @property
     def has_lost_a_peer(self) -> bool:
-        """Whether it failed because of another rank, as far as its last words tell."""
-        # Of one that torch's watchdog aborts, faulthandler has told the stack, and its output tells why.
-        is_told = self.crash is not None and (self.crash.text or self.code > 0)
-        said = self.crash.text if self.crash is not None and is_told else "\n".join(self.tail)
-        return any(words in said.lower() for words in _LOST_A_PEER)
+        """Whether it failed because a peer had exited, judging by its exception or the end of its output."""
+        # If torch's watchdog aborts a rank, there is a stack by faulthandler, but the message is in the output.
+        has_message = self.crash is not None and (self.crash.text or self.code > 0)
+        message = self.crash.text if self.crash is not None and has_message else "\n".join(self.tail)
+        return any(part in message.lower() for part in _LOST_A_PEER)
 
     @property
     def is_by_its_own_fault(self) -> bool:
-        """Whether no other rank, and nobody from outside, has ended it."""
+        """Whether it failed by itself: not because of a peer, and not by a signal from outside."""
         return -self.code in _BY_A_FAULT or (self.code > 0 and not self.has_lost_a_peer)
 
     @property
     def was_ended(self) -> bool:
-        """Whether it had not failed when somebody ended it."""
-        return -self.code in _ENDED and self.crash is None
+        """Whether a signal from outside ended it before it had failed."""
+        return -self.code in _KILLED and self.crash is None
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Equal for ranks that ended in the same way: numbers, such as addresses and ranks, may differ."""
+        """Equal for ranks that exited in the same way; numbers, such as addresses and ranks, may differ."""
         if self.crash is None:
             return (self.code,)
         places = tuple((frame.file, frame.line) for frame in self.crash.frames)
-        # One that was ended while it failed has failed like the others.
-        code = 1 if -self.code in _ENDED else self.code
+        # One that was killed after its exception counts as failed.
+        code = 1 if -self.code in _KILLED else self.code
         return (code, self.crash.kind, re.sub(r"0x[0-9a-f]+|\d+", "#", self.crash.text), places)
 
     @property
     def ending(self) -> str:
-        """How it ended, in a line."""
+        """The exit in one line."""
         if self.crash is None or self.code == 0:
             return describe_exit_code(self.code)
         text = _first_line(self.crash.text)
         if self.crash.kind == "SystemExit":
             return f"{describe_exit_code(self.code)} ({text})"
-        told = f"{self.crash.kind}: {text}" if text else self.crash.kind
-        if -self.code in _ENDED:
-            return told  # it had failed already when it was ended
+        exception = f"{self.crash.kind}: {text}" if text else self.crash.kind
+        if -self.code in _KILLED:
+            return exception  # it had already failed when it was killed
         if self.code < 0:
-            return f"{describe_exit_code(self.code)} ({told})"
-        return told if self.code == 1 else f"{told} ({describe_exit_code(self.code)})"
+            return f"{describe_exit_code(self.code)} ({exception})"
+        return exception if self.code == 1 else f"{exception} ({describe_exit_code(self.code)})"
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -113,13 +113,13 @@ class RankExit:
 
 
 def _first_line(text: str) -> str:
-    """What a message says first, without the place in torch's sources and the general advice that gloo puts around it."""
+    """The first line of a message, without the place in torch's sources and the general advice that gloo adds."""
     line = re.sub(r"^\[\S+:\d+\] ", "", text.strip().partition("\n")[0])
     return line.partition(" This is typically caused by")[0][:_LINE_LIMIT]
 
 
 def describe_exit_code(code: int) -> str:
-    """An exit code in words."""
+    """An exit code as text."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -128,7 +128,7 @@ def describe_exit_code(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def read_record(
+def read_rank_exit(
     rank: int,
     code: int,
     *,
@@ -140,12 +140,21 @@ def read_record(
     error_files: tuple[Path, ...],
     stacks: Path,
 ) -> RankExit:
-    """Gather what a rank has left behind. `stacks` is faulthandler's file.
+    """Read the files that a rank has left.
 
-    `logs` are its stderr, its stdout, and perhaps more; the first of `error_files` that can be read counts.
+    Args:
+        rank: the rank.
+        code: its exit code.
+        order: its place among the exits.
+        host: its host.
+        ended_at: the time of the exit.
+        step: its last step.
+        logs: its stderr, its stdout, and perhaps more.
+        error_files: the first that can be read counts.
+        stacks: faulthandler's file.
     """
     crash = next((found for found in map(_crash_from, error_files) if found is not None), None)
-    # One that was killed from outside has not said why in its output.
+    # The output of a rank that was killed from outside has no cause.
     if -code in FAULTS:
         crash = fatal_in(stacks) or crash_in(logs[0]) or crash
     elif crash is None and code > 0:
@@ -168,15 +177,15 @@ def read_record(
 def first_failure(records: list[RankExit]) -> RankExit | None:
     """The failure that came first.
 
-    By the order in which the ranks ended; but a rank that raises lets go of its connections before it has ended, so one that
-    says that it has lost a peer does not come before one that fails by its own fault.
+    That is the first exit, with one exception: a rank that raises closes its connections before it exits, so a peer that
+    fails because of the lost connection may exit earlier. A rank that failed by itself comes before such peers.
     """
-    # One that asked to be started again has not failed, unless nobody else has.
+    # A rank that asked to be requeued counts as failed only if no other rank has failed.
     failed = sorted((record for record in records if record.code), key=lambda it: (it.code == REQUEUE_EXIT_CODE, it.order))
     if not failed:
         return None
     own = (record for record in failed if record.is_by_its_own_fault and record.code != REQUEUE_EXIT_CODE)
-    # Without an exception it may also be one that was told to end since the first had failed.
+    # Without an exception, a later one may have been ended because of the first.
     soon = (record for record in own if record.crash is not None or record.ended_at < failed[0].ended_at + _AT_ONCE_S)
     return next(soon, failed[0]) if failed[0].has_lost_a_peer else failed[0]
 

@@ -1,4 +1,4 @@
-"""The report of a job that has failed: which rank first, in which role, why, and what happened to the others."""
+"""The report of a failed job: which rank failed first, in which role and why, and how the others exited."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,8 @@ from typing import Any
 
 from launcher.failures.hints import FailureContext, hint_for
 from launcher.failures.rank_exit import RankExit
-from launcher.formatting import in_words
+from launcher.formatting import describe_ranks
+from launcher.outcome import ExitCode
 from mimo_role import Topology
 
 _SHOWN_LINES = 6
@@ -19,15 +20,15 @@ _SHOWN_GROUPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class FailureReport:
-    """What is known of a failure, on all nodes that could be asked."""
+    """A failure, with the rank exits of all nodes that have reported."""
 
     topology: Topology
     first: RankExit
     others: Sequence[RankExit]
-    """The other ranks, in the order in which they ended."""
+    """The other ranks, in the order in which they exited."""
     hint: str | None = None
     not_again: str | None = None
-    """Why the ranks were not started again, where restarts are left."""
+    """Why the ranks were not restarted, although restarts are left."""
 
     @classmethod
     def of(
@@ -40,38 +41,38 @@ class FailureReport:
         joined_by_launcher: bool,
         not_again: str | None = None,
     ) -> "FailureReport":
-        """Put together what the agents have seen."""
+        """Make the report from the rank exits of all agents."""
         in_order = sorted(records, key=lambda record: record.order)
         others = [record for record in in_order if record.rank != first.rank]
-        scene = FailureContext(
+        failure = FailureContext(
             record=first,
             topology=topology,
             others=others,
             oom_kills=oom_kills,
             joined_by_launcher=joined_by_launcher,
         )
-        return cls(topology=topology, first=first, others=others, hint=hint_for(scene), not_again=not_again)
+        return cls(topology=topology, first=first, others=others, hint=hint_for(failure), not_again=not_again)
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the job: the rank's own where it has one, else 1."""
-        return self.first.code if self.first.code > 0 else 1
+        """The exit code of the job: that of the rank if it is positive, else 1."""
+        return self.first.code if self.first.code > 0 else ExitCode.FAILURE
 
     @property
     def headline(self) -> str:
-        """Which rank, in which role, and how it ended."""
+        """Which rank failed first, in which role, and how it exited."""
         return headline(self.topology, self.first)
 
     def text(self) -> str:
         """The report for people."""
         lines = [self.headline, f"  on {self.first.host}{_at_step(self.first)}"]
-        lines += [f"  {line}" for line in _last_words(self.first)]
+        lines += [f"  {line}" for line in _cause(self.first)]
         lines += [f"  {line}" for line in self._of_others()]
         if self.not_again is not None:
-            lines.append(f"  not started again: {self.not_again}")
+            lines.append(f"  not restarted: {self.not_again}")
         if self.hint is not None:
             lines.append(f"  hint: {self.hint}")
-        lines += [f"  its output: {log}" for log in self.first.logs[:1]]
+        lines += [f"  output: {log}" for log in self.first.logs[:1]]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class FailureReport:
             "hint": self.hint,
             "not_started_again": self.not_again,
             "others": [
-                {"ending": records[0].ending, "who": in_words(self.topology, ranks), "ranks": ranks}
+                {"ending": records[0].ending, "who": describe_ranks(self.topology, ranks), "ranks": ranks}
                 for records in _groups(self.others)
                 for ranks in [sorted(record.rank for record in records)]
             ],
@@ -93,25 +94,25 @@ class FailureReport:
     def _of_others(self) -> Iterable[str]:
         alike = [record for record in self.others if record.signature == self.first.signature and not record.was_ended]
         if alike:
-            yield f"the same on {_counted(self.topology, [record.rank for record in alike])}"
-        told = {record.rank for record in alike}
-        after = [record for record in self.others if record.code and record.rank not in told and not record.was_ended]
+            yield f"the same on {_others(self.topology, [record.rank for record in alike])}"
+        same = {record.rank for record in alike}
+        after = [record for record in self.others if record.code and record.rank not in same and not record.was_ended]
         groups = _groups(after)
         for records in groups[:_SHOWN_GROUPS]:
             ranks = [record.rank for record in records]
-            yield f"then {_counted(self.topology, ranks)}: {records[0].ending[:200]}"
+            yield f"then {_others(self.topology, ranks)}: {records[0].ending[:200]}"
         if len(groups) > _SHOWN_GROUPS:
             yield f"and {sum(map(len, groups[_SHOWN_GROUPS:]))} more ranks in other ways"
 
 
 def headline(topology: Topology, record: RankExit) -> str:
-    """Which rank failed first, in which role, and how it ended."""
+    """Which rank failed first, in which role, and how it exited."""
     return f"rank {record.rank} ({topology.label_of(record.rank)}) failed first: {record.ending}"
 
 
-def _counted(topology: Topology, ranks: list[int]) -> str:
-    others = f"{len(ranks)} other ranks: " if len(ranks) > 1 else ""
-    return others + in_words(topology, ranks)
+def _others(topology: Topology, ranks: list[int]) -> str:
+    count = f"{len(ranks)} other ranks: " if len(ranks) > 1 else ""
+    return count + describe_ranks(topology, ranks)
 
 
 def _at_step(record: RankExit) -> str:
@@ -119,14 +120,14 @@ def _at_step(record: RankExit) -> str:
     return f", at {at}" + (f", in step {record.step}" if record.step is not None else "")
 
 
-def _last_words(record: RankExit) -> list[str]:
-    """The user's frames and the exception; else the last lines of the output."""
+def _cause(record: RankExit) -> list[str]:
+    """The user's frames and the exception, or without one the last lines of the output."""
     crash = record.crash
     if crash is None or (not crash.frames and crash.kind == "SystemExit"):
         return [f"| {line}" for line in record.tail[-_SHOWN_LINES:]]
     own = [frame for frame in crash.frames if frame.is_users]
     shown = (own or list(crash.frames))[-_SHOWN_FRAMES:]
-    # The first line of the message stands in the headline. Of a traceback inside it, the last line tells most.
+    # The first line of the message is in the headline. Of a traceback inside it, the last line is the most specific.
     lines = [f"| {line[:_LINE_LIMIT]}" for line in _ends_of(crash.text.strip().splitlines()[1:])]
     for frame in shown:
         lines.append(f"{_short(frame.file)}:{frame.line} in {frame.function}")

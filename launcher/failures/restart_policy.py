@@ -1,41 +1,42 @@
-"""Whether the ranks are started again after a failure."""
+"""Whether the ranks are restarted after a failure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.failures.rank_exit import RankExit
+from launcher.outcome import ExitCode
 from mimo_role.monitoring.heartbeat import Pulse
 
-_HOPELESS = {
+_PERMANENT = {
     "ImportError": "an import that fails once fails again",
-    "SyntaxError": "code that Python cannot read stays so",
-    # Of an exception that was found in a command's output, the classes that it is derived from are not known.
+    "SyntaxError": "a syntax error fails in every attempt",
+    # A crash that was read from a command's output does not include the base classes of its exception.
     "ModuleNotFoundError": "an import that fails once fails again",
-    "IndentationError": "code that Python cannot read stays so",
-    "TabError": "code that Python cannot read stays so",
-    "mimo_role.errors.ContextError": "the job's set-up stays as it is",
-    "mimo_role.errors.EnvironError": "the job's set-up stays as it is",
-    "mimo_role.errors.TopologyError": "the job's set-up stays as it is",
-    "mimo_role.errors.AxisError": "the job's set-up stays as it is",
-    "launcher.errors.LaunchError": "the job's set-up stays as it is",
+    "IndentationError": "a syntax error fails in every attempt",
+    "TabError": "a syntax error fails in every attempt",
+    "mimo_role.errors.ContextError": "the job's setup is the same in every attempt",
+    "mimo_role.errors.EnvironError": "the job's setup is the same in every attempt",
+    "mimo_role.errors.TopologyError": "the job's setup is the same in every attempt",
+    "mimo_role.errors.AxisError": "the job's setup is the same in every attempt",
+    "launcher.errors.LaunchError": "the job's setup is the same in every attempt",
 }
-_USER_ERROR = 2
+"""Exceptions that a restart does not help against, by class, and why not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """How far one start of the ranks came, and how it ended."""
+    """An attempt that a rank's failure ended."""
 
     first_step: int | None
-    """The step that it began with; `None` if no rank came to one."""
+    """The step that it began with; `None` if no rank reported one."""
     last_step: int | None
     failure: RankExit
 
     @classmethod
     def of(cls, pulses: Iterable[Pulse | None], failure: RankExit) -> "Attempt":
-        """From what the ranks of a node have said of their progress."""
-        # Steps that are counted from each start say nothing about what was saved.
+        """From the progress of a node's ranks."""
+        # Steps that are counted anew in each attempt do not show what was saved.
         found = [pulse for pulse in pulses if pulse is not None and pulse.is_numbered]
         first = [pulse.first_step for pulse in found if pulse.first_step is not None]
         last = [pulse.last_step for pulse in found if pulse.last_step is not None]
@@ -51,30 +52,52 @@ class Attempt:
         return cls(**dict(value) | {"failure": RankExit.from_dict(value["failure"])})
 
 
-def why_not_again(attempts: list[Attempt]) -> str | None:
-    """Why another start would be in vain, after these, the last of which has just failed; `None` if it may help.
+class RestartPolicy:
+    """The restarts of a job, as one node's agent counts them."""
 
-    A start has made progress if it came to a step that none before it had come to, or began with a later one than the start
-    before it, which had then saved something. One without progress that fails as the one before did will fail so again. Where
-    the failures differ, as when somebody else ends ranks, two in a row without progress are too many. Scripts that do not
-    number their steps (`ctx.step(number)`) are started again as often as the config allows.
+    def __init__(self, max_restarts: int) -> None:
+        self._max_restarts = max_restarts
+        self.restarted: list[RankExit] = []
+        """The failures of ranks of this node after which the job was restarted."""
+        self.refusal: str | None = None
+        """Why the ranks are not restarted, although restarts are left."""
+
+    def left(self, attempt: int) -> int:
+        """The restarts that are left in an attempt. They are counted over all nodes."""
+        return max(0, self._max_restarts - attempt)
+
+    def allows(self, attempts: Sequence[Attempt]) -> bool:
+        """Whether the ranks are restarted after these attempts, the last of which has just failed."""
+        self.refusal = why_not_again(attempts)
+        if self.refusal is None:
+            self.restarted.append(attempts[-1].failure)
+        return self.refusal is None
+
+
+def why_not_again(attempts: Sequence[Attempt]) -> str | None:
+    """Why another attempt would not help, after these, the last of which has just failed; `None` if it may.
+
+    An attempt has made progress if it came to a step that none before it had come to, or began with a later one than the
+    attempt before it, which had then saved something. One without progress that fails as the one before did will fail so again.
+    Where the failures differ, as when ranks are killed from outside, two attempts without progress in a row are too many.
+    Scripts that do not number their steps (`ctx.step(number)`) are restarted as often as the config allows.
     """
     last = attempts[-1].failure
-    if last.code == _USER_ERROR:
-        return "exit code 2 says that the script was called in a wrong way"
+    if last.code == ExitCode.USER_ERROR:
+        return "exit code 2 reports wrong arguments"
     for kind in last.crash.kinds if last.crash is not None else ():
-        if kind in _HOPELESS:
-            return _HOPELESS[kind]
+        if kind in _PERMANENT:
+            return _PERMANENT[kind]
     if not any(attempt.last_step is not None for attempt in attempts):
         return None
-    fruitless = _fruitless(attempts)
+    fruitless = _without_progress(attempts)
     if fruitless >= 2 or (fruitless == 1 and _fails_alike(attempts[-2].failure, last)):
         furthest = max(attempt.last_step for attempt in attempts if attempt.last_step is not None)
-        return f"no progress since the last restart: step {furthest} is as far as any start came"
+        return f"no progress since the last restart: no attempt came further than step {furthest}"
     return None
 
 
-def _fruitless(attempts: list[Attempt]) -> int:
+def _without_progress(attempts: Sequence[Attempt]) -> int:
     """How many of the last attempts, each a restart, made no progress."""
     count = 0
     for number in range(len(attempts) - 1, 0, -1):

@@ -1,1 +1,1 @@
-"""Ranks that make no progress: noticed, asked what they are at, and told who holds up whom."""
+"""Hang detection: finds that no rank makes progress, probes all ranks, and reports which of them hold up the others."""

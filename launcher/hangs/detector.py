@@ -1,79 +1,79 @@
-"""What the agents do when no node's ranks make progress: ask all what they are at, and tell who holds up the others."""
+"""Detects that no node's ranks make progress, and has all of them probed for the rank that holds up the others."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from launcher.console import Say
-from launcher.coordination.coordinator import Coordinator
+from launcher.coordination.liveness import Progress
+from launcher.coordination.nodes import Nodes
 from launcher.hangs.probe import RankSnapshot, probe_ranks
 from launcher.hangs.progress import ProgressWatch
 from launcher.hangs.report import HangReport
-from launcher.outcome import ExitCode, Problem
+from launcher.outcome import AbortReason, ExitCode
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.writer import RunDir
 
-_GATHER_S = 10.0
+_GATHER_TIMEOUT_S = 10.0
 
 
 class HangDetector:
-    """One agent's part. Node 0's tells what was found."""
+    """One agent's part. Node 0's decides."""
 
-    def __init__(
-        self, plan: LaunchPlan, node_rank: int, folder: Path, run_dir: RunDir, control: Coordinator | None, say: Say
-    ) -> None:
+    def __init__(self, plan: LaunchPlan, node_dir: Path, run_dir: RunDir, nodes: Nodes, say: Say) -> None:
         self._plan = plan
-        self._node_rank = node_rank
-        self._folder = folder
+        self._node_dir = node_dir
         self._run_dir = run_dir
-        self._control = control
+        self._nodes = nodes
         self._say = say
-        self._looks = 0
+        self._probes = 0
+        """How often the ranks of this node were probed."""
+        self.begin_attempt(0)
 
-    def problem(self, attempt: int, pids: Mapping[int, int], watch: ProgressWatch) -> Problem | None:
-        """What was found, once no node makes progress.
+    def begin_attempt(self, attempt: int) -> None:
+        """Watch the ranks of a new attempt."""
+        self._attempt = attempt
+        ranks = self._plan.nodes[self._nodes.node_rank].ranks
+        self.watch = ProgressWatch(self._node_dir, ranks, self._plan.runtime.stall_timeout_s)
+
+    def check(self, alive: Mapping[int, int]) -> AbortReason | None:
+        """Why the job is aborted, if no node makes progress. To be called again and again.
 
         Args:
-            attempt: which start of the ranks this is.
-            pids: the ranks of this node that are alive.
-            watch: over them.
+            alive: the processes of this node's ranks that have not ended.
         """
-        stands_still = watch.stands_still(pids)
-        if self._control is None:
-            return self._judged(attempt, self._look(attempt, pids, watch)) if stands_still else None
-        self._control.progress = _progress(pids, watch, stands_still=stands_still)
-        if self._looks == self._control.looks:
+        self._nodes.report_progress(self._progress(alive))
+        if self._probes == self._nodes.state.probes:
             return None
-        self._looks = self._control.looks
-        name = f"sightings/{self._looks}"
-        self._control.board.post(name, [sighting.as_dict() for sighting in self._look(attempt, pids, watch)])
-        if self._node_rank != 0:
+        self._probes = self._nodes.state.probes
+        name = f"snapshots/{self._probes}"
+        self._nodes.store.post(name, [snapshot.as_dict() for snapshot in self._probe(alive)])
+        if self._nodes.node_rank != 0:
             return None
-        everything = self._control.board.gather(name, _GATHER_S)
-        problem = self._judged(attempt, [RankSnapshot.from_dict(value) for node in everything for value in node])
-        if problem is not None:
-            self._control.end(problem.headline, problem.code)
-        return problem
+        found = self._nodes.store.gather(name, _GATHER_TIMEOUT_S)
+        reason = self._judge([RankSnapshot.from_dict(value) for snapshots in found for value in snapshots])
+        if reason is not None:
+            self._nodes.abort(reason)
+        return reason
 
-    def _look(self, attempt: int, pids: Mapping[int, int], watch: ProgressWatch) -> list[RankSnapshot]:
-        keep = self._run_dir.error_file(attempt, 0).parent
-        steps = {rank: watch.last_step(rank) for rank in pids}
-        found = probe_ranks(self._folder, pids, steps, keep)
-        watch.begin_again()
+    def _progress(self, alive: Mapping[int, int]) -> Progress:
+        if self.watch.is_stalled(alive):
+            return Progress.STALLED
+        if not alive:
+            return Progress.DONE
+        return Progress.UNKNOWN if self.watch.is_silent else Progress.MOVING
+
+    def _probe(self, alive: Mapping[int, int]) -> list[RankSnapshot]:
+        steps = {rank: self.watch.last_step(rank) for rank in alive}
+        found = probe_ranks(self._node_dir, alive, steps, partial(self._run_dir.stacks_file, self._attempt))
+        self.watch.reset()
         return found
 
-    def _judged(self, attempt: int, sightings: list[RankSnapshot]) -> Problem | None:
-        """Ranks that are at work, or wait within their limits, may take their time, unless the config says how long."""
-        report = HangReport.of(self._plan.topology, self._plan.runtime.stall_timeout_s, sightings)
-        text = report.text(self._run_dir.error_file(attempt, 0).parent)
+    def _judge(self, snapshots: list[RankSnapshot]) -> AbortReason | None:
+        """Ranks that are busy, or wait within their limits, may go on, unless the config sets a limit."""
+        report = HangReport.of(self._plan.topology, self._plan.runtime.stall_timeout_s, snapshots)
+        text = report.text(self._run_dir.stacks_file(self._attempt, "*"))
         if self._plan.runtime.stall_timeout_is_default and not report.is_beyond_doubt:
-            self._say(f"warning: {text}\n  no rank waits longer than it may; runtime.stall_timeout_s=... would end the job")
+            self._say(f"warning: {text}\n  no rank waits longer than its limit; runtime.stall_timeout_s=... would end the job")
             return None
-        return Problem(text, ExitCode.STALLED, report.as_dict())
-
-
-def _progress(pids: Mapping[int, int], watch: ProgressWatch, *, stands_still: bool) -> str:
-    if not pids:
-        return "done"
-    if stands_still:
-        return "still"
-    return "silent" if watch.is_silent else "moves"
+        return AbortReason(node=0, message=text, code=ExitCode.STALLED, details=report.as_dict())

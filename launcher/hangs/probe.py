@@ -1,4 +1,4 @@
-"""What the ranks of a node are at, asked of those that no longer make progress."""
+"""Collects the stacks and the pending collectives of a node's ranks."""
 
 import os
 import re
@@ -12,32 +12,32 @@ from typing import Any
 
 from launcher.failures.crash import Frame
 from launcher.failures.output_tail import dumped_frames
-from launcher.host import reaper
-from launcher.host.resources import state_of
-from mimo_role.monitoring.diagnostics import STACKS_SIGNAL, question_pipe, read_traces, stacks_file, traces_file
+from launcher.host.reaper import catches, state_of
+from mimo_role.host.node_dir import stacks_file, trace_request_pipe, traces_file
+from mimo_role.monitoring.diagnostics import STACKS_SIGNAL, read_traces
 from mimo_role.monitoring.flight_recorder import GroupTrace
 
-_PATIENCE_S = 3.0
-_LOOK_S = 0.02
-_MOMENT_S = 0.1
-"""How long a rank may take to write its main thread's stack, from its first character on."""
+_TIMEOUT_S = 3.0
+_INTERVAL_S = 0.02
+_WRITE_S = 0.1
+"""How long a rank may take to write its main thread's stack, from the first character on."""
 _STOPPED = ("T", "t")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankSnapshot:
-    """One rank as it was found."""
+    """The state of one rank at one moment."""
 
     rank: int
     pid: int
     host: str
     state: str
-    """The kernel's letter: R runs, S waits, D waits for a device, T is stopped; empty if it has ended."""
+    """The kernel's letter: R running, S sleeping, D waiting for a device, T stopped; empty if it has exited."""
     step: int | None
     frames: tuple[Frame, ...] = ()
-    """Where its main thread is, outermost first; none if it does not answer."""
+    """The stack of its main thread, outermost first; empty if it does not respond."""
     traces: tuple[GroupTrace, ...] | None = None
-    """What it has done in which process groups; `None` if it does not answer."""
+    """Its collectives in each process group; `None` if it does not respond."""
 
     @property
     def is_stopped(self) -> bool:
@@ -61,56 +61,58 @@ class RankSnapshot:
         )
 
 
-def probe_ranks(folder: Path, pids: Mapping[int, int], steps: Mapping[int, int | None], keep: Path) -> list[RankSnapshot]:
-    """Ask the ranks of this node, for a few seconds at most.
+def probe_ranks(
+    node_dir: Path, pids: Mapping[int, int], steps: Mapping[int, int | None], keep: Callable[[int], Path]
+) -> list[RankSnapshot]:
+    """Take a snapshot of each rank of this node, within a few seconds.
 
     Args:
-        folder: the node's.
-        pids: the ranks' processes.
-        steps: the step that each has come to.
-        keep: where all stacks go, a file per rank.
+        node_dir: the node directory.
+        pids: the process of each rank.
+        steps: the last step of each rank.
+        keep: the file in which the stacks of a rank are kept.
     """
-    # First the stacks: one that is written while the thread that tells the collectives runs shows that thread's frames torn.
+    # Stacks first: while the thread that writes the collectives runs, its frames in a dump can be torn.
     for rank, pid in pids.items():
         with suppress(OSError):
-            _ask_for_stacks(folder, rank, pid)
-    _wait_until(lambda rank: _main_thread_of(_stacks(folder, rank)) != "", pids)
-    time.sleep(_MOMENT_S)
+            _request_stacks(node_dir, rank, pid)
+    _wait_until(lambda rank: _main_thread_of(_stacks(node_dir, rank)) != "", pids)
+    time.sleep(_WRITE_S)
     for rank in pids:
         with suppress(OSError):
-            _ask_for_traces(folder, rank)
-    _wait_until(lambda rank: traces_file(folder, rank).exists(), pids)
-    return [_sighting(folder, rank, pid, steps.get(rank), keep) for rank, pid in pids.items()]
+            _request_traces(node_dir, rank)
+    _wait_until(lambda rank: traces_file(node_dir, rank).exists(), pids)
+    return [_snapshot(node_dir, rank, pid, steps.get(rank), keep) for rank, pid in pids.items()]
 
 
-def _ask_for_stacks(folder: Path, rank: int, pid: int) -> None:
-    os.truncate(stacks_file(folder, rank), 0)
-    # For a process that does not listen the signal would be deadly.
-    if reaper.does_with(pid, STACKS_SIGNAL, "SigCgt"):
+def _request_stacks(node_dir: Path, rank: int, pid: int) -> None:
+    os.truncate(stacks_file(node_dir, rank), 0)
+    # The signal would end a process that has no handler for it.
+    if catches(pid, STACKS_SIGNAL):
         os.kill(pid, STACKS_SIGNAL)
 
 
-def _ask_for_traces(folder: Path, rank: int) -> None:
-    traces_file(folder, rank).unlink(missing_ok=True)
-    # Fails where nobody reads: then nobody would answer.
-    os.close(os.open(question_pipe(folder, rank), os.O_WRONLY | os.O_NONBLOCK))
+def _request_traces(node_dir: Path, rank: int) -> None:
+    traces_file(node_dir, rank).unlink(missing_ok=True)
+    # Fails where no thread of the rank reads the pipe.
+    os.close(os.open(trace_request_pipe(node_dir, rank), os.O_WRONLY | os.O_NONBLOCK))
 
 
-def _wait_until(has_answered: Callable[[int], bool], pids: Mapping[int, int]) -> None:
-    """For a limited time; ranks that are stopped are not waited for."""
-    deadline = time.monotonic() + _PATIENCE_S
+def _wait_until(has_responded: Callable[[int], bool], pids: Mapping[int, int]) -> None:
+    """Wait until all ranks have responded that are not stopped, or until the timeout."""
+    deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
-        if all(has_answered(rank) or state_of(pid) in _STOPPED for rank, pid in pids.items()):
+        if all(has_responded(rank) or state_of(pid) in _STOPPED for rank, pid in pids.items()):
             return
-        time.sleep(_LOOK_S)
+        time.sleep(_INTERVAL_S)
 
 
-def _sighting(folder: Path, rank: int, pid: int, step: int | None, keep: Path) -> RankSnapshot:
-    stacks = _stacks(folder, rank)
-    traces = read_traces(folder, rank)
+def _snapshot(node_dir: Path, rank: int, pid: int, step: int | None, keep: Callable[[int], Path]) -> RankSnapshot:
+    stacks = _stacks(node_dir, rank)
+    traces = read_traces(node_dir, rank)
     if stacks:
         with suppress(OSError):
-            (keep / f"rank{rank}.stacks.txt").write_text(stacks, encoding="utf-8")
+            keep(rank).write_text(stacks, encoding="utf-8")
     return RankSnapshot(
         rank=rank,
         pid=pid,
@@ -123,13 +125,13 @@ def _sighting(folder: Path, rank: int, pid: int, step: int | None, keep: Path) -
 
 
 def _main_thread_of(stacks: str) -> str:
-    """Its part of all stacks; empty as long as it has not been written: threads come newest first, so the main one last."""
+    """The main thread's part of all stacks. It comes last, since threads are written newest first; empty until then."""
     *_, last = re.split(r"^(?:Current thread|Thread) 0x.*$", stacks, flags=re.MULTILINE)
     return "" if "in _bootstrap_inner" in last else last
 
 
-def _stacks(folder: Path, rank: int) -> str:
+def _stacks(node_dir: Path, rank: int) -> str:
     try:
-        return stacks_file(folder, rank).read_text(encoding="utf-8", errors="backslashreplace")
+        return stacks_file(node_dir, rank).read_text(encoding="utf-8", errors="backslashreplace")
     except OSError:
         return ""

@@ -1,64 +1,61 @@
-"""Whether the ranks of a node make progress, by what they write into the node's folder."""
+"""Whether the ranks of a node make progress, by their heartbeats in the node directory."""
 
 import time
 from collections.abc import Collection
 from pathlib import Path
 
-from mimo_role.monitoring.heartbeat import Pulse, beat_file, read_pulse
+from mimo_role.host.node_dir import heartbeat_file
+from mimo_role.monitoring.heartbeat import Pulse, read_pulse
 
-_LOOK_S = 1.0
-_LOOKS = 20
-"""How many looks there are, at least, in the time that ranks may stand still."""
+_INTERVAL_S = 1.0
+_POLLS = 20
+"""The least number of polls within the stall timeout."""
 
 
 class ProgressWatch:
-    """Looks now and then."""
+    """Measures for how long no rank has made progress."""
 
-    def __init__(self, folder: Path, ranks: range, limit_s: float) -> None:
+    def __init__(self, node_dir: Path, ranks: range, limit_s: float) -> None:
         """
         Args:
-            folder: the node's.
-            ranks: those of this node.
-            limit_s: how long they may make no progress; 0: as long as they like.
+            node_dir: the node directory.
+            ranks: the ranks of this node.
+            limit_s: how long they may make no progress; 0: without limit.
         """
-        self._folder = folder
+        self._node_dir = node_dir
         self._ranks = ranks
         self._limit_s = limit_s
-        self._interval_s = min(_LOOK_S, limit_s / _LOOKS)
-        self._looked_at = 0.0
+        self._interval_s = min(_INTERVAL_S, limit_s / _POLLS)
+        self._polled_at = 0.0
         self._seen: dict[int, int] = {}
         self._still_s = 0.0
 
-    def begin_again(self) -> None:
-        """Give the ranks the whole time once more."""
+    def reset(self) -> None:
+        """Restart the measurement."""
         self._still_s = 0.0
-
-    def start_again(self) -> None:
-        """Forget ranks that are there no more."""
-        self._seen, self._still_s = {}, 0.0
 
     @property
     def is_silent(self) -> bool:
-        """Whether no rank that is alive has said anything of its progress, as of the last look."""
+        """Whether no live rank has sent a heartbeat, as of the last poll."""
         return not self._seen
 
     def pulses(self) -> dict[int, Pulse | None]:
-        """What each rank has said last."""
-        return {rank: read_pulse(beat_file(self._folder, rank)) for rank in self._ranks}
+        """The last heartbeat of each rank."""
+        return {rank: read_pulse(heartbeat_file(self._node_dir, rank)) for rank in self._ranks}
 
     def last_step(self, rank: int) -> int | None:
-        """The step that a rank has come to."""
-        pulse = read_pulse(beat_file(self._folder, rank))
+        """The last step of a rank."""
+        pulse = read_pulse(heartbeat_file(self._node_dir, rank))
         return pulse.last_step if pulse is not None else None
 
-    def stands_still(self, alive: Collection[int]) -> bool:
-        """Whether none of these ranks has made progress for too long. Ranks that have not begun to tell are not waited for."""
+    def is_stalled(self, alive: Collection[int]) -> bool:
+        """Whether none of these ranks has made progress for longer than the limit. Ranks without a heartbeat do not count."""
         now = time.monotonic()
-        if not self._limit_s or now - self._looked_at < self._interval_s:
+        if not self._limit_s or now - self._polled_at < self._interval_s:
             return self._still_s > self._limit_s > 0
-        # Counted in looks: time goes on in a suspended job.
-        waited = min(now - self._looked_at, 2 * self._interval_s)
-        self._looked_at = now
+        # Counted in polls, since the clock goes on while a job is suspended.
+        waited = min(now - self._polled_at, 2 * self._interval_s)
+        self._polled_at = now
         beats = {rank: pulse.beats for rank, pulse in self.pulses().items() if pulse is not None and rank in alive}
         self._still_s = self._still_s + waited if beats and beats == self._seen else 0.0
         self._seen = beats

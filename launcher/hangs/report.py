@@ -1,4 +1,4 @@
-"""Who holds up a job that makes no progress: which ranks wait in which collective, and who has not entered it."""
+"""The report of a hang: which ranks wait in which collective, and which have not entered it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from launcher.formatting import in_words, ranges
+from launcher.formatting import describe_ranks, ranges
 from launcher.hangs.probe import RankSnapshot
 from launcher.plan.launch_plan import STALL_SHARE
 from mimo_role import Topology
@@ -14,10 +14,7 @@ from mimo_role.monitoring.flight_recorder import GroupTrace
 
 _ROUNDED = 0.01
 _INNERMOST = 3
-_RECEIVING = {
-    *(("distributed_c10d.py", name) for name in ("send", "recv")),
-    *(("batch_ledger.py", name) for name in ("_wait", "transfer")),
-}
+_TORCH_MESSAGES = {("distributed_c10d.py", "send"), ("distributed_c10d.py", "recv")}
 _SHOWN_WAITS = 6
 _SHOWN_PLACES = 4
 _SHOWN_FRAMES = 6
@@ -25,49 +22,49 @@ _SHOWN_FRAMES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """A collective that some ranks of a group have entered, and others have not."""
+    """A collective that some ranks of a group have entered and others have not."""
 
     group: str
-    """What the group is for, such as `language.tp`."""
+    """The name of the group, such as `language.tp`."""
     members: tuple[int, ...]
     operation: str
     number: int
-    """Which of the group's collectives it is, from 1."""
+    """Its number among the collectives of the group, from 1."""
     inside: tuple[int, ...]
     missing: tuple[int, ...]
     timeout_s: float = 0.0
-    """The collective's own limit; 0 if it is not known."""
+    """The timeout of the collective; 0 if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HangReport:
-    """What the ranks were found at."""
+    """Where the ranks are, and which of them hold up the others."""
 
     topology: Topology
     still_s: float
-    sightings: Sequence[RankSnapshot]
+    snapshots: Sequence[RankSnapshot]
     waits: Sequence[Wait]
     culprits: Sequence[int]
-    """The ranks that others wait for and that wait for nobody themselves, or that are stopped."""
+    """The ranks that others wait for and that do not wait themselves, or that are stopped."""
     receiving: Sequence[int] = ()
-    """The ranks that wait in a send or a receive, of which torch's recorder does not tell."""
+    """The ranks that wait in a send or a receive, which torch's flight recorder does not record."""
 
     @classmethod
-    def of(cls, topology: Topology, still_s: float, sightings: Sequence[RankSnapshot]) -> "HangReport":
-        """Find out who waits for whom."""
-        waits = _waits(topology, sightings)
-        # A rank waits for nobody in a collective that all have entered.
+    def of(cls, topology: Topology, still_s: float, snapshots: Sequence[RankSnapshot]) -> "HangReport":
+        """Find out which ranks wait for which."""
+        waits = _waits(topology, snapshots)
+        # In a collective that all have entered, no rank waits for another.
         waiting = {rank for wait in waits if wait.missing for rank in wait.inside}
         missing = {rank for wait in waits for rank in wait.missing}
-        stopped = {sighting.rank for sighting in sightings if sighting.is_stopped}
+        stopped = {snapshot.rank for snapshot in snapshots if snapshot.is_stopped}
         culprits = stopped or missing - waiting
-        receiving = {sighting.rank for sighting in sightings if _waits_for_a_message(sighting)} - waiting
+        receiving = {snapshot.rank for snapshot in snapshots if _waits_for_a_message(snapshot)} - waiting
         if receiving and not culprits and not missing:
-            culprits = {sighting.rank for sighting in sightings} - receiving - waiting
+            culprits = {snapshot.rank for snapshot in snapshots} - receiving - waiting
         return cls(
             topology=topology,
             still_s=still_s,
-            sightings=sightings,
+            snapshots=snapshots,
             waits=waits,
             culprits=sorted(culprits),
             receiving=sorted(receiving),
@@ -75,32 +72,32 @@ class HangReport:
 
     @property
     def is_beyond_doubt(self) -> bool:
-        """Whether ranks wait for others, for nearly as long as they may: the job would fail by itself soon."""
+        """Whether ranks have waited for others for nearly as long as their timeout: the job would soon fail anyway."""
         waits = any(wait.missing and wait.timeout_s * (STALL_SHARE - _ROUNDED) <= self.still_s for wait in self.waits)
-        return waits or bool(self.receiving and self.culprits) or any(sighting.is_stopped for sighting in self.sightings)
+        return waits or bool(self.receiving and self.culprits) or any(snapshot.is_stopped for snapshot in self.snapshots)
 
     @property
     def headline(self) -> str:
-        """The one line that tells most."""
-        steps = {sighting.rank: sighting.step for sighting in self.sightings if sighting.step is not None}
+        """The step, the time and the ranks that hold up the others, in one line."""
+        steps = {snapshot.rank: snapshot.step for snapshot in self.snapshots if snapshot.step is not None}
         held_up = [steps[rank] for rank in self.culprits if rank in steps]
         at = f" in step {min(held_up) if held_up else max(steps.values())}" if steps else ""
-        who = f": {in_words(self.topology, self.culprits)} held up the others" if self.culprits else ""
+        who = f": {describe_ranks(self.topology, self.culprits)} held up the others" if self.culprits else ""
         return f"no progress{at} for {self.still_s:g} s{who}"
 
     def text(self, stacks: Path) -> str:
-        """The report for people. `stacks` is the folder with those of all ranks."""
+        """The report for people. `stacks` is the pattern of the files with the stacks of all ranks."""
         lines = [self.headline, *(f"  {line}" for line in map(self._line_of, self.waits[:_SHOWN_WAITS]))]
         if len(self.waits) > _SHOWN_WAITS:
             lines.append(f"  and {len(self.waits) - _SHOWN_WAITS} more collectives")
         if self.receiving:
-            lines.append(f"  waiting for a message: {in_words(self.topology, self.receiving)}")
+            lines.append(f"  waiting for a message: {describe_ranks(self.topology, self.receiving)}")
         if any(wait.missing for wait in self.waits) and not self.culprits:
-            lines.append("  they wait for each other: some ranks call collectives in another order")
-        shown = [sighting for sighting in self.sightings if sighting.rank in self.culprits] or list(self.sightings)
-        for alike in _alike(shown)[:_SHOWN_PLACES]:
-            lines += [f"  {line}" for line in self._place_of(alike)]
-        lines.append(f"  stacks of all ranks: {stacks}/rank*.stacks.txt")
+            lines.append("  they wait for each other: some ranks call collectives in a different order")
+        shown = [snapshot for snapshot in self.snapshots if snapshot.rank in self.culprits] or list(self.snapshots)
+        for group in _with_equal_stacks(shown)[:_SHOWN_PLACES]:
+            lines += [f"  {line}" for line in self._place_of(group)]
+        lines.append(f"  stacks of all ranks: {stacks}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,75 +106,77 @@ class HangReport:
             "headline": self.headline,
             "culprits": [{"rank": rank, "label": self.topology.label_of(rank)} for rank in self.culprits],
             "waits": [asdict(wait) for wait in self.waits],
-            "ranks": [sighting.as_dict() | {"label": self.topology.label_of(sighting.rank)} for sighting in self.sightings],
+            "ranks": [snapshot.as_dict() | {"label": self.topology.label_of(snapshot.rank)} for snapshot in self.snapshots],
         }
 
     def _line_of(self, wait: Wait) -> str:
         what = f"{wait.operation} number {wait.number} of {wait.group} (ranks {ranges(wait.members)})"
         if not wait.missing:
             return f"{what}: all have entered it"
-        return f"{what}: {in_words(self.topology, wait.inside)} inside; not entered by {in_words(self.topology, wait.missing)}"
+        inside, missing = (describe_ranks(self.topology, ranks) for ranks in (wait.inside, wait.missing))
+        return f"{what}: {inside} inside; not entered by {missing}"
 
-    def _place_of(self, alike: list[RankSnapshot]) -> Iterable[str]:
-        """What ranks at the same place are at."""
-        sighting, name = alike[0], in_words(self.topology, [sighting.rank for sighting in alike])
-        if sighting.is_stopped:
-            yield f"{name}, process {sighting.pid} on {sighting.host}, is stopped; kill -CONT {sighting.pid} would let it go on"
+    def _place_of(self, group: list[RankSnapshot]) -> Iterable[str]:
+        """The place of ranks with equal stacks."""
+        snapshot, name = group[0], describe_ranks(self.topology, [member.rank for member in group])
+        if snapshot.is_stopped:
+            yield f"{name}, process {snapshot.pid} on {snapshot.host}, is stopped; kill -CONT {snapshot.pid} continues it"
             return
-        if not sighting.frames:
-            yield f"{name}, process {sighting.pid} on {sighting.host}, does not answer (state {sighting.state or 'ended'})"
+        if not snapshot.frames:
+            yield f"{name}, process {snapshot.pid} on {snapshot.host}, does not respond (state {snapshot.state or 'exited'})"
             return
-        where = f", process {sighting.pid} on {sighting.host}, is" if len(alike) == 1 else " are"
+        where = f", process {snapshot.pid} on {snapshot.host}, is" if len(group) == 1 else " are"
         yield f"{name}{where} at"
-        own = [frame for frame in sighting.frames if frame.is_users] or list(sighting.frames)
+        own = [frame for frame in snapshot.frames if frame.is_users] or list(snapshot.frames)
         for frame in own[-_SHOWN_FRAMES:]:
             yield f"    {frame}"
             if frame.source:
                 yield f"        {frame.source}"
-        called = list(takewhile(lambda frame: not frame.is_users, reversed(sighting.frames)))
-        if len(called) < len(sighting.frames):
-            # What the script has called, such as a data loader, and where that has come to.
+        called = list(takewhile(lambda frame: not frame.is_users, reversed(snapshot.frames)))
+        if len(called) < len(snapshot.frames):
+            # The function that the script has called, such as a data loader, and the innermost one.
             yield from (f"    ... {frame}" for frame in dict.fromkeys((*called[-1:], *called[:1])))
 
 
-def _waits_for_a_message(sighting: RankSnapshot) -> bool:
-    """Whether its main thread is in a send or a receive: torch's, or one of a bridge."""
-    innermost = [frame for frame in sighting.frames if "torch/distributed/" in frame.file or "/mimo_role/" in frame.file][
-        -_INNERMOST:
-    ]
-    return any((Path(frame.file).name, frame.function) in _RECEIVING for frame in innermost)
+def _waits_for_a_message(snapshot: RankSnapshot) -> bool:
+    """Whether its main thread is in a send or a receive of torch, or in a bridge."""
+    communication = [frame for frame in snapshot.frames if "torch/distributed/" in frame.file or "/mimo_role/" in frame.file]
+    return any(
+        "/mimo_role/bridge/" in frame.file or (Path(frame.file).name, frame.function) in _TORCH_MESSAGES
+        for frame in communication[-_INNERMOST:]
+    )
 
 
-def _alike(sightings: Sequence[RankSnapshot]) -> list[list[RankSnapshot]]:
-    """Ranks at the same place together, but for those that have none to tell."""
+def _with_equal_stacks(snapshots: Sequence[RankSnapshot]) -> list[list[RankSnapshot]]:
+    """Groups of ranks with equal stacks; a rank without a stack is a group of its own."""
     found: dict[object, list[RankSnapshot]] = {}
-    for sighting in sightings:
-        tells = sighting.frames and not sighting.is_stopped
-        found.setdefault(sighting.frames if tells else sighting.rank, []).append(sighting)
+    for snapshot in snapshots:
+        has_stack = snapshot.frames and not snapshot.is_stopped
+        found.setdefault(snapshot.frames if has_stack else snapshot.rank, []).append(snapshot)
     return list(found.values())
 
 
-def _waits(topology: Topology, sightings: Sequence[RankSnapshot]) -> list[Wait]:
-    """The collectives in which ranks wait, of each group the first."""
+def _waits(topology: Topology, snapshots: Sequence[RankSnapshot]) -> list[Wait]:
+    """The collectives in which ranks wait: the first ones of each group."""
     by_group: dict[str, dict[int, GroupTrace]] = {}
-    for sighting in sightings:
-        for trace in sighting.traces or ():
-            by_group.setdefault(trace.name, {})[sighting.rank] = trace
+    for snapshot in snapshots:
+        for trace in snapshot.traces or ():
+            by_group.setdefault(trace.name, {})[snapshot.rank] = trace
     found = [
         _wait_at(topology, traces, number)
         for traces in by_group.values()
         for number in sorted({min(trace.waiting) for trace in traces.values() if trace.waiting})
     ]
-    # The smallest group tells most.
+    # The smallest group is the most specific.
     return sorted(found, key=lambda wait: (not wait.missing, len(wait.members), wait.members))
 
 
 def _wait_at(topology: Topology, traces: Mapping[int, GroupTrace], number: int) -> Wait:
-    """One collective of one group, by what each rank has done in the group."""
+    """One collective of one group, from each rank's trace of the group."""
     any_trace = next(iter(traces.values()))
     is_world = any_trace.description == "default_pg"
-    told = next((trace.ranks for trace in traces.values() if trace.ranks), None)
-    members = tuple(range(topology.world_size)) if is_world else tuple(sorted(told or traces))
+    known = next((trace.ranks for trace in traces.values() if trace.ranks), None)
+    members = tuple(range(topology.world_size)) if is_world else tuple(sorted(known or traces))
     waiting = {rank: trace for rank, trace in traces.items() if number in trace.waiting}
     return Wait(
         group="the world" if is_world else any_trace.description or any_trace.name,

@@ -1,7 +1,7 @@
 """multiprocessing's helper processes: the fork server that ranks are forked from, and the resource tracker.
 
-The two `ensure_running` functions have no documentation; starting the helpers without a first child is what they are for. The
-server's process id is private. `tests/launcher/test_pieces.py` fails if any of it changes.
+The two `ensure_running` functions start the helpers without a first child; they are not documented. The server's process id
+is private. `tests/launcher/host/test_fork_server.py` fails if any of it changes.
 """
 
 import multiprocessing
@@ -12,38 +12,38 @@ import time
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 
-from launcher.host.resources import state_of
+from launcher.host.reaper import state_of
 
-_LOOK_S = 1.0
-_LOOKS = 5
-"""For so many looks a stopped server is waited for: exit codes and new ranks come through it."""
+_INTERVAL_S = 1.0
+_STOPPED_POLLS = 5
+"""Polls before a stopped fork server is killed: exit codes and new ranks depend on it."""
 
 
 def start_tracker() -> None:
-    """Start the resource tracker, which must outlive the run's processes: call it before they have a run id to inherit."""
+    """Start the resource tracker. It must outlive the run's processes, so it must not inherit their agent id: call it first."""
     resource_tracker.ensure_running()
 
 
 def start() -> None:
-    """Start the fork server, and return while it is still importing torch."""
+    """Start the fork server, and return while it still imports torch."""
     multiprocessing.set_forkserver_preload(["launcher.worker.preload"])
     forkserver.ensure_running()
-    threading.Thread(target=_end_if_stopped, name="mimo-launch fork server", daemon=True).start()
+    threading.Thread(target=_kill_if_stopped, name="mimo-launch fork server", daemon=True).start()
 
 
 def has_died() -> bool:
-    """Whether there was a server, and it has ended: then nobody knows how its ranks end."""
+    """Whether the server was started and has exited: the exit codes of its ranks are then unknown."""
     pid = _pid()
     return pid is not None and state_of(pid) in ("", "Z")
 
 
-def _end_if_stopped() -> None:
+def _kill_if_stopped() -> None:
     stopped = 0
     while True:
-        time.sleep(_LOOK_S)
+        time.sleep(_INTERVAL_S)
         pid = _pid()
         stopped = stopped + 1 if pid is not None and state_of(pid) == "T" else 0
-        if stopped > _LOOKS and pid is not None:
+        if stopped > _STOPPED_POLLS and pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -1,7 +1,8 @@
-"""How a process of ours ends: what was registered to happen at exit happens, the interpreter's teardown does not.
+"""Ends a process with its exit functions, but without the interpreter's teardown.
 
-Taking a process that has imported torch apart takes half a second, during which the user waits for the prompt.
-`threading._shutdown` and `atexit._run_exitfuncs` have no documentation; `tests/launcher/test_pieces.py` fails if they change.
+The teardown of a process that has imported torch takes half a second, during which the user waits for the prompt.
+`threading._shutdown` and `atexit._run_exitfuncs` are not documented; `tests/launcher/host/test_interpreter_exit.py`
+fails if they change.
 """
 
 import atexit
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 
 def run_exit_functions() -> None:
-    """Join the threads, then call what was registered with atexit, as the interpreter does before its teardown."""
+    """Join the threads, then call the functions registered with atexit, as the interpreter does before its teardown."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
 

@@ -1,10 +1,10 @@
-"""Ends every process that a mimo-launch started, also when it was killed itself.
+"""Ends every process that a mimo-launch started, even if mimo-launch itself was killed.
 
-Every process that it starts inherits `MIMO_AGENT_ID` in the environment that it was executed with, and keeps it through
-double forks and new sessions. The warden, a small process in a session of its own, waits on a pipe that mimo-launch
-holds; the pipe closes when mimo-launch ends, however it ends.
+Every process that mimo-launch starts inherits `MIMO_AGENT_ID` in its initial environment, also across double forks and new
+sessions. The reaper, a small process in its own session, waits on a pipe that mimo-launch holds open; the pipe closes when
+mimo-launch exits, for whatever reason.
 
-It runs as a plain file in a bare interpreter: it imports nothing but the standard library.
+It is started by its path in an isolated interpreter, so it imports the standard library only.
 """
 
 import os
@@ -13,45 +13,46 @@ import sys
 import time
 
 AGENT_ID = "MIMO_AGENT_ID"
-_PATIENCE_S = 10.0
-_LOOK_S = 0.01
+_KILL_TIMEOUT_S = 10.0
+"""How long to wait for processes after SIGKILL."""
+_INTERVAL_S = 0.01
 
 
 def processes_of(agent_id: str) -> list[int]:
-    """The live processes, other than this one, that were executed with the agent's id in their environment."""
+    """The live processes, other than this one, with the agent's id in their initial environment."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of(agent_id, int(name))]  # noqa: PTH208 (pathlib would double this process's start-up)
 
 
 def end_all(agent_id: str, grace_s: float, spare: int | None = None) -> list[int]:
-    """SIGTERM the run's processes, and SIGKILL those that outlive the grace time; return those that would not die.
+    """SIGTERM the run's processes, and SIGKILL those that remain after the grace time; return those that could not be killed.
 
-    One that ignores SIGTERM has no use for the grace time and is killed at once. Children of process `spare` are left alone.
+    One that ignores SIGTERM is killed at once. Children of process `spare` are left alone.
     """
     asked: set[int] = set()
     began = time.monotonic()
     while left := [pid for pid in processes_of(agent_id) if spare is None or _parent_of(pid) != spare]:
         waited = time.monotonic() - began
-        if waited > grace_s + _PATIENCE_S:
+        if waited > grace_s + _KILL_TIMEOUT_S:
             break
         for pid in left:
-            if waited > grace_s or does_with(pid, signal.SIGTERM, "SigIgn"):
+            if waited > grace_s or _signal_bit(pid, "SigIgn", signal.SIGTERM):
                 _send(agent_id, pid, signal.SIGKILL)
             elif pid not in asked:
                 asked.add(pid)
                 _send(agent_id, pid, signal.SIGTERM)
-                # One that is stopped hears it when it goes on.
+                # A stopped process handles it once it continues.
                 _send(agent_id, pid, signal.SIGCONT)
-        time.sleep(_LOOK_S)
+        time.sleep(_INTERVAL_S)
     return left
 
 
 def describe(pid: int) -> str:
-    """A process in words."""
+    """A process with its name, for messages."""
     return f"process {pid} ({_read(pid, 'comm').decode(errors='replace').strip() or '?'})"
 
 
 def _send(agent_id: str, pid: int, number: int) -> None:
-    """Signal a process, and never another one that has got its number since."""
+    """Signal a process, but not another one that has since been given the same id."""
     try:
         process = os.pidfd_open(pid)
     except OSError:
@@ -70,48 +71,64 @@ def _is_of(agent_id: str, pid: int) -> bool:
 
 
 def _parent_of(pid: int) -> int | None:
-    stat = _read(pid, "stat")
-    return int(stat.rpartition(b")")[2].split()[1]) if stat else None
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
 
 
-def does_with(pid: int, number: int, kind: str) -> bool:
-    """Whether a process ignores (`SigIgn`) or catches (`SigCgt`) a signal; see proc(5)."""
+def state_of(pid: int) -> str:
+    """The kernel's letter for a process: R running, S sleeping, D waiting for a device, T stopped, Z zombie; else empty."""
+    fields = _stat(pid)
+    return fields[0] if fields else ""
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    return _signal_bit(pid, "SigCgt", number)
+
+
+def _signal_bit(pid: int, mask: str, number: int) -> bool:
+    """Whether a signal is in one of the masks in /proc/PID/status; see proc(5)."""
     for line in _read(pid, "status").splitlines():
-        if line.startswith(kind.encode()):
+        if line.startswith(mask.encode()):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; none if there is no such process."""
+    return _read(pid, "stat").decode(errors="replace").rpartition(")")[2].split()
 
 
 def _read(pid: int, name: str) -> bytes:
     try:
         with open(f"/proc/{pid}/{name}", "rb") as file:  # noqa: PTH123
             return file.read()
-    except OSError:  # it has ended, or belongs to another user
+    except OSError:  # it has exited, or belongs to another user
         return b""
 
 
-def _remove(folder: str) -> None:
+def _remove(directory: str) -> None:
     try:
-        for name in os.listdir(folder):  # noqa: PTH208
-            os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118
-        os.rmdir(folder)  # noqa: PTH106
+        for name in os.listdir(directory):  # noqa: PTH208
+            os.unlink(os.path.join(directory, name))  # noqa: PTH108, PTH118
+        os.rmdir(directory)  # noqa: PTH106
     except OSError:
         return
 
 
-def clean_up(agent_id: str, grace_s: float, folder: str) -> None:
-    """End what a mimo-launch has left, and remove the folder of its node."""
+def clean_up(agent_id: str, grace_s: float, directory: str) -> None:
+    """End the processes that a mimo-launch has left, and remove its node directory."""
     if left := end_all(agent_id, grace_s):
-        sys.stderr.write(f"mimo-launch: would not die: {', '.join(map(describe, left))}\n")
-    _remove(folder)
+        sys.stderr.write(f"mimo-launch: could not kill: {', '.join(map(describe, left))}\n")
+    _remove(directory)
 
 
-def main(agent_id: str, grace_s: str, folder: str) -> None:
-    """Wait for the end of mimo-launch, and clean up."""
+def main(agent_id: str, grace_s: str, directory: str) -> None:
+    """Wait until mimo-launch exits, and clean up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    clean_up(agent_id, float(grace_s), folder)
+    clean_up(agent_id, float(grace_s), directory)
 
 
 if __name__ == "__main__":

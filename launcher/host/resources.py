@@ -1,4 +1,4 @@
-"""What this machine has, told without torch."""
+"""The CPU cores, GPUs and memory of this machine, without torch."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def gpus() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be used without swapping; `None` where the system does not say."""
+    """Bytes that can be used without swapping; `None` where the system does not report it."""
     try:
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -33,22 +33,14 @@ def available_memory() -> int | None:
 
 
 def rank_slots() -> int:
-    """The ranks that one machine takes by default, as torchrun's `--nproc-per-node auto`: its GPUs, else its cores."""
+    """The default number of ranks on one machine, as torchrun's `--nproc-per-node auto`: its GPUs, else its cores."""
     return gpus() or cores()
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since it started, those of a cgroup's limit included."""
+    """How many processes the kernel has killed for lack of memory since it started, including those over a cgroup's limit."""
     try:
         lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
-def state_of(pid: int) -> str:
-    """The kernel's letter for a process: R runs, S waits, D waits for a device, T is stopped, Z has ended; else empty."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""

@@ -1,4 +1,4 @@
-"""Where the ranks' output goes: torchelastic's log interface over the run folder."""
+"""torchelastic's log interface over the run directory."""
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
@@ -6,32 +6,32 @@ from launcher.console import Console
 from launcher.formatting import prefix_of
 from launcher.logs.follower import Followed, Follower
 from launcher.plan.launch_plan import LaunchPlan
-from launcher.run_dir.writer import RunDir
+from launcher.run_dir.layout import RunDirLayout
 
 
 class RunDirLogsSpecs(LogsSpecs):
-    """Sends every rank's output to the run folder, and has it followed from there."""
+    """Redirects every rank's output to the run directory, and prints it from there."""
 
-    def __init__(self, plan: LaunchPlan, run_dir: RunDir, streams: Console) -> None:
-        super().__init__(str(run_dir.path / "logs"))
+    def __init__(self, plan: LaunchPlan, run_dir: RunDirLayout, console: Console) -> None:
+        super().__init__(str(run_dir.logs_dir))
         self._run_dir = run_dir
-        self._follower = Follower(lambda ranks: prefix_of(plan.topology, ranks), streams.fold_s)
-        self._sinks = {"stdout": streams.out, "stderr": streams.err}
+        self._follower = Follower(lambda ranks: prefix_of(plan.topology, ranks), console.fold_s)
+        self._sinks = {"stdout": console.out, "stderr": console.err}
 
     @property
     def root_log_dir(self) -> str:
-        return str(self._run_dir.path / "logs")
+        return str(self._run_dir.logs_dir)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """torchelastic's hook: the files of each local rank, for the attempt that the environments are of."""
+        """torchelastic's hook: the files of each local rank, for the attempt that the environments belong to."""
         files: dict[str, dict[int, str]] = {"stdout": {}, "stderr": {}, "error": {}}
         followed = []
         for local_rank, env in envs.items():
             rank, attempt = int(env["RANK"]), int(env["TORCHELASTIC_RESTART_COUNT"])
             error_file = self._run_dir.error_file(attempt, rank)
+            error_file.parent.mkdir(parents=True, exist_ok=True)
             for stream, sink in self._sinks.items():
                 path = self._run_dir.log_file(attempt, rank, stream)
-                path.parent.mkdir(parents=True, exist_ok=True)
                 files[stream][local_rank] = str(path)
                 followed.append(Followed(path, rank, sink, error_file if stream == "stderr" else None))
             env["TORCHELASTIC_ERROR_FILE"] = files["error"][local_rank] = str(error_file)
@@ -39,9 +39,9 @@ class RunDirLogsSpecs(LogsSpecs):
         return LogsDest(stdouts=files["stdout"], stderrs=files["stderr"], error_files=files["error"])
 
     def catch_up(self) -> None:
-        """Pass on what has been written by now, before something is said of it."""
+        """Print what has been written by now, before a message about it."""
         self._follower.catch_up()
 
     def stop(self) -> None:
-        """Pass on what has been written by now, and no more."""
+        """Print all that has been written by now, and stop following."""
         self._follower.stop()

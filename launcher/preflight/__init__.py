@@ -1,1 +1,1 @@
-"""The ranks of a start as they come, and whether they fit together."""
+"""The preflight check: waits for all ranks of an attempt, and compares them before they join."""

@@ -1,176 +1,158 @@
-"""The ranks of a start as they arrive, counted per module, and the verdict on whether they fit together.
+"""The preflight check of an attempt: all ranks are there, and fit together.
 
-Each agent sees its own node's ranks come, in the node's folder. Where there are several, each posts their facts in the control
-store (`facts/ATTEMPT/NODE`, and `arrived/ATTEMPT`, the number of ranks that have come on all nodes); node 0's agent names those
-that are missing, compares all, and tells the others its verdict.
+Each agent finds its own node's ranks in the node directory, and posts their facts: `facts/ATTEMPT/NODE` in the store, and in
+`arrived/ATTEMPT` the number of ranks that are there, on all nodes. Node 0's agent names those that are missing, compares all,
+and sends the verdict to the others.
 """
 
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.schema import Backend
 from launcher.console import Say
-from launcher.coordination.coordinator import Coordinator
-from launcher.outcome import ExitCode, Problem
+from launcher.coordination.nodes import Nodes
+from launcher.formatting import listed
+from launcher.outcome import AbortReason, ExitCode
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight.compare import compare
-from launcher.preflight.facts import GO, STOP, Facts, let_go, read_facts
+from launcher.preflight.facts import GO, STOP, Facts, read_facts, write_verdict
 from mimo_role import Topology
 
-_LOOK_S = 0.005
-_LOOK_FAR_S = 0.05
-_SAY_AFTER_S = 5.0
-_SHOWN = 8
-_FAILED, _USER_ERROR = 1, 2
+_POLL_S = 0.005
+_WAITING_MESSAGE_AFTER_S = 5.0
 
 
 class PreflightCheck:
-    """Looks out for the ranks of one start, in a thread, until the verdict is there or `stop()` is called."""
+    """Waits for the ranks of one attempt, in a thread, until there is a verdict or `stop()` is called."""
 
-    def __init__(
-        self,
-        plan: LaunchPlan,
-        node: int,
-        attempt: int,
-        folder: Path,
-        hosts: Sequence[str],
-        control: Coordinator | None,
-        say: Say,
-    ) -> None:
+    def __init__(self, plan: LaunchPlan, attempt: int, node_dir: Path, nodes: Nodes, say: Say) -> None:
         """
         Args:
             plan: the job's.
-            node: this one's index.
-            attempt: which start of the ranks it is.
-            folder: the one that this node's ranks share with their agent.
-            hosts: those of the plan's nodes.
-            control: the line to the other agents, if there are any.
-            say: is told who is missing, after a while.
+            attempt: its number.
+            node_dir: of this node.
+            nodes: all nodes.
+            say: prints which ranks are missing, after a while.
         """
         self._plan = plan
-        self._node = node
         self._attempt = attempt
-        self._folder = folder
-        self._hosts = hosts
-        self._control = control
+        self._node_dir = node_dir
+        self._nodes = nodes
         self._say = say
-        self._here: dict[int, Facts] = {}
+        self._facts: dict[int, Facts] = {}
         """Of this node's ranks."""
-        self._stopped = threading.Event()
-        self.problem: Problem | None = None
-        """Why the job cannot go on; node 0's agent finds out."""
-        self._thread = threading.Thread(target=self._run, name="mimo-launch arrivals", daemon=True)
+        self._is_stopped = threading.Event()
+        self.failure: AbortReason | None = None
+        """Why the job is aborted; found by node 0's agent."""
+        self._thread = threading.Thread(target=self._run, name="mimo-launch preflight", daemon=True)
+
+    def start(self) -> None:
+        """Start waiting."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no longer."""
-        self._stopped.set()
-        self._thread.join()
+        """Stop waiting."""
+        self._is_stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
-            verdict = self._lead() if self._node == 0 else self._follow()
+            verdict = self._lead() if self._nodes.node_rank == 0 else self._follow()
             if verdict is not None:
-                let_go(self._folder, verdict)
-        except (OSError, TypeError) as error:  # a full folder, or facts of another version's form
-            self._fail(Problem(f"{self._hosts[self._node]}: the ranks cannot be compared: {error}", _FAILED))
+                write_verdict(self._node_dir, verdict)
+        except (OSError, TypeError) as error:  # a full directory, or facts of another version's form
+            self._fail(f"{self._nodes.member.host}: the ranks cannot be compared: {error}", ExitCode.FAILURE)
 
     def _lead(self) -> str | None:
-        """Node 0: wait for all, compare them, and tell the others."""
+        """On node 0: wait for all ranks, compare them, and send the verdict."""
         world_size = self._plan.topology.world_size
-        began, said = time.monotonic(), 0.0
+        began, printed_after_s = time.monotonic(), 0.0
         while self._count() < world_size:
             waited = time.monotonic() - began
             if waited > self._plan.runtime.timeout_s:
-                named = self._named(self._missing())
                 limit = f"{self._plan.runtime.timeout_s:g} s, runtime.timeout_s"
-                self._fail(Problem(f"{named} did not come to join within {limit}", ExitCode.STALLED))
+                self._fail(f"{self._describe(self._missing())} did not come to join within {limit}", ExitCode.STALLED)
                 return None
-            if waited > max(_SAY_AFTER_S, 2 * said) and (missing := self._missing()):
-                self._say(f"waiting for {len(missing)} of {world_size} ranks: {self._named(missing)}")
-                said = waited
-            if self._stopped.wait(_LOOK_S if self._control is None else _LOOK_FAR_S):
+            if waited > max(_WAITING_MESSAGE_AFTER_S, 2 * printed_after_s) and (missing := self._missing()):
+                self._say(f"waiting for {len(missing)} of {world_size} ranks: {self._describe(missing)}")
+                printed_after_s = waited
+            if self._is_stopped.wait(self._nodes.poll_s):
                 return None
-        verdict = self._judge() if self._plan.preflight else GO
-        if self._control is not None:
-            self._control.tell_verdict(self._attempt, verdict)
+        verdict = self._compare() if self._plan.preflight else GO
+        self._nodes.send_verdict(self._attempt, verdict)
         return verdict
 
     def _follow(self) -> str | None:
-        """Another node: post this one's ranks as they come, and wait for the verdict."""
-        assert self._control is not None
-        while (verdict := self._control.verdicts.get(self._attempt)) is None:
-            if len(self._here) < len(self._own_ranks):
-                self._look_here()
-            if self._stopped.wait(_LOOK_S):
+        """On other nodes: post the facts of this node's ranks as they arrive, and wait for the verdict."""
+        while (verdict := self._nodes.state.verdicts.get(self._attempt)) is None:
+            if len(self._facts) < len(self._own_ranks):
+                self._post_new()
+            if self._is_stopped.wait(_POLL_S):
                 return None
         return verdict
 
     @property
     def _own_ranks(self) -> range:
-        return self._plan.nodes[self._node].ranks
+        return self._plan.nodes[self._nodes.node_rank].ranks
 
-    def _look_here(self) -> None:
-        """See which of this node's ranks have come, and tell node 0."""
+    def _post_new(self) -> None:
+        """Find ranks of this node that have arrived, and post their facts for node 0."""
         new = {
             rank: facts
             for rank in self._own_ranks
-            if rank not in self._here and (facts := read_facts(self._folder, rank)) is not None
+            if rank not in self._facts and (facts := read_facts(self._node_dir, rank)) is not None
         }
-        self._here |= new
-        if new and self._control is not None:
-            texts = [facts.to_json() for facts in self._here.values()]
-            self._control.board.put(f"facts/{self._attempt}/{self._node}", texts)
-            self._control.board.count(f"arrived/{self._attempt}", len(new))
+        self._facts |= new
+        if new:
+            texts = [facts.to_json() for facts in self._facts.values()]
+            self._nodes.store.put(f"facts/{self._attempt}/{self._nodes.node_rank}", texts)
+            self._nodes.store.count(f"arrived/{self._attempt}", len(new))
 
     def _count(self) -> int:
-        """How many ranks have come."""
-        self._look_here()
-        return len(self._here) if self._control is None else self._control.board.count(f"arrived/{self._attempt}", 0)
+        """How many ranks are there, on all nodes."""
+        self._post_new()
+        return self._nodes.store.count(f"arrived/{self._attempt}", 0)
 
     def _all(self) -> list[Facts]:
-        """The facts of all ranks that have come."""
-        if self._control is None:
-            return list(self._here.values())
-        found = [self._control.board.find(f"facts/{self._attempt}/{node}") or [] for node in range(len(self._plan.nodes))]
+        """The facts of all ranks that are there."""
+        found = [self._nodes.store.find(f"facts/{self._attempt}/{node}") or [] for node in range(len(self._plan.nodes))]
         return [Facts.from_json(text) for texts in found for text in texts]
 
     def _missing(self) -> list[int]:
         here = {facts.rank for facts in self._all()}
         return [rank for rank in range(self._plan.topology.world_size) if rank not in here]
 
-    def _fail(self, problem: Problem) -> None:
-        # The agent looks at it as soon as it hears that the job ends.
-        self.problem = problem
-        if self._control is not None:
-            self._control.end(problem.headline, problem.code)
+    def _fail(self, message: str, code: int) -> None:
+        reason = AbortReason(node=self._nodes.node_rank, message=message, code=code)
+        # First, as the agent reads it as soon as the job is aborted.
+        self.failure = reason
+        self._nodes.abort(reason)
 
-    def _named(self, missing: list[int]) -> str:
+    def _describe(self, missing: list[int]) -> str:
         topology = self._plan.topology
-        named = [f"r{rank} {topology.label_of(rank)} on {self._place_of(rank)}" for rank in missing[:_SHOWN]]
-        more = [f"and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
-        return f"{', '.join(named + more)} ({_counted(topology, set(missing))})"
+        names = [f"r{rank} {topology.label_of(rank)} on {self._node_of(rank)}" for rank in missing]
+        return f"{listed(names)} ({_count_by_module(topology, set(missing))})"
 
-    def _place_of(self, rank: int) -> str:
+    def _node_of(self, rank: int) -> str:
         number = next(number for number, node in enumerate(self._plan.nodes) if rank in node.ranks)
-        return f"{self._plan.nodes[number].name} ({self._hosts[number]})"
+        return str(self._nodes.state.members[number])
 
-    def _judge(self) -> str:
+    def _compare(self) -> str:
         facts = sorted(self._all(), key=lambda facts: facts.rank)
         verdict = compare(facts, needs_gpus=self._plan.runtime.backend is not Backend.GLOO and any(fact.gpus for fact in facts))
-        if verdict.odd:
+        if verdict.mismatches:
             text = verdict.text(self._plan.topology, facts)
             if verdict.stops:
-                self._fail(Problem(text, _USER_ERROR))
+                self._fail(text, ExitCode.USER_ERROR)
             else:
                 self._say(f"warning: {text}")
         return STOP if verdict.stops else GO
 
 
-def _counted(topology: Topology, missing: set[int]) -> str:
-    """How many are there of each module."""
+def _count_by_module(topology: Topology, missing: set[int]) -> str:
+    """How many ranks of each module are there."""
     return ", ".join(
         f"{name}: {grid.size - len(missing & set(grid.ranks))} of {grid.size} are here" for name, grid in topology.grids.items()
     )

@@ -1,11 +1,10 @@
-"""The comparison of all ranks before they join: what would break the job, and what is merely odd."""
+"""Compares the facts of all ranks before they join: which differ, and whether the job can run."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launcher.coordination.membership import listed
-from launcher.formatting import ranges, stage_of
+from launcher.formatting import listed, ranges, stage_of
 from launcher.preflight.facts import Facts
 from mimo_role import Topology
 
@@ -14,17 +13,17 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Aspect:
-    """One thing in which ranks should agree."""
+    """One fact in which ranks should agree."""
 
     name: str
     value_of: Callable[[Facts], str]
     breaks: bool
-    """Whether the job cannot run where they do not."""
+    """Whether the job cannot run if they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """Ranks that differ from most in one aspect."""
+    """Ranks that differ from the majority in one aspect."""
 
     aspect: str
     value: str
@@ -35,33 +34,32 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison has found."""
+    """The result of the comparison."""
 
-    odd: Sequence[Mismatch]
+    mismatches: Sequence[Mismatch]
 
     @property
     def stops(self) -> bool:
         """Whether the job cannot run."""
-        return any(odd.breaks for odd in self.odd)
+        return any(mismatch.breaks for mismatch in self.mismatches)
 
     def text(self, topology: Topology, facts: Sequence[Facts]) -> str:
-        """A table that names the odd ones by module and host."""
+        """A table of the mismatches, with modules and hosts."""
         from tabulate import tabulate
 
         hosts = {fact.rank: fact.host for fact in facts}
         rows = []
-        for odd in self.odd[:_SHOWN]:
-            stages = ", ".join(dict.fromkeys(stage_of(topology, rank) for rank in odd.ranks))
-            where = listed(list(dict.fromkeys(hosts[rank] for rank in odd.ranks)))
-            rows.append(
-                [odd.aspect, odd.value, odd.usual, ranges(odd.ranks), stages, where, "ends the job" if odd.breaks else ""]
-            )
+        for mismatch in self.mismatches[:_SHOWN]:
+            stages = ", ".join(dict.fromkeys(stage_of(topology, rank) for rank in mismatch.ranks))
+            where = listed(list(dict.fromkeys(hosts[rank] for rank in mismatch.ranks)))
+            verdict = "ends the job" if mismatch.breaks else ""
+            rows.append([mismatch.aspect, mismatch.value, mismatch.usual, ranges(mismatch.ranks), stages, where, verdict])
         headers = ["what", "found", "others have", "ranks", "module", "host", ""]
         table = tabulate(rows, headers=headers, disable_numparse=True)
-        more = [f"and {len(self.odd) - _SHOWN} more"] if len(self.odd) > _SHOWN else []
-        told = "the ranks do not fit together" if self.stops else "the ranks differ"
+        more = [f"and {len(self.mismatches) - _SHOWN} more"] if len(self.mismatches) > _SHOWN else []
+        headline = "the ranks do not fit together" if self.stops else "the ranks differ"
         advice = "; start all nodes from the same config, code and environment, or skip this with --no-preflight"
-        lines = [told + (advice if self.stops else ""), *table.splitlines(), *more]
+        lines = [headline + (advice if self.stops else ""), *table.splitlines(), *more]
         return "\n".join([lines[0], *(f"  {line}".rstrip() for line in lines[1:])])
 
 
@@ -79,10 +77,10 @@ _ASPECTS = (
 
 
 def compare(facts: Sequence[Facts], *, needs_gpus: bool) -> Verdict:
-    """Find the ranks that differ from most. `needs_gpus`: each takes the GPU with its local rank."""
-    found = [odd for aspect in _ASPECTS for odd in _odd(facts, aspect)]
-    if any(odd.aspect == "Python" for odd in found):
-        found = [odd for odd in found if odd.aspect != "Python patch"]
+    """Find the ranks that differ from the majority. With `needs_gpus`, each rank uses the GPU with its local rank."""
+    found = [mismatch for aspect in _ASPECTS for mismatch in _mismatches(facts, aspect)]
+    if any(mismatch.aspect == "Python" for mismatch in found):
+        found = [mismatch for mismatch in found if mismatch.aspect != "Python patch"]
     without = tuple(fact.rank for fact in facts if needs_gpus and fact.local_rank >= fact.gpus)
     if without:
         seen = ", ".join(sorted({str(fact.gpus) for fact in facts if fact.rank in without}))
@@ -92,13 +90,13 @@ def compare(facts: Sequence[Facts], *, needs_gpus: bool) -> Verdict:
     nameless = tuple(fact.rank for fact in facts if not fact.resolves)
     if nameless:
         found.append(Mismatch(aspect="own host name", value="has no address", usual="an address", ranks=nameless, breaks=False))
-    return Verdict(sorted(found, key=lambda odd: not odd.breaks))
+    return Verdict(sorted(found, key=lambda mismatch: not mismatch.breaks))
 
 
-def _odd(facts: Sequence[Facts], aspect: Aspect) -> list[Mismatch]:
+def _mismatches(facts: Sequence[Facts], aspect: Aspect) -> list[Mismatch]:
     values = {fact.rank: aspect.value_of(fact) for fact in facts}
     counted = Counter(values.values())
-    # Of two that are equally frequent, rank 0's is the usual one.
+    # Of two equally frequent values, rank 0's is the usual one.
     first = values[min(values)]
     usual = max(counted, key=lambda value: (counted[value], value == first))
     return [

@@ -1,8 +1,7 @@
-"""What each rank says of itself before it joins: enough to see which of them differ.
+"""The facts of each rank before it joins: versions, files and devices that should be the same on all ranks.
 
-In the folder that a node's ranks share with their agent stand `rank3.facts` for each rank that is there, and in the end
-`verdict`, which the agent writes (`arrivals.py`) and, where there are several nodes, every rank waits for. No rank needs a
-connection for it.
+Every rank writes its facts to the node directory. The agent (`check.py`) writes the verdict there, for which every rank waits
+where there are several nodes. No rank needs a connection for this.
 """
 
 import hashlib
@@ -18,45 +17,36 @@ from typing import Any
 from launcher.plan.launch_plan import Entry
 from mimo_role import __version__
 from mimo_role.host.files import write_whole
+from mimo_role.host.node_dir import facts_file, verdict_file
 
 GO, STOP = "go", "stop"
-_LOOK_S = 0.005
-_LONGER_S = 30.0
-"""The agent has the same limit as the ranks, and names who is missing; it gets time to."""
-
-
-def facts_file(folder: Path, rank: int) -> Path:
-    """Where a rank's facts stand."""
-    return folder / f"rank{rank}.facts"
-
-
-def verdict_file(folder: Path) -> Path:
-    """Whether the ranks may go on."""
-    return folder / "verdict"
+_INTERVAL_S = 0.005
+_EXTRA_S = 30.0
+"""The agent has the same timeout, and needs time to report which ranks are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """One rank."""
+    """The facts of one rank."""
 
     rank: int
     local_rank: int
     host: str
     topology: str
-    """The digest of the topology that it holds."""
+    """The digest of its topology."""
     script: str
-    """The digest of the script that it runs; empty for a module."""
+    """The digest of its script; empty for a module."""
     python: str
     mimo_launch: str
     resolves: bool
-    """Whether its host's own name has an address there."""
+    """Whether the name of its host resolves on that host."""
     torch: str = ""
-    """Empty, as are the next, where the entry is a command."""
+    """Empty, like the following, where the entry is a command."""
     cuda: str = ""
     """The CUDA release that torch was built for; empty for none."""
     nccl: str = ""
     gpus: int = 0
-    """How many GPUs it sees."""
+    """The number of GPUs visible to it."""
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Facts":
@@ -64,12 +54,12 @@ class Facts:
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
-        """As it stands in the file."""
+        """The content of the file."""
         return json.dumps(asdict(self))
 
 
 def gather(*, rank: int, local_rank: int, topology_digest: str, entry: Entry) -> Facts:
-    """This process's facts; those of torch where the entry is Python's."""
+    """The facts of this process, with torch's if the entry is a script or a module."""
     host = socket.gethostname()
     return Facts(
         rank=rank,
@@ -84,32 +74,35 @@ def gather(*, rank: int, local_rank: int, topology_digest: str, entry: Entry) ->
     )
 
 
-def arrive(facts: Facts, folder: Path, timeout_s: float, *, wait: bool) -> bool:
-    """Tell this node's agent that the rank is there; with `wait`, whether all fit together, as soon as all are there.
+def arrive(facts: Facts, node_dir: Path, timeout_s: float, *, wait: bool) -> bool:
+    """Write the facts for this node's agent; with `wait`, wait for the verdict, which comes once all ranks have arrived.
+
+    Returns:
+        Whether the rank may continue.
 
     Raises:
-        TimeoutError: the agent says nothing for much longer than the timeout.
+        TimeoutError: there is no verdict long after the timeout.
     """
-    write_whole(facts_file(folder, facts.rank), facts.to_json())
-    deadline = time.monotonic() + timeout_s + _LONGER_S
+    write_whole(facts_file(node_dir, facts.rank), facts.to_json())
+    deadline = time.monotonic() + timeout_s + _EXTRA_S
     while wait:
         with suppress(FileNotFoundError):
-            return verdict_file(folder).read_text(encoding="utf-8") == GO
+            return verdict_file(node_dir).read_text(encoding="utf-8") == GO
         if time.monotonic() > deadline:
-            raise TimeoutError("mimo-launch did not say whether the ranks fit together")
-        time.sleep(_LOOK_S)
+            raise TimeoutError("timed out: no result of the preflight check from mimo-launch")
+        time.sleep(_INTERVAL_S)
     return True
 
 
-def let_go(folder: Path, verdict: str) -> None:
-    """Tell the ranks of this node how it goes on."""
-    write_whole(verdict_file(folder), verdict)
+def write_verdict(node_dir: Path, verdict: str) -> None:
+    """Write the result of the check for the ranks of this node."""
+    write_whole(verdict_file(node_dir), verdict)
 
 
-def read_facts(folder: Path, rank: int) -> Facts | None:
-    """A rank's facts; `None` as long as it is not there."""
+def read_facts(node_dir: Path, rank: int) -> Facts | None:
+    """A rank's facts; `None` until it has arrived."""
     try:
-        return Facts.from_json(facts_file(folder, rank).read_text(encoding="utf-8"))
+        return Facts.from_json(facts_file(node_dir, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -124,7 +117,7 @@ def _of_torch() -> dict[str, Any]:
 def _digest_of(script: str | None) -> str:
     try:
         return hashlib.sha256(Path(script).read_bytes()).hexdigest()[:12] if script is not None else ""
-    except OSError:  # running it will tell why
+    except OSError:  # the error occurs when the script is run
         return ""
 
 

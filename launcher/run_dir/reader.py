@@ -1,80 +1,62 @@
-"""How the run stands that a run folder is of: its lock, its report, and what else it has left there."""
+"""The state of the run in a run directory, from its lock, its report and its other files."""
 
 import fcntl
 import json
 import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
+from launcher.formatting import counted
+from launcher.outcome import Outcome
+from launcher.run_dir.layout import RunDirLayout
 
 
-@dataclass(frozen=True)
-class RunReport:
-    """How mimo-launch says that a run ended."""
-
-    outcome: str
-    """In a word, such as `done`, `failed` or `ended` (from outside)."""
-    exit_code: int
-    headline: str | None
-    """What failed; `None` after success."""
-    attempts: int
-    """How often its ranks were started."""
-
-
-def read_report(folder: Path) -> RunReport | None:
+def read_report(run_dir: RunDirLayout) -> Outcome | None:
     """The report of a run; `None` as long as there is none, or none that can be read."""
     try:
-        value: Any = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        outcome, headline = value["outcome"], value["headline"]
-        return RunReport(str(outcome), int(value["exit_code"]), headline and str(headline), int(value["attempts"]))
+        return Outcome.from_dict(json.loads(run_dir.report_file.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
-def describe(folder: Path) -> str:
-    """How a run on this machine stands, and the next line its exit code, starts and host, as far as they are known."""
-    report = read_report(folder)
-    host, starts = host_of(folder), report.attempts if report is not None else _starts(folder)
+def describe(run_dir: RunDirLayout) -> str:
+    """The state of a run; on the next line its exit code, attempts and host, as far as they are known."""
+    report = read_report(run_dir)
+    host, attempts = host_of(run_dir), report.attempts if report is not None else len(run_dir.attempts())
     more = [f"exit code {report.exit_code}"] if report is not None else []
-    more += [f"started {'once' if starts == 1 else f'{starts} times'}"] if starts else []
+    more += [counted(attempts, "attempt")] if attempts else []
     more += [f"on {host}"] if host is not None else []
-    return _state(folder, report) + (f"\n  {', '.join(more)}" if more else "")
+    return _state(run_dir, report) + (f"\n  {', '.join(more)}" if more else "")
 
 
-def _state(folder: Path, report: RunReport | None) -> str:
+def _state(run_dir: RunDirLayout, report: Outcome | None) -> str:
     if report is not None:
         if report.headline is None:
-            return f"over, {report.outcome}"
-        # Where it was ended from outside, that says how.
-        return f"over, {report.headline}" if report.outcome == "ended" else f"over, {report.outcome}: {report.headline}"
-    if is_locked(folder):
+            return f"over, {report.kind}"
+        # The headline of a run that was ended from outside includes the outcome.
+        return f"over, {report.headline}" if report.kind == "ended" else f"over, {report.kind}: {report.headline}"
+    if is_locked(run_dir):
         return "running"
-    if not (folder / "run_id").exists():
+    if not run_dir.run_id_file.exists():
         return "over"
     return "over, without a report: mimo-launch was killed, or could not write"
 
 
-def _starts(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("logs/attempt*"))
-
-
-def host_of(folder: Path) -> str | None:
-    """The machine of node 0's mimo-launch, by what it wrote into the lock."""
+def host_of(run_dir: RunDirLayout) -> str | None:
+    """The host of node 0's mimo-launch, which writes it into the lock file."""
     try:
-        holder = (folder / ".lock").read_text(encoding="utf-8")
-        run_id = (folder / "run_id").read_text(encoding="utf-8")
+        holder = run_dir.lock_file.read_text(encoding="utf-8")
+        run_id = run_dir.run_id_file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
     found = re.fullmatch(r"process (\d+) on (.+?)(, SLURM job \S+)?", holder)
-    # Where a file system has no locks, that of an earlier run may lie there.
+    # On a file system without locks, the file may be that of an earlier run.
     return found[2] if found is not None and run_id.endswith(f"-{found[1]}") else None
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a run is going on in a folder."""
+def is_locked(run_dir: RunDirLayout) -> bool:
+    """Whether a run is going on in a run directory."""
     try:
-        file = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(run_dir.lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -1,1 +1,1 @@
-"""Handing a plan to a scheduler, and asking what became of it."""
+"""Submits plans to schedulers, and queries and cancels the jobs."""

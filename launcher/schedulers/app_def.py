@@ -15,12 +15,12 @@ from launcher.plan.plan_file import PLAN, pack
 
 PORT = 29400
 _LONGEST_VARIABLE = 128 << 10
-"""Bytes that Linux takes for one variable: execve(2), MAX_ARG_STRLEN."""
+"""The most bytes of one variable on Linux: execve(2), MAX_ARG_STRLEN."""
 
 
 @dataclass(frozen=True)
 class PoolNodes:
-    """The nodes of a pool that a plan uses."""
+    """The nodes of one pool that a plan uses."""
 
     pool: str
     config: PoolConfig
@@ -30,7 +30,7 @@ class PoolNodes:
 
 
 def pools_in_order(plan: LaunchPlan, pools: Mapping[str, PoolConfig]) -> list[PoolNodes]:
-    """The pools that the plan uses, the one of node 0 first, as schedulers number their nodes."""
+    """The pools that the plan uses, that of node 0 first: schedulers number their nodes in this order."""
     ordered = [plan.nodes[index] for index in by_pool(plan.nodes)]
     found = []
     for name in dict.fromkeys(node.pool for node in ordered):
@@ -40,12 +40,12 @@ def pools_in_order(plan: LaunchPlan, pools: Mapping[str, PoolConfig]) -> list[Po
 
 
 def over_shared_files(plan: LaunchPlan, pools: Sequence[PoolNodes], command: Sequence[str]) -> AppDef:
-    """An AppDef whose replicas find out by themselves which node they are, and share this machine's files: SLURM.
+    """An AppDef for SLURM: replicas read their node rank from SLURM's variables and share this machine's file system.
 
     Args:
-        plan: what is run.
-        pools: the plan's pools, in order.
-        command: what each node starts.
+        plan: the plan to run.
+        pools: the pools of the plan, in order.
+        command: the command to start on each node.
     """
     program, *arguments = command
     roles = [
@@ -55,27 +55,27 @@ def over_shared_files(plan: LaunchPlan, pools: Sequence[PoolNodes], command: Seq
     return AppDef(name=plan.name, roles=roles)
 
 
-def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, here: Path) -> AppDef:
-    """An AppDef that carries the plan in its environment, for images: Kubernetes and torchx's other schedulers.
+def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, cwd: Path) -> AppDef:
+    """An AppDef for schedulers that run container images, such as Kubernetes: the plan is in an environment variable.
 
-    The image's working folder stands for the current one: paths below it are taken relative to it.
+    The working directory of the image corresponds to `cwd`: paths below it become relative.
 
     Raises:
-        LaunchError: a script outside the current folder, or a plan that does not fit into a variable.
+        LaunchError: a script outside `cwd`, or a plan that does not fit into a variable.
     """
-    carried = pack(_relative(plan, here))
-    if len(PLAN) + 1 + len(carried) >= _LONGEST_VARIABLE:
+    packed = pack(_relative(plan, cwd))
+    if len(PLAN) + 1 + len(packed) >= _LONGEST_VARIABLE:
         raise LaunchError(
-            f"the plan takes {len(carried) >> 10} KiB compressed, more than a variable holds; use SLURM, or fewer nodes"
+            f"the plan has {len(packed) >> 10} KiB compressed, too much for an environment variable; use SLURM, or fewer nodes"
         )
     roles = []
     for pool in pools:
         start = f"exec mimo-launch run @{PLAN}"
         if len(plan.nodes) > 1:
-            # torchx tells the first replica of the first role by `localhost`, which no other node could reach.
+            # In the first replica of the first role, torchx sets the variable to `localhost`, which other nodes cannot reach.
             start = (
                 f'host="${{{macros.rank0_env}:-}}"; case "$host" in ""|localhost) host="`hostname`";; esac; '
-                # Pods get their names as they start.
+                # The name of a pod resolves only once it has started.
                 """timeout 300 sh -c 'until getent hosts "$1" >/dev/null; do sleep 1; done' sh "$host"; """
                 f'{start} --node-rank "$MIMO_POOL:{macros.replica_id}" --rdzv-endpoint "$host:{PORT}"'
             )
@@ -85,9 +85,9 @@ def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, her
                 image=image,
                 entrypoint="sh",
                 args=["-c", start],
-                # torchx looks for its macros in the values.
+                # torchx substitutes macros in the values.
                 env={name: value.replace("$", "$$") for name, value in plan.env.items()}
-                | {PLAN: carried, "MIMO_POOL": pool.pool.replace("$", "$$")},
+                | {PLAN: packed, "MIMO_POOL": pool.pool.replace("$", "$$")},
                 num_replicas=pool.nodes,
                 port_map={"rdzv": PORT},
                 resource=Resource(
@@ -97,16 +97,16 @@ def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, her
                 ),
             )
         )
-    # Labels of Kubernetes take no other characters.
+    # Kubernetes allows no other characters in labels.
     return AppDef(name=re.sub(r"[^A-Za-z0-9]+", "-", plan.name).strip("-") or "mimo", roles=roles)
 
 
-def _relative(plan: LaunchPlan, here: Path) -> LaunchPlan:
+def _relative(plan: LaunchPlan, cwd: Path) -> LaunchPlan:
     script = plan.entry.script
     if script is not None:
-        if not Path(script).is_relative_to(here):
-            raise LaunchError(f"entry.script: {script} is outside {here}, for which the image's working folder stands")
-        script = str(Path(script).relative_to(here))
+        if not Path(script).is_relative_to(cwd):
+            raise LaunchError(f"entry.script: {script} is outside {cwd}, the counterpart of the image's working directory")
+        script = str(Path(script).relative_to(cwd))
     run_dir = Path(plan.run_dir)
-    run_dir = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    run_dir = run_dir.relative_to(cwd) if run_dir.is_relative_to(cwd) else run_dir
     return replace(plan, entry=replace(plan.entry, script=script), run_dir=str(run_dir))

@@ -1,4 +1,4 @@
-"""A copy of the code that a queued job will run, so that it does not run what is edited while it waits."""
+"""A copy of the code for a queued job, so that edits made while it waits do not reach it."""
 
 import shutil
 import subprocess
@@ -6,29 +6,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import LaunchError
+from launcher.run_dir.layout import RunDirLayout
 
 MOST_BYTES = 256 << 20
 _LEFT_OUT = {".git", "__pycache__", ".venv", "venv", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
 
-def take(here: Path, script: str | None, target: Path) -> dict[Path, Path]:
-    """Copy the tree around the current folder, and the one around the script if that lies elsewhere.
+def take(cwd: Path, script: str | None, target: Path) -> dict[Path, Path]:
+    """Copy the source tree that contains the working directory, and that of the script if it is another one.
 
-    A git work tree is copied as it stands: tracked files, those of submodules too, and new ones that git does not ignore, with
-    all changes. Any other folder is copied whole, without caches, virtual environments and run folders.
+    Of a git work tree, the tracked files are copied, those of submodules too, and the new ones that git does not ignore, with
+    all changes. Any other directory is copied without caches, virtual environments and run directories.
 
     Args:
-        here: the current folder, in which the job would run.
+        cwd: the working directory, in which the job would run.
         script: the entry's script, if it is one.
-        target: a folder that does not exist yet.
+        target: a directory that does not exist yet.
 
     Returns:
-        Each tree that was copied, and where to.
+        The copy of each tree.
 
     Raises:
         LaunchError: a tree too large to be code.
     """
-    folders = [here, *([Path(script).parent] if script is not None else [])]
+    folders = [cwd, *([Path(script).parent] if script is not None else [])]
     copies: dict[Path, Path] = {}
     for folder in (folder.resolve() for folder in folders):
         if not any(folder.is_relative_to(tree) for tree in copies):
@@ -57,8 +58,8 @@ def _copy(tree: Path, target: Path) -> None:
         total += path.lstat().st_size
         if total > MOST_BYTES:
             raise LaunchError(
-                f"--snapshot: {tree} has more than {MOST_BYTES >> 20} MiB of files; run from the folder of the code, "
-                "let .gitignore name what is not code, or leave --snapshot out"
+                f"--snapshot: {tree} has more than {MOST_BYTES >> 20} MiB of files; run from the directory of the code, "
+                "list what is not code in .gitignore, or leave --snapshot out"
             )
         copy = target / path.relative_to(tree)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +78,15 @@ def _files(tree: Path) -> Iterator[Path]:
 def _files_below(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            if path.name not in _LEFT_OUT and not _is_run_folder(path):
+            if path.name not in _LEFT_OUT and not _is_run_dir(path):
                 yield from _files_below(path)
         elif path.is_symlink() or path.is_file():
             yield path
 
 
-def _is_run_folder(path: Path) -> bool:
-    return (path / "run_id").exists() or any(path.glob("jobs/*/plan.json"))
+def _is_run_dir(path: Path) -> bool:
+    layout = RunDirLayout(path)
+    return layout.run_id_file.exists() or layout.has_submissions()
 
 
 def _listed_by_git(tree: Path) -> list[str] | None:

@@ -1,42 +1,43 @@
-"""The sbatch options of a pool: what a config may say under `pools.NAME.slurm`, and what would break the job."""
+"""The sbatch options of a pool, `pools.NAME.slurm` in the config, and which of them would break the job."""
 
 import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.config.literals import printable, text_of
+from launcher.config.literals import text_of
 from launcher.errors import ConfigError
+from launcher.formatting import printable
 
 LONGEST = 1024
-"""Characters that sbatch takes for a name or comment."""
+"""The most characters that sbatch accepts in a name or comment."""
 
 _OURS = {
-    "nodes": "pools say how many there are",
+    "nodes": "pools set it",
     "ntasks": "mimo-launch starts one task per node, which starts the ranks",
     "ntasks-per-node": "mimo-launch starts one task per node, which starts the ranks",
     "ntasks-per-core": "mimo-launch starts one task per node, which starts the ranks",
     "ntasks-per-gpu": "mimo-launch starts one task per node, which starts the ranks",
     "ntasks-per-socket": "mimo-launch starts one task per node, which starts the ranks",
-    "clusters": "status, logs and cancel ask the cluster of this machine",
-    "cluster-constraint": "status, logs and cancel ask the cluster of this machine",
+    "clusters": "status, logs and cancel use the cluster of this machine",
+    "cluster-constraint": "status, logs and cancel use the cluster of this machine",
     "gpus-per-task": "the one task of a node starts all its ranks; use gpus-per-node or gres",
-    "output": "output goes to the run folder",
-    "error": "output goes to the run folder",
-    "open-mode": "output is appended to, so that a requeue loses nothing",
-    "chdir": "the job runs in the folder where it was submitted",
-    "export": "variables go into the config's env",
-    "export-file": "variables go into the config's env",
+    "output": "output goes to the run directory",
+    "error": "output goes to the run directory",
+    "open-mode": "output is appended to, so that a requeue does not overwrite it",
+    "chdir": "the job runs in the directory where it was submitted",
+    "export": "variables are set by env in the config",
+    "export-file": "variables are set by env in the config",
     "array": "a job is one run; submit it several times with different run_dirs",
-    "wrap": "the job script is mimo-launch's",
-    "parsable": "mimo-launch reads sbatch's answer",
+    "wrap": "mimo-launch writes the job script",
+    "parsable": "mimo-launch reads sbatch's output",
     "wait": "mimo-launch logs JOB --follow waits",
     "test-only": "use --dry-run",
-    "ignore-pbs": "the job script is mimo-launch's",
-    "quiet": "mimo-launch reads sbatch's answer",
-    "help": "it is no option of a job",
-    "usage": "it is no option of a job",
-    "version": "it is no option of a job",
+    "ignore-pbs": "mimo-launch writes the job script",
+    "quiet": "mimo-launch reads sbatch's output",
+    "help": "it is not an option of a job",
+    "usage": "it is not an option of a job",
+    "version": "it is not an option of a job",
 }
 
 _KNOWN = re.findall(
@@ -53,8 +54,7 @@ _KNOWN = re.findall(
     wait-all-nodes wckey x11
     """,
 )
-"""sbatch's long options as of Slurm 24.11, for telling misspellings; others pass."""
-
+"""sbatch's long options as of Slurm 24.11, to detect misspellings; unknown ones that are not close to any pass."""
 
 _KINDS = {bool: "true or false", type(None): "null"}
 
@@ -63,7 +63,7 @@ def check_options(pool: str, options: Mapping[str, Any]) -> dict[str, str | None
     """A pool's sbatch options as text; `None` for one without a value.
 
     Raises:
-        ConfigError: an option that mimo-launch sets itself, that cannot stand in a script, or that is probably misspelt.
+        ConfigError: an option that mimo-launch sets itself, that cannot be written in a script, or that is probably misspelt.
     """
     found = {
         name: _value(f"pools.{pool}.slurm.{name}", value)
@@ -75,12 +75,12 @@ def check_options(pool: str, options: Mapping[str, Any]) -> dict[str, str | None
     if {"requeue", "no-requeue"} <= found.keys():
         raise ConfigError(f"pools.{pool}.slurm: requeue and no-requeue contradict each other")
     if (found.get("signal") or "").upper().startswith("B:"):
-        raise ConfigError(f"pools.{pool}.slurm.signal={found['signal']}: B: signals the job script alone, not the ranks")
+        raise ConfigError(f"pools.{pool}.slurm.signal={found['signal']}: B: signals the job script only, not the ranks")
     return found
 
 
 def seconds_of(limit: str) -> int | None:
-    """A SLURM time limit in seconds: `90` and `90:00` are 90 minutes, `1-12` is 36 hours; `None` if it is none.
+    """A SLURM time limit in seconds: `90` and `90:00` are 90 minutes, `1-12` is 36 hours; `None` if it is not one.
 
     The forms are those of sbatch(1), `--time`.
     """
@@ -104,7 +104,7 @@ def _check_name(key: str, name: str) -> bool:
     if name in _OURS:
         raise ConfigError(f"{key}: mimo-launch sets this option itself ({_OURS[name]}); leave it out")
     if name not in _KNOWN and (close := difflib.get_close_matches(name, [*_KNOWN, *_OURS], n=1, cutoff=0.8)):
-        raise ConfigError(f"{key}: no sbatch option is known by this name; did you mean {close[0]!r}?")
+        raise ConfigError(f"{key}: not an sbatch option; did you mean {close[0]!r}?")
     return True
 
 
@@ -112,14 +112,14 @@ def _value(key: str, value: Any) -> str | None:
     if value is True:
         return None
     if isinstance(value, Mapping):
-        raise ConfigError(f"{key}: a mapping cannot be an option's value; write text, a number, true or a list")
+        raise ConfigError(f"{key}: an option's value cannot be a mapping; write text, a number, true or a list")
     items = value if isinstance(value, list) else [value]
     for item in items:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise ConfigError(f"{key}: {_KINDS.get(type(item), 'a collection')} in a list; its items are text or numbers")
+            raise ConfigError(f"{key}: {_KINDS.get(type(item), 'a collection')} in a list; items must be text or numbers")
     text = ",".join(map(text_of, items))
     if any(character in text for character in "\n\r\0"):
-        raise ConfigError(f"{key}: a line break cannot stand in an option of a job script")
+        raise ConfigError(f"{key}: an option of a job script cannot contain a line break")
     if len(text) > LONGEST:
-        raise ConfigError(f"{key}: {len(text)} characters; sbatch takes {LONGEST}")
+        raise ConfigError(f"{key}: {len(text)} characters; sbatch accepts {LONGEST}")
     return text

@@ -1,4 +1,4 @@
-"""The job script for sbatch: a value first, then text. Nothing here runs or submits anything."""
+"""The job script for sbatch: first as a value, then as text. Nothing here runs or submits anything."""
 
 import re
 import shlex
@@ -6,52 +6,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launcher.errors import ConfigError
+from launcher.outcome import ExitCode
 from launcher.schedulers.sbatch_options import LONGEST, check_options, seconds_of
-from mimo_role import REQUEUE_EXIT_CODE
 
 JOB_ID = "${app_id}"
-"""torchx's macro for the job's id, which SLURM gives only when the job has been submitted."""
+"""torchx's macro for the id of the job, which is known only once the job has been submitted."""
 
 TORCHX_JOB_ID = "TORCHX_JOB_ID"
-"""The variable in which torchx uses it."""
+"""The variable in which torchx uses this macro."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """The nodes of one pool: a component of a heterogeneous job, or all of a plain one."""
+    """The nodes of one pool: a component of a heterogeneous job, or a whole plain job."""
 
     pool: str
     nodes: int
     cpus_per_task: str | None
-    """CPUs of the one task of each node; `None` leaves it to the other options."""
+    """CPUs of the one task per node; `None` if other options set them."""
     options: Mapping[str, str | None]
     """sbatch options; `None` for one without a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SbatchJob:
-    """A job script before it is text."""
+    """A job script as a value."""
 
     name: str
     title: str
-    """For people, in the script's second line."""
+    """A description, in the script's second line."""
     components: tuple[Component, ...]
     command: tuple[str, ...]
-    """What srun starts once on each node."""
-    folder: str
-    """Where the command runs."""
+    """The command that srun starts once per node."""
+    cwd: str
+    """The working directory of the command."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], warning_s: float) -> Component:
-    """Check a pool's options and add the ones that a job of mimo-launch's needs.
+    """Check a pool's options and add those that mimo-launch needs.
 
     Args:
         pool: the pool's name.
-        nodes: how many of its nodes the plan uses.
+        nodes: the number of its nodes that the plan uses.
         procs: the most rank processes on one of them.
         options: `pools.NAME.slurm`.
-        warning_s: how long before the time limit the ranks are warned.
+        warning_s: how long before the time limit the ranks get SIGUSR1.
 
     Raises:
         ConfigError: an option that would break the job.
@@ -62,13 +62,13 @@ def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], 
     if "signal" not in own and limit and limit <= warning_s + 60:
         raise ConfigError(
             f"pools.{pool}.slurm.time={own['time']}: {limit} s, but the ranks are warned runtime.warning_s={warning_s:g} s "
-            "before the end, SLURM does so up to 60 s early, and the job would never get on; change one of them"
+            "before the end, up to 60 s early, so the job would make no progress; increase time or decrease warning_s"
         )
     if "requeue" not in own and "no-requeue" not in own:
         own["requeue"] = None
     own.setdefault("signal", f"USR1@{max(1, round(warning_s))}")
     cpus = own.pop("cpus-per-task", None)
-    # `exclusive: user` and the like share the node all the same.
+    # `exclusive: user` and the like still share the node.
     has_node = own.get("exclusive", "") is None
     if cpus is None and not has_node and "cpus-per-gpu" not in own:
         cpus = str(procs)
@@ -78,28 +78,28 @@ def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], 
 def script_of(job: SbatchJob) -> str:
     """The script as text.
 
-    It writes its output to `slurm-JOBID.out` in the folder where sbatch is called.
+    Its output goes to `slurm-JOBID.out` in the directory where sbatch is called.
     """
-    lines = ["#!/bin/bash", f"# {_one_line(job.title)}", "# shellcheck disable=SC2016  # what is quoted is data"]
+    lines = ["#!/bin/bash", f"# {_one_line(job.title)}", "# shellcheck disable=SC2016  # quoted text is data"]
     for index, part in enumerate(job.components):
         if index:
             lines.append("#SBATCH hetjob")
         lines += [f"#SBATCH {line}" for line in _directives(job.name, part, first=index == 0)]
     lines += ["", *_exports(job.env)]
     lines += [
-        f"cd {shlex.quote(job.folder)} || exit 2",
+        f"cd {shlex.quote(job.cwd)} || exit {ExitCode.USER_ERROR.value}",
         f"run=({shlex.join(job.command)})",
         "code=0",
         _srun(job.components),
-        "# SLURM requeues a preempted job that still runs when its time is over, but not one whose ranks ended before.",
-        f'if [ "$code" -ne 0 ] && [ "$code" -ne {REQUEUE_EXIT_CODE} ] &&',
+        "# SLURM requeues a preempted job that still runs at the end of its grace time, but not one that ended before.",
+        f'if [ "$code" -ne 0 ] && [ "$code" -ne {ExitCode.REQUEUE.value} ] &&',
         '  [[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --Format=PreemptTime 2>/dev/null)" == [0-9]* ]]; then',
-        f"  code={REQUEUE_EXIT_CODE}",
+        f"  code={ExitCode.REQUEUE.value}",
         "fi",
-        f'if [ "$code" -eq {REQUEUE_EXIT_CODE} ]; then',
+        f'if [ "$code" -eq {ExitCode.REQUEUE.value} ]; then',
         "  trap '' TERM",
         '  scontrol requeue "$SLURM_JOB_ID" ||',
-        '    echo "mimo-launch: cannot requeue job $SLURM_JOB_ID from $HOSTNAME; submit it again to go on" >&2',
+        '    echo "mimo-launch: cannot requeue job $SLURM_JOB_ID from $HOSTNAME; submit it again to continue" >&2',
         "fi",
         'exit "$code"',
     ]
@@ -107,9 +107,9 @@ def script_of(job: SbatchJob) -> str:
 
 
 def quote_directive(value: str) -> str:
-    """A value in an #SBATCH line: sbatch takes `\\` as an escape inside double quotes, and everything else as it stands.
+    """A value in an #SBATCH line: in double quotes, where sbatch reads `\\` as an escape and all else literally.
 
-    Tried with Slurm 22.05; sbatch(1) does not say.
+    Not documented in sbatch(1); tested with Slurm 22.05.
     """
     if re.fullmatch(r"[A-Za-z0-9_.,:/@%+=\[\]-]+", value, re.ASCII):
         return value
@@ -129,7 +129,7 @@ def _directives(name: str, part: Component, *, first: bool) -> list[str]:
 
 
 def _exports(env: Mapping[str, str]) -> list[str]:
-    """The job's variables. Names that a shell cannot export reach the ranks by the plan."""
+    """The job's variables. Names that a shell cannot export reach the ranks through the plan."""
     lines = []
     for name, value in env.items():
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
@@ -143,14 +143,14 @@ def _with_job_id(value: str) -> str:
 
 
 def _srun(components: Sequence[Component]) -> str:
-    """One step over all components. CPUs are said again: srun does not take them over from sbatch (since Slurm 22.05)."""
+    """One step over all components, with the CPUs: since Slurm 22.05, srun does not inherit them from sbatch."""
     groups = []
     for index, part in enumerate(components):
         words = [f"--het-group={index}"] if len(components) > 1 else []
         words += [f"--nodes={part.nodes}", f"--ntasks={part.nodes}"]
         if part.cpus_per_task is not None:
             words.append(f"--cpus-per-task={shlex.quote(part.cpus_per_task)}")
-        # The task's ranks use all that the node has given it.
+        # The task's ranks share all CPUs of the task.
         words.append("--cpu-bind=none")
         groups.append(" ".join(words) + ' "${run[@]}"')
     joined = " : \\\n  ".join(groups)

@@ -1,24 +1,19 @@
 """SLURM behind torchx's scheduler interface.
 
-torchx's own SLURM scheduler makes a component for every node, knows three options, and puts variables where a comma ends
-them. This one makes a component for every pool. It is handed to torchx's `Runner`, not registered as an entry point: that
-would hide torchx's own schedulers from the user's whole environment (torchx 0.7).
+torchx's own SLURM scheduler makes one component per node, has three options, and passes variables in a form in which a
+comma ends a value. This one makes one component per pool. It is passed to torchx's `Runner`, not registered as an entry
+point: that would hide torchx's own schedulers from the user's whole environment (torchx 0.7).
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream
-from torchx.specs import AppDef, AppDryRunInfo, AppState, ReplicaStatus, Role, RoleStatus, runopts
+from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler
+from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 
 from launcher.errors import LaunchError
-from launcher.jobs import Job
-from launcher.logs.reader import STREAMS, LogFilter
-from launcher.plan.launch_plan import LaunchPlan
 from launcher.schedulers import slurm_client
 from launcher.schedulers.sbatch_script import Component, SbatchJob, script_of
 from launcher.schedulers.submission import JobRecord, Submission
@@ -37,15 +32,13 @@ _STATES = {
     "CANCELLED": AppState.CANCELLED,
 }
 
-_STREAMS = {None: STREAMS, Stream.COMBINED: STREAMS, Stream.STDOUT: ("stdout",), Stream.STDERR: ("stderr",)}
-
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
-"""How SLURM's commands find their cluster."""
+"""Variables by which SLURM's commands find their cluster."""
 
 
 @dataclass(frozen=True)
 class SbatchRequest:
-    """What is handed to sbatch, and where."""
+    """The job for sbatch, and the submission that it belongs to."""
 
     job: SbatchJob
     submission: Submission
@@ -63,13 +56,13 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
 
     def _run_opts(self) -> runopts:
         options = runopts()
-        options.add("job_dir", type_=str, help="the submission's folder, where sbatch is called", required=True)
-        options.add("cwd", type_=str, help="the folder in which the job runs", required=True)
-        options.add("title", type_=str, help="what the script says of itself", default="")
+        options.add("job_dir", type_=str, help="the directory of the submission, in which sbatch is called", required=True)
+        options.add("cwd", type_=str, help="the working directory of the job", required=True)
+        options.add("title", type_=str, help="a comment in the second line of the script", default="")
         return options
 
     def _validate(self, app: AppDef, scheduler: str) -> None:
-        """Roles need no resources here: the pools' options say what a node has."""
+        """Roles need no resources here: the pools' sbatch options request them."""
 
     def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[SbatchRequest]:
         role = app.roles[0]
@@ -78,98 +71,46 @@ class MimoSlurmScheduler(Scheduler[Mapping[str, Any]]):
             title=str(cfg["title"]),
             components=tuple(self._components[role.name] for role in app.roles),
             command=(role.entrypoint, *role.args),
-            folder=str(cfg["cwd"]),
+            cwd=str(cfg["cwd"]),
             env=role.env,
         )
         return AppDryRunInfo(SbatchRequest(job, Submission(Path(cfg["job_dir"]))), str)
 
     def schedule(self, dryrun_info: AppDryRunInfo[SbatchRequest]) -> str:
-        """Write the script and hand it to sbatch; return the job's id.
+        """Write the script and submit it with sbatch; return the id of the job.
 
         Raises:
-            LaunchError: sbatch refuses, with its own words.
+            LaunchError: sbatch failed; its error message is included.
         """
         request = dryrun_info.request
         request.submission.script_file.write_text(script_of(request.job), encoding="utf-8")
         with environ.without(_belongs_to_another_job):
-            submit = ["sbatch", "--parsable", f"--chdir={request.submission.folder}", str(request.submission.script_file)]
+            submit = ["sbatch", "--parsable", f"--chdir={request.submission.path}", str(request.submission.script_file)]
             done = slurm_client.run(submit)
         if done.returncode != 0:
-            raise LaunchError(f"sbatch refuses {request.submission.script_file}: {slurm_client.said(done)}")
+            raise LaunchError(f"sbatch failed for {request.submission.script_file}: {slurm_client.error_of(done)}")
         job_id = done.stdout.strip().partition(";")[0]
         request.submission.record(JobRecord(NAME, job_id))
         return job_id
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """The job's state, with a role for each pool and a replica for each of its nodes."""
+        """The state of a job."""
         job = slurm_client.find(app_id)
         if job is None:
             return None
-        state = _app_state(job.state)
-        plan = _plan_of(job.folder)
-        nodes = Counter(node.pool for node in plan.nodes) if plan is not None else {}
-        roles = [Role(name=pool, image="", num_replicas=count) for pool, count in nodes.items()]
-        statuses = [
-            RoleStatus(pool, [ReplicaStatus(index, state, pool, "") for index in range(count)]) for pool, count in nodes.items()
-        ]
-        return DescribeAppResponse(app_id=app_id, state=state, msg=job.state, roles=roles, roles_statuses=statuses)
-
-    def log_iter(
-        self,
-        app_id: str,
-        role_name: str,
-        k: int = 0,
-        regex: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        should_tail: bool = False,
-        streams: Stream | None = None,
-    ) -> Iterable[str]:
-        """The lines of the ranks on the k-th node of a pool.
-
-        Raises:
-            LaunchError: no such job, or no such node.
-            ValueError: `since` or `until`: lines have no time.
-        """
-        if since or until:
-            raise ValueError("lines have no time here; leave since and until out")
-        job = slurm_client.find(app_id)
-        plan = _plan_of(job.folder) if job is not None else None
-        if job is None or plan is None:
-            raise LaunchError(f"job {app_id}: not known, or not submitted by mimo-launch")
-        nodes = [node for node in plan.nodes if node.pool == role_name]
-        if k >= len(nodes):
-            raise LaunchError(f"job {app_id}: no node {k} on pool {role_name}")
-        wanted = LogFilter(ranks=tuple(nodes[k].ranks), pattern=regex, streams=_STREAMS[streams])
-        found = Job(job, Submission(Path(job.folder)).run_dir, Submission(Path(job.folder)))
-        return found.lines(wanted, follow=should_tail)
+        state = _STATES.get(job.state, AppState.FAILED if job.is_over else AppState.PENDING)
+        return DescribeAppResponse(app_id=app_id, state=state, msg=job.state)
 
     def list(self) -> list[ListAppResponse]:
-        """The user's jobs that squeue still knows."""
-        return [ListAppResponse(app_id=job_id, state=_app_state(state)) for job_id, state in slurm_client.mine().items()]
+        """torchx's abstract method, which no command of mimo-launch calls."""
+        raise NotImplementedError("squeue --me lists the jobs of a user")
 
     def _cancel_existing(self, app_id: str) -> None:
         slurm_client.cancel(app_id)
 
 
-def create_scheduler(session_name: str, **_: object) -> MimoSlurmScheduler:
-    """torchx's scheduler factory, for what needs no components: describing, listing, cancelling, logs."""
-    return MimoSlurmScheduler(session_name)
-
-
-def _app_state(state: str) -> AppState:
-    return _STATES.get(state, AppState.FAILED if state in slurm_client.OVER else AppState.PENDING)
-
-
-def _plan_of(folder: str) -> LaunchPlan | None:
-    try:
-        return LaunchPlan.from_json(Submission(Path(folder)).plan_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _belongs_to_another_job(name: str) -> bool:
-    """Variables of a job around this process: sbatch and srun would take them for options of the new one."""
+    """Variables of a job that this process runs in: sbatch and srun would use them as options of the new job."""
     if name in _KEPT:
         return False
     ours = name.startswith(("MIMO_", "TORCHELASTIC_")) and name != "MIMO_DETECT"

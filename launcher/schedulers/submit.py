@@ -1,4 +1,4 @@
-"""From a plan to a submitted job, or to what would be sent."""
+"""Submits a plan to a scheduler, or shows what would be submitted."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -14,25 +14,26 @@ from torchx.specs import AppDef
 
 from launcher.config.schema import PoolConfig
 from launcher.errors import LaunchError
+from launcher.formatting import counted
 from launcher.plan.launch_plan import LaunchPlan
-from launcher.plan.render import count
+from launcher.run_dir.layout import RunDirLayout
 from launcher.schedulers.app_def import over_shared_files, pools_in_order, self_contained
 from launcher.schedulers.sbatch_script import Component, component
 from launcher.schedulers.slurm_scheduler import NAME as SLURM
-from launcher.schedulers.slurm_scheduler import MimoSlurmScheduler, create_scheduler
+from launcher.schedulers.slurm_scheduler import MimoSlurmScheduler
 from launcher.schedulers.submission import Submission
 from mimo_role import __version__
 
 SESSION = "mimo"
 
-_ENDS_WITH_US = "local_cwd"
+_ENDS_WITH_THIS_PROCESS = "local_cwd"
 
 _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be submitted, and how."""
+    """A plan to submit, and how."""
 
     plan: LaunchPlan
     pools: Mapping[str, PoolConfig]
@@ -49,12 +50,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that a scheduler has taken."""
+    """A job that a scheduler has accepted."""
 
     handle: str
-    """By which `status`, `logs` and `cancel` know it."""
+    """Its name for `status`, `logs` and `cancel`."""
     folder: Path | None
-    """The submission's folder, where there is one."""
+    """The directory of the submission, where there is one."""
 
 
 def schedulers() -> list[str]:
@@ -63,65 +64,65 @@ def schedulers() -> list[str]:
 
 
 def runner() -> Runner:
-    """torchx's runner over its own schedulers, with SLURM's replaced by ours."""
-    return Runner(SESSION, {**get_scheduler_factories(), SLURM: create_scheduler})
+    """torchx's runner over its own schedulers."""
+    return Runner(SESSION, get_scheduler_factories())
 
 
 def submit(request: Request) -> Submitted:
-    """Hand the plan to the scheduler.
+    """Submit the plan.
 
     Raises:
         ConfigError: an option that would break the job.
-        LaunchError: it cannot be written, or the scheduler refuses.
+        LaunchError: the submission cannot be written, or the scheduler does not accept it.
     """
-    if request.to == _ENDS_WITH_US:
-        raise LaunchError(f"--to {request.to}: torchx ends its local jobs with this program; use mimo-launch run")
+    if request.to == _ENDS_WITH_THIS_PROCESS:
+        raise LaunchError(f"--to {request.to}: torchx ends its local jobs when this program ends; use mimo-launch run")
     if request.to != SLURM:
         with closing(runner()) as torchx_runner:
             send = partial(torchx_runner.run, _app(request), request.to, cfg=_options(torchx_runner, request))
-            return Submitted(str(_ask(request.to, send)), None)
+            return Submitted(str(_call(request.to, send)), None)
     components = _components(request)
-    submission, plan, folder = Submission.new(request.plan, request.config_text, snapshot=request.snapshot)
+    submission, plan, cwd = Submission.new(request.plan, request.config_text, snapshot=request.snapshot)
     with closing(_slurm_runner(components)) as torchx_runner:
-        handle = torchx_runner.run(*_slurm_request(request, submission, plan, folder))
-    return Submitted(str(handle).rpartition("/")[2], submission.folder)
+        handle = torchx_runner.run(*_slurm_request(request, submission, plan, cwd))
+    return Submitted(str(handle).rpartition("/")[2], submission.path)
 
 
 def status_of(handle: str) -> str:
-    """What torchx says of a job of its own schedulers.
+    """The state of a job of torchx's own schedulers, as torchx prints it.
 
     Raises:
-        LaunchError: there is no such job, or torchx cannot ask.
+        LaunchError: there is no such job, or torchx cannot reach the scheduler.
     """
     with closing(runner()) as torchx_runner:
-        found = _ask(handle.partition(":")[0], partial(torchx_runner.status, handle))
+        found = _call(handle.partition(":")[0], partial(torchx_runner.status, handle))
     if found is None:
-        raise LaunchError(f"{handle}: torchx knows no such job")
+        raise LaunchError(f"{handle}: torchx finds no such job")
     return str(found)
 
 
 def cancel(handle: str) -> None:
-    """End a job of torchx's own schedulers.
+    """Cancel a job of torchx's own schedulers.
 
     Raises:
-        LaunchError: torchx cannot.
+        LaunchError: torchx cannot cancel it.
     """
     with closing(runner()) as torchx_runner:
-        _ask(handle.partition(":")[0], partial(torchx_runner.cancel, handle))
+        _call(handle.partition(":")[0], partial(torchx_runner.cancel, handle))
 
 
 def dry_run(request: Request) -> str:
-    """What would be sent, as text. Nothing is written; paths are those of a submission called DRY-RUN.
+    """What would be submitted, as text. Nothing is written; paths are those of a submission named DRY-RUN.
 
     Raises:
         ConfigError: an option that would break the job.
-        LaunchError: the scheduler refuses.
+        LaunchError: the scheduler does not accept it.
     """
     if request.to != SLURM:
         with closing(runner()) as torchx_runner:
             make = partial(torchx_runner.dryrun, _app(request), request.to, cfg=_options(torchx_runner, request))
-            return str(_ask(request.to, make))
-    submission = Submission(Path(request.plan.run_dir) / "jobs" / "DRY-RUN")
+            return str(_call(request.to, make))
+    submission = Submission(RunDirLayout(Path(request.plan.run_dir)).jobs_dir / "DRY-RUN")
     with closing(_slurm_runner(_components(request))) as torchx_runner:
         return str(torchx_runner.dryrun(*_slurm_request(request, submission, request.plan, Path.cwd())))
 
@@ -140,14 +141,12 @@ def _slurm_runner(components: list[Component]) -> Runner:
     return Runner(SESSION, {SLURM: create})
 
 
-def _slurm_request(
-    request: Request, submission: Submission, plan: LaunchPlan, folder: Path
-) -> tuple[AppDef, str, dict[str, str]]:
+def _slurm_request(request: Request, submission: Submission, plan: LaunchPlan, cwd: Path) -> tuple[AppDef, str, dict[str, str]]:
     command = [*_program(), "run", str(submission.plan_file), *(["--verbose"] if plan.verbose else [])]
     app = over_shared_files(plan, pools_in_order(plan, request.pools), command)
-    size = f"{count(plan.topology.world_size, 'rank')} on {count(len(plan.nodes), 'node')}"
+    size = f"{counted(plan.topology.world_size, 'rank')} on {counted(len(plan.nodes), 'node')}"
     title = f"{plan.name}: {size}, topology {plan.topology.digest[:12]}; by mimo-launch {__version__}"
-    return app, SLURM, {"job_dir": str(submission.folder), "cwd": str(folder), "title": title}
+    return app, SLURM, {"job_dir": str(submission.path), "cwd": str(cwd), "title": title}
 
 
 def _app(request: Request) -> AppDef:
@@ -173,15 +172,18 @@ def _options(torchx_runner: Runner, request: Request) -> dict[str, Any]:
 
 
 def _program() -> list[str]:
-    """How the nodes start this same installation; as a module it might meet another `launcher` in the current folder."""
+    """The command that starts this same installation on a node.
+
+    As a module it might import another `launcher` from the working directory.
+    """
     script = Path(sys.executable).with_name("mimo-launch")
     return [str(script)] if script.exists() else [sys.executable, "-m", "launcher"]
 
 
-def _ask(scheduler: str, ask: Callable[[], _Answer]) -> _Answer:
-    """What torchx's schedulers raise, as a message."""
+def _call(scheduler: str, function: Callable[[], _Answer]) -> _Answer:
+    """Call torchx; what its schedulers raise becomes a message."""
     try:
-        return ask()
+        return function()
     except LaunchError:
         raise
     except ImportError as error:

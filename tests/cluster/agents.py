@@ -30,11 +30,12 @@ PREFIX = "mimo-launch: "
 _MARK = "MIMO_CLUSTER_TEST"
 
 _IMPATIENT = """
-from launcher import cli, control
-control.LOST_AFTER_S, control._FAREWELL_S = {}, 2.0
+from launcher import cli
+from launcher.coordination import liveness, membership
+liveness.LOST_AFTER_S, membership.FAREWELL_S = {}, 2.0
 cli.entry()
 """
-"""mimo-launch as it is, but for how long it waits for a node that it does not hear of."""
+"""mimo-launch, with another time until a node is lost."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Done:
 
     @property
     def said(self) -> str:
-        """Its own words on stderr, but for the warnings about the plan; not what the ranks and torch write there."""
-        own = [line.removeprefix(PREFIX) for line in self.err.splitlines() if line.startswith((PREFIX, "  its output"))]
+        """Its own messages on stderr, but for the warnings about the plan; not what the ranks and torch write there."""
+        own = [line.removeprefix(PREFIX) for line in self.err.splitlines() if line.startswith((PREFIX, "  output: "))]
         return "\n".join(line for line in own if not line.startswith("warning ("))
 
 
@@ -61,7 +62,7 @@ class Agents:
     port: int
     environ: dict[str, str] = field(default_factory=dict)
     lost_after_s: float | None = None
-    """How long a silent node counts as alive, if not as long as usual."""
+    """Seconds without a heartbeat before a node is lost, if not the default."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
     _mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 

@@ -13,7 +13,7 @@ PORTS = itertools.count(29500)
 
 @pytest.fixture(scope="session")
 def hosts(tmp_path_factory):
-    """Three hosts that see each other. A machine that cannot make them fails and says why; make test leaves these tests out."""
+    """Three hosts that see each other. Fails with the reason where they cannot be made; make test leaves these tests out."""
     if missing := [program for program in ("ip", "nsenter", "unshare") if shutil.which(program) is None]:
         pytest.fail(f"hosts are network namespaces, made by programs that are not here: {', '.join(missing)}")
     if os.geteuid() != 0:

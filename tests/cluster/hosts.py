@@ -68,7 +68,7 @@ class Hosts:
 
     @contextmanager
     def cut_off(self, host: str) -> Iterator[None]:
-        """Lose all that goes to and from a host, for the time of a block: nobody is told that connections are gone."""
+        """Lose all that goes to and from a host, for the time of a block: no connection is closed."""
         link = f"-n {self._tag}-switch link set v{self.names.index(host)}"
         self._ip(f"{link} down")
         try:

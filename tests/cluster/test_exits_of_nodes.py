@@ -1,4 +1,4 @@
-"""A job over several hosts ends on all of them, by itself, whatever ends it on one."""
+"""A job on several hosts ends on all of them, by itself, whatever ends it on one."""
 
 import os
 import signal
@@ -11,6 +11,8 @@ if os.geteuid() != 0:
     pytest.skip("hosts are network namespaces, which only root can make", allow_module_level=True)
 
 LOST_AFTER_S = 3.0
+NODE_0_LOST = "node0 at {} is lost: no answer"
+NODE_1_LOST = "node1 (beta) is lost: no heartbeat"
 
 # Every rank says that it is there, and never ends by itself. They do not talk, so none ends because another has.
 WAITING = """
@@ -85,7 +87,7 @@ def test_a_rank_that_fails_on_one_node_ends_all(agents, running, script):
     (agents.folder / "fail").touch()
     found = agents.finish(started, timeout_s=20)
     assert [done.code for done in found] == [7, 7, 7]
-    _told_of_rank_4(found)
+    _check_reports_of_rank_4(found)
 
 
 def test_the_rank_that_failed_first_is_named_though_its_neighbour_does_not_end(agents, running):
@@ -93,11 +95,11 @@ def test_the_rank_that_failed_first_is_named_though_its_neighbour_does_not_end(a
     (agents.folder / "fail").touch()
     found = agents.finish(started, timeout_s=20)
     assert [done.code for done in found] == [7, 7, 7]
-    _told_of_rank_4(found)
+    _check_reports_of_rank_4(found)
 
 
-def _told_of_rank_4(found):
-    """Node 0 tells all of it, and so does the node with the rank; others a line."""
+def _check_reports_of_rank_4(found):
+    """Node 0 and the node with the rank print the whole report, the others one line."""
     assert found[0].said.startswith("rank 4 (language.dp1) failed first: exit code 7\n")
     assert "mimo-launch: rank 4 (language.dp1) failed first: exit code 7\n  on gamma, at " in found[0].err
     assert found[1].said == "ended: rank 4 (language.dp1) failed first: exit code 7 on node2 (gamma)"
@@ -124,13 +126,13 @@ def test_sigterm_to_node_0_ends_all(agents, running):
     assert [done.said for done in found] == ["ended by SIGTERM", *["ended: ended by SIGTERM on node0 (alpha)"] * 2]
 
 
-def test_nodes_end_when_one_is_not_heard_of_any_more(agents, running):
+def test_nodes_end_when_one_is_lost(agents, running):
     agents.lost_after_s = LOST_AFTER_S
     started = running(WAITING)
     started[1].kill()
     first, killed, third = agents.finish(started, timeout_s=40)
     assert (first.code, killed.code, third.code) == (1, -signal.SIGKILL, 1)
-    assert first.said == third.said == "ended: node1 (beta) has not been heard of for 3 s"
+    assert first.said == third.said == "ended: node1 (beta) is lost: no heartbeat for 3 s"
 
 
 def test_nodes_end_when_node_0s_agent_is_killed(agents, running):
@@ -139,7 +141,7 @@ def test_nodes_end_when_node_0s_agent_is_killed(agents, running):
     killed, *others = agents.finish(started, timeout_s=40)
     assert killed.code == -signal.SIGKILL
     for done in others:
-        assert (done.code, done.said) == (1, f"ended: node0 at {agents.endpoint} does not answer any more")
+        assert (done.code, done.said) == (1, f"ended: node0 at {agents.endpoint} is lost: connection closed")
 
 
 def test_a_second_agent_of_a_node_does_not_disturb_the_job(agents, running):
@@ -152,7 +154,7 @@ def test_a_second_agent_of_a_node_does_not_disturb_the_job(agents, running):
     assert [(done.code, done.said) for done in agents.finish(started, timeout_s=20)] == [(0, "")] * 3
 
 
-def test_a_job_that_stood_still_on_all_nodes_goes_on(agents, running):
+def test_a_job_that_was_suspended_on_all_nodes_goes_on(agents, running):
     agents.lost_after_s = LOST_AFTER_S
     started = running(FINISHES)
     for process in started:
@@ -166,7 +168,7 @@ def test_a_job_that_stood_still_on_all_nodes_goes_on(agents, running):
 
 
 # Those of node 1 alone are signalled, and all of them agree on it.
-SAYS_WHAT_IT_HEARS = """
+PRINTS_ITS_NOTICE = """
 import pathlib, subprocess, sys, time, mimo_role
 ctx = mimo_role.current()
 child = subprocess.Popen(["sleep", "1000"])
@@ -184,7 +186,7 @@ sys.exit(int(sys.argv[1]))
 
 
 def test_a_warning_to_one_agent_reaches_its_ranks_and_kills_nothing(agents, running):
-    started = running(SAYS_WHAT_IT_HEARS, "runtime.warning_s=50", "--", "0")
+    started = running(PRINTS_ITS_NOTICE, "runtime.warning_s=50", "--", "0")
     started[1].send_signal(signal.SIGUSR1)
     found = agents.finish(started, timeout_s=20)
     assert [(done.code, done.said) for done in found] == [(0, "")] * 3
@@ -196,12 +198,12 @@ def test_a_warning_to_one_agent_reaches_its_ranks_and_kills_nothing(agents, runn
     assert all(words[-4:] == ["time", "True", "child", "None"] for words in heard.values())
 
 
-def test_ranks_that_ask_to_be_started_again_after_sigterm_to_one_agent_give_the_job_its_exit_code(agents, running):
-    started = running(SAYS_WHAT_IT_HEARS, "runtime.grace_s=20", "--", "75")
+def test_ranks_that_ask_to_be_requeued_after_sigterm_to_one_agent_give_the_job_its_exit_code(agents, running):
+    started = running(PRINTS_ITS_NOTICE, "runtime.grace_s=20", "--", "75")
     started[1].terminate()
     found = agents.finish(started, timeout_s=30)
     assert [done.code for done in found] == [75, 75, 75]
-    assert all("the ranks ended in order to be started again" in done.said for done in found)
+    assert all("the ranks asked to be requeued" in done.said for done in found)
 
 
 def _words_by_rank(out):
@@ -211,8 +213,8 @@ def _words_by_rank(out):
 @pytest.mark.parametrize(
     ("host", "lost"),
     [
-        ("alpha", ["node1 (beta)", "node0 at {}", "node0 at {}"]),
-        ("beta", ["node1 (beta)", "node0 at {}", "node1 (beta)"]),
+        ("alpha", [NODE_1_LOST, NODE_0_LOST, NODE_0_LOST]),
+        ("beta", [NODE_1_LOST, NODE_0_LOST, NODE_1_LOST]),
     ],
 )
 def test_nodes_end_when_a_host_is_cut_off_from_the_network(agents, running, host, lost):
@@ -221,9 +223,7 @@ def test_nodes_end_when_a_host_is_cut_off_from_the_network(agents, running, host
     with agents.hosts.cut_off(host):
         found = agents.finish(started, timeout_s=60)
     assert [done.code for done in found] == [1, 1, 1]
-    assert [done.said for done in found] == [
-        f"ended: {node.format(agents.endpoint)} has not been heard of for 3 s" for node in lost
-    ]
+    assert [done.said for done in found] == [f"ended: {reason.format(agents.endpoint)} for 3 s" for reason in lost]
 
 
 SAVES = """

@@ -1,4 +1,4 @@
-"""Nodes that do not come together: every one of them ends by itself and says why."""
+"""Nodes that do not come together: every one of them ends by itself with a message."""
 
 import itertools
 import os
@@ -87,7 +87,7 @@ def test_node_0_that_never_comes_is_named(agents):
     )
 
 
-def test_a_host_that_is_not_there_is_waited_for_in_vain(agents):
+def test_waiting_for_a_host_that_is_not_there_times_out(agents):
     (done,) = agents.finish([agents.start(1, "runtime.timeout_s=3", endpoint="10.78.0.99:29500")])
     assert done.code == 2
     assert done.said.startswith("node0 does not answer at 10.78.0.99:29500 after 3 s (")

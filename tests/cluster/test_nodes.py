@@ -23,7 +23,7 @@ print(socket.gethostname(), os.environ["MIMO_NODE"], os.environ["LOCAL_RANK"], o
 """
 
 
-def test_every_rank_runs_where_the_plan_says_and_the_run_folder_tells(agents):
+def test_every_rank_runs_on_its_node_and_nodes_json_has_the_hosts(agents):
     found = agents.run(WHERE)
     for node, ((host, ranks), done) in enumerate(zip(PLACES.items(), found, strict=True)):
         assert (done.code, done.said) == (0, "")
@@ -91,7 +91,7 @@ for step in range(20):
 """
 
 
-def test_a_failure_on_one_node_starts_the_ranks_of_all_again(agents):
+def test_a_failure_on_one_node_restarts_the_ranks_of_all(agents):
     found = agents.run(FAILS_ONCE, "runtime.max_restarts=1")
     assert [done.code for done in found] == [0, 0, 0]
     for ranks, done in zip(PLACES.values(), found, strict=True):
@@ -113,7 +113,7 @@ if starts == 0 and rank == 4:
 """
 
 
-def test_a_failure_after_other_nodes_are_done_starts_those_again_too(agents):
+def test_a_failure_after_other_nodes_are_done_restarts_those_too(agents):
     found = agents.run(FAILS_LATE, "runtime.max_restarts=1", "runtime.join=script", timeout_s=40)
     assert [done.code for done in found] == [0, 0, 0]
     assert len(list(agents.folder.glob("start1-*"))) == 6
@@ -131,7 +131,7 @@ def test_restarts_are_counted_over_all_nodes(agents):
     assert not (agents.folder / "run" / "logs" / "attempt2").exists()
 
 
-def test_a_node_that_cannot_take_its_run_folder_ends_all(agents):
+def test_a_node_that_cannot_take_its_run_directory_ends_all(agents):
     agents.write("")
     (agents.folder / "file").touch()
     found = agents.finish([agents.start(0), agents.start(1, "run_dir=file/run"), agents.start(2)], timeout_s=30)
@@ -143,7 +143,7 @@ def test_a_node_that_cannot_take_its_run_folder_ends_all(agents):
         assert "run_dir: " in done.said
 
 
-def test_a_clock_that_differs_is_told(agents):
+def test_a_clock_that_differs_is_a_warning(agents):
     odd = agents.folder / "odd"
     odd.mkdir()
     (odd / "sitecustomize.py").write_text(

@@ -139,7 +139,7 @@ class Run:
 
     @cached_property
     def agent_id(self) -> str:
-        self.wait_until(lambda: (self.folder / "run_id").exists() and (self.folder / "logs").exists(), "the run folder")
+        self.wait_until(lambda: (self.folder / "run_id").exists() and (self.folder / "logs").exists(), "the run directory")
         return (self.folder / "run_id").read_text()
 
     def pid(self, rank: int = -1, attempt: int = 0) -> int:
@@ -216,7 +216,7 @@ def suffer(job: Job, fault: Fault) -> Run:
 
 
 def check(run: Run) -> None:
-    """The exit code, the message, that nothing is left, and that the run folder can be read."""
+    """The exit code, the message, that nothing is left, and that the run directory can be read."""
     fault = run.fault
     assert run.process.returncode == fault.code, run.err[-4000:]
     check_nothing_is_left(run)
@@ -252,7 +252,7 @@ def check_report(run: Run) -> None:
 def check_folder(run: Run) -> None:
     """People can read what is left on disk, by hand and by mimo-launch."""
     status = mimo_launch("status", str(run.folder))
-    assert f"run folder: {run.folder}: over" in status
+    assert f"run directory: {run.folder}: over" in status
     assert "vision" in status
     assert "language" in status
     logs = mimo_launch("logs", str(run.folder))

@@ -158,7 +158,7 @@ def test_twenty_random_kills_change_nothing_in_the_final_loss(job):
         training.process.kill()
         training.process.communicate()
     assert training.process.returncode == 0, err
-    assert err.count("killed by SIGKILL; starting all ranks again") == KILLS, err
+    assert err.count("killed by SIGKILL; restarting all ranks") == KILLS, err
     found = dict(training.losses())
     assert found[STEPS] == expected[-1][1]
     assert sorted(found.items()) == [tuple(pair) for pair in expected]

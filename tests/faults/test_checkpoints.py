@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from launcher.host.resources import state_of
+from launcher.host.reaper import state_of
 from tests.faults.harness import Fault, Run, suffer
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(200)]
@@ -39,7 +39,7 @@ def test_training_goes_on_from_the_checkpoint_before_the_one_that_was_not_finish
         script="",
         attempts=2,
         words=("runtime.max_restarts=1", "--", "--steps", str(STEPS), "--checkpoint-every", "1", "--eval-every", "0"),
-        says=("rank 0 (vision.dp0) failed first: killed by SIGKILL; starting all ranks again (1 of 1)",),
+        says=("rank 0 (vision.dp0) failed first: killed by SIGKILL; restarting all ranks (1 of 1)",),
         strike=kill_a_rank_while_it_saves,
         bound_s=150,
     )

@@ -24,7 +24,7 @@ SAYS_FULL = ("OSError: [Errno 28] No space left on device", "hint: free some spa
 
 @pytest.fixture
 def disk(job):
-    """A small file system in the place of the run folder."""
+    """A small file system in the place of the run directory."""
     folder = job.folder / "run"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
@@ -79,7 +79,7 @@ def test_a_disk_that_becomes_full_is_told(job, disk, fault):
         check_nothing_is_left(run)
         assert all(text in run.err for text in fault.told()), run.err[-4000:]
         # It is told where it cannot be kept.
-        assert "report.json: No space left on device; the report is not kept" in run.err, run.err
+        assert "report.json: No space left on device; the report is not written" in run.err, run.err
         assert not (disk / "report.json").exists()
         check_folder(run)
 

@@ -1,4 +1,4 @@
-"""Folders and helpers that somebody takes away while the run goes on."""
+"""Directories and helper processes that are removed during a run."""
 
 import os
 import shutil
@@ -16,38 +16,38 @@ WAITS = "import mimo_role\nmimo_role.current().step(1)\nwait_for('end')\n"
 FAILS = WAITS + "if bad:\n    raise RuntimeError('no good')\ntalk()\n"
 
 
-def remove_the_run_folder(run: Run) -> None:
+def remove_the_run_directory(run: Run) -> None:
     assert run.pid()
     assert run.agent_id
     shutil.rmtree(run.folder)
     run.touch("end")
 
 
-def remove_the_folder_in_memory(run: Run) -> None:
+def remove_the_node_directory(run: Run) -> None:
     run.pid()
     (folder,) = Path("/dev/shm").glob(f"mimo-{run.agent_id}-*")
     shutil.rmtree(folder)
     run.touch("end")
 
 
-def kill_the_warden(run: Run) -> None:
+def kill_the_reaper(run: Run) -> None:
     run.pid()
-    (guard,) = [pid for pid in reaper.processes_of(run.agent_id) if reaper.__file__.encode() in words_of(pid)]
-    os.kill(guard, signal.SIGKILL)
+    (reaper_pid,) = [pid for pid in reaper.processes_of(run.agent_id) if reaper.__file__.encode() in words_of(pid)]
+    os.kill(reaper_pid, signal.SIGKILL)
     run.touch("end")
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(Fault(code=0, script=WAITS, strike=remove_the_run_folder), id="and the run ends well"),
+        pytest.param(Fault(code=0, script=WAITS, strike=remove_the_run_directory), id="and the run ends well"),
         pytest.param(
             Fault(
                 layout="colocated",
                 code=1,
                 script=FAILS,
                 says=("{culprit} failed first: RuntimeError: no good",),
-                strike=remove_the_run_folder,
+                strike=remove_the_run_directory,
             ),
             id="and a rank fails, colocated",
         ),
@@ -57,13 +57,13 @@ def kill_the_warden(run: Run) -> None:
                 code=7,
                 script="wait_for('end')\nif bad:\n    sys.exit(7)\ntalk()",
                 says=("{culprit} failed first: exit code 7",),
-                strike=remove_the_run_folder,
+                strike=remove_the_run_directory,
             ),
             id="and a rank fails, command",
         ),
     ],
 )
-def test_the_run_folder_is_removed(job, fault):
+def test_the_run_directory_is_removed(job, fault):
     with running(job, fault) as run:
         fault.strike(run)
         run.finish()
@@ -71,16 +71,14 @@ def test_the_run_folder_is_removed(job, fault):
         check_nothing_is_left(run)
         assert all(text in run.err for text in fault.told()), run.err
         assert "Traceback" not in run.err.replace("] Traceback", ""), run.err
-        assert "run/report.json: No such file or directory; the report is not kept" in run.err
+        assert "run/report.json: No such file or directory; the report is not written" in run.err
 
 
 @pytest.mark.parametrize(
     "fault",
     [
         pytest.param(
-            Fault(
-                code=0, outcome="done", script=WAITS, words=("runtime.stall_timeout_s=1",), strike=remove_the_folder_in_memory
-            ),
+            Fault(code=0, outcome="done", script=WAITS, words=("runtime.stall_timeout_s=1",), strike=remove_the_node_directory),
             id="and the run ends well",
         ),
         pytest.param(
@@ -89,16 +87,16 @@ def test_the_run_folder_is_removed(job, fault):
                 code=1,
                 script=FAILS,
                 says=("{culprit} failed first: RuntimeError: no good",),
-                strike=remove_the_folder_in_memory,
+                strike=remove_the_node_directory,
             ),
             id="and a rank fails",
         ),
     ],
 )
-def test_the_folder_in_memory_is_removed(job, fault):
+def test_the_node_directory_is_removed(job, fault):
     suffer(job, fault)
 
 
-def test_the_warden_is_killed(job):
+def test_the_reaper_is_killed(job):
     script = "os.system('setsid sleep 1000 &')\n" + FAILS
-    suffer(job, Fault(code=1, script=script, says=("{culprit} failed first: RuntimeError: no good",), strike=kill_the_warden))
+    suffer(job, Fault(code=1, script=script, says=("{culprit} failed first: RuntimeError: no good",), strike=kill_the_reaper))

@@ -142,7 +142,7 @@ SERVER = [
             script=ENDS_WHEN_RESTARTED,
             attempts=2,
             words=("runtime.max_restarts=1",),
-            says=("the fork server of the ranks has died; starting it and all ranks again",),
+            says=("the fork server of the ranks has died; restarting all ranks",),
             strike=signal_to_the_fork_server(signal.SIGKILL),
         ),
         id="SIGKILL to the fork server, with a restart left",

@@ -129,7 +129,7 @@ HANGS = [
         hang(
             "non_colocated",
             OTHER_ORDER,
-            "they wait for each other: some ranks call collectives in another order",
+            "they wait for each other: some ranks call collectives in a different order",
             "not entered by rank 1 (language.tp0)",
             "not entered by rank 2 (language.tp1)",
             names="no progress in step 3",
@@ -140,7 +140,7 @@ HANGS = [
         hang(
             "colocated",
             OTHER_ORDER_COLOCATED,
-            "they wait for each other: some ranks call collectives in another order",
+            "they wait for each other: some ranks call collectives in a different order",
             "of the world (ranks 0-1)",
             "of mine (ranks 0-1)",
             names="no progress in step 3",

@@ -71,7 +71,7 @@ def pid_on(agents, rank):
 
 
 def check(agents, found, *, code, outcome, names, says=(), node_0_says=None):
-    """Node 0 tells all of it, the others leave with the same code, nothing is left, and the run folder can be read."""
+    """Node 0 tells all of it, the others leave with the same code, nothing is left, and the run directory can be read."""
     first = found[0]
     assert [done.code for done in found] == [code] * 3, [done.err for done in found]
     assert not agents.left()
@@ -94,7 +94,7 @@ def check(agents, found, *, code, outcome, names, says=(), node_0_says=None):
 def test_node_0_prints_the_whole_report_of_a_rank_that_raises_on_node_2(agents):
     write(agents, PRELUDE + "def inner():\n    raise RuntimeError('no good')\nif bad:\n    inner()\ntalk()\n")
     found = agents.finish([agents.start(node) for node in range(3)], BOUND_S)
-    says = (f"{ON_NODE_2} failed first: RuntimeError: no good", "  on gamma, at ", " in inner\n", "its output: ")
+    says = (f"{ON_NODE_2} failed first: RuntimeError: no good", "  on gamma, at ", " in inner\n", "  output: ")
     check(agents, found, code=1, outcome="failed", names=ON_NODE_2, says=says)
     report = json.loads((agents.folder / "run" / "report.json").read_text())
     assert report["first"]["host"] == "gamma"
@@ -190,7 +190,7 @@ def test_another_version_on_node_1(agents, sitecustomize, says):
     assert not list(agents.folder.glob("pid*"))
 
 
-def test_another_patch_of_python_on_node_1_is_told_and_the_job_runs(agents):
+def test_another_patch_of_python_on_node_1_is_a_warning(agents):
     write(agents, PRELUDE)
     found = agents.finish(start_with(agents, PATCH), BOUND_S)
     says = ("mimo-launch: warning: the ranks differ", "Python patch", ".99", "beta")

@@ -28,7 +28,7 @@ RAISES = [
         "a message of 10 MB",
         script=by_the_last_rank("raise ValueError('x' * 10_000_000 + ' the end')"),
         code=1,
-        says=("failed first: ValueError: xxx", "its output: "),
+        says=("failed first: ValueError: xxx", "  output: "),
     ),
     *in_all(
         ["command"],
@@ -49,7 +49,7 @@ RAISES = [
         "an exception whose text cannot be made",
         script="class Odd(Exception):\n    def __str__(self):\n        raise KeyError('odd')\n" + by_the_last_rank("raise Odd"),
         code=1,
-        says=("failed first: Odd: (its text cannot be made: KeyError)",),
+        says=("failed first: Odd: (str() of it failed: KeyError)",),
     ),
     *in_all(
         ["colocated"],
@@ -57,7 +57,7 @@ RAISES = [
         script="class Odd(Exception):\n    def __str__(self):\n        return 5\n    __repr__ = __str__\n"
         + by_the_last_rank("raise Odd"),
         code=1,
-        says=("failed first: Odd: (its text cannot be made: TypeError)",),
+        says=("failed first: Odd: (str() of it failed: TypeError)",),
     ),
     *in_all(
         ["non_colocated"],
@@ -117,7 +117,7 @@ EXITS = [
         script=by_the_last_rank("sys.exit(2)"),
         code=2,
         words=("runtime.max_restarts=3",),
-        says=("{culprit} failed first: exit code 2", "not started again: exit code 2"),
+        says=("{culprit} failed first: exit code 2", "not restarted: exit code 2"),
     ),
     *in_all(
         ["non_colocated"],
@@ -125,7 +125,7 @@ EXITS = [
         script=by_the_last_rank("sys.exit(0)"),
         code=1,
         names="rank ",
-        says=("hint: {culprit} had ended, with exit code 0, while others still needed it",),
+        says=("hint: {culprit} exited with exit code 0 while others still needed it",),
     ),
 ]
 
@@ -186,7 +186,7 @@ READS = [
             code=1,
             names="FileNotFoundError",
             layout="pipeline",
-            says=("the same on 2 other ranks", "hint: not/there is looked for in the folder"),
+            says=("the same on 2 other ranks", "hint: not/there is relative to the directory"),
         ),
         id="a file that is not there",
     ),
@@ -204,7 +204,7 @@ READS = [
             script="import socket\none, two = socket.socket(), socket.socket()\none.bind(('127.0.0.1', 0))\n"
             + by_the_last_rank("two.bind(one.getsockname())"),
             code=1,
-            says=("hint: the script takes a port",),
+            says=("hint: the script uses a port",),
         ),
         id="a port that is taken",
     ),

@@ -1,4 +1,4 @@
-"""Every mistake in a config: exit code 2 and one readable message with file, key, what was found and what would do."""
+"""Mistakes in configs and on the command line: exit code 2 and one message that names file, key, value and remedy."""
 
 import pytest
 
@@ -25,11 +25,6 @@ def good(**replaced):
     return "".join(f"{key}:{value}\n" for key, value in lines.items() if value is not None)
 
 
-def grown(item):
-    """Nine items, in which `LAST` and `NEXT` stand for the number of the one before and their own."""
-    return ", ".join(item.replace("LAST", str(number)).replace("NEXT", str(number + 1)) for number in range(9))
-
-
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -53,17 +48,7 @@ CASES = [
     pytest.param(good(name="!!int ''"), "not YAML: a value does not fit its tag", id="a tag for no value"),
     pytest.param(good(name="!!timestamp x"), "not YAML: a value does not fit its tag", id="a time that is none"),
     pytest.param(
-        good(run_dir="a", name="0x" + "f" * 5000), "name: a number of 20000 bits; quote it", id="a huge number for text"
-    ),
-    pytest.param(
-        good(pools="{a: {procs_per_node: 8, slurm: {mem: [0x" + "f" * 5000 + "]}}}"),
-        "pools.a.slurm.mem[0]: a number of 20000 bits; quote it",
-        id="a huge number for an option",
-    ),
-    pytest.param(
-        good(pools="{a: {procs_per_node: 0x" + "f" * 5000 + "}}"),
-        "pools.a.procs_per_node=... is not below 1000000000",
-        id="a huge number for a number",
+        good(pools="{a: {procs_per_node: 0x" + "f" * 5000 + "}}"), "job.yaml: Exceeds the limit", id="a number of 20000 bits"
     ),
     pytest.param(
         good(pools="{a: {procs_per_node: 8, slurm: {mem: !!binary aGk=}}}"),
@@ -72,7 +57,7 @@ CASES = [
     ),
     pytest.param(
         good(pools="{a: {procs_per_node: 8, slurm: {mem: [1, null]}}}"),
-        "pools.a.slurm.mem: null in a list; its items are text or numbers",
+        "pools.a.slurm.mem: null in a list; items must be text or numbers",
         id="null in an option's list",
     ),
     pytest.param(good(**{'"a\\nb\\e[31m"': "1"}), r"job.yaml: a\nb\x1b[31m: unknown key", id="a line break in a key"),
@@ -177,7 +162,7 @@ CASES = [
     ),
     pytest.param(
         good(modules="{vision: {dp: auto}, language: {dp: auto}}", pools="{a: {procs_per_node: 8}}"),
-        "both want",
+        "both take",
         id="auto twice",
     ),
     pytest.param(
@@ -186,7 +171,7 @@ CASES = [
         id="auto twice on the same ranks",
     ),
     pytest.param(
-        good(modules="{vision: {dp: 4096}, language: {dp: auto}}"), "auto shares out this machine", id="auto on a small machine"
+        good(modules="{vision: {dp: 4096}, language: {dp: auto}}"), "auto takes this machine", id="auto on a small machine"
     ),
     pytest.param(good(entry=None), "job.yaml: entry: missing", id="no entry"),
     pytest.param(good(entry="{}"), "entry: has exactly one of script, module, command; found none", id="an empty entry"),
@@ -194,8 +179,10 @@ CASES = [
     pytest.param(good(entry="{script: ''}"), "entry.script: empty", id="an empty script"),
     pytest.param(good(entry="{script: nope.py}"), "entry.script=nope.py: no such file: ", id="a missing script"),
     pytest.param(good(entry="{script: .}"), "entry.script=.: is a folder", id="a folder for a script"),
-    pytest.param(good(entry="{module: no.such.module}"), "entry.module=no.such.module: no such module", id="a missing module"),
-    pytest.param(good(entry="{module: .a}"), "entry.module=.a: no such module", id="a relative module"),
+    pytest.param(
+        good(entry="{module: no.such.module}"), "entry.module=no.such.module: not in the current folder", id="a missing module"
+    ),
+    pytest.param(good(entry="{module: .a}"), "entry.module=.a: not in the current folder", id="a relative module"),
     pytest.param(good(entry="{command: [no-such-program]}"), "entry.command=no-such-program: no such program", id="no program"),
     pytest.param(good(entry="{command: []}"), "entry.command: empty", id="an empty command"),
     pytest.param(
@@ -238,8 +225,8 @@ CASES = [
     ),
     pytest.param(
         good(modules="{vision: {dp: 100000}, language: {dp: 100000}}", layout="colocated"),
-        "modules: 200000 ranks, those that modules share counted for each; a plan takes 131072",
-        id="more ranks than a plan takes",
+        "modules: 200000 ranks, those that modules share counted for each; the limit of a plan is 131072",
+        id="more ranks than the limit of a plan",
     ),
     pytest.param(good(runtime="{timeout_s: 1e300}"), "is not a number up to 1e+07", id="no end of time"),
     pytest.param(good(runtime="{timeout_s: " + "9" * 400 + "}"), "is not a number up to 1e+07", id="a 400-digit time"),
@@ -262,16 +249,6 @@ CASES = [
     pytest.param(good(name="${nope}"), "job.yaml: name: Interpolation key 'nope' not found", id="an interpolation that fails"),
     pytest.param(good(name="${oc.env:NO_SUCH}"), "name: KeyError raised while resolving interpolation", id="an unset variable"),
     pytest.param(good(name="${"), "name: ", id="half an interpolation"),
-    pytest.param(
-        good(env="{A0: x, " + grown("ANEXT: '" + "${env.ALAST}" * 10 + "'") + "}"),
-        "job.yaml: with its interpolations resolved it has more than 10000000 characters",
-        id="interpolations that fill the memory",
-    ),
-    pytest.param(
-        good(args="[[1], " + grown("[" + '"${args[LAST]}", ' * 10 + "]") + "]"),
-        "job.yaml: with its interpolations resolved it has more than 10000000 characters",
-        id="interpolated lists that fill the memory",
-    ),
     pytest.param(good(name="${name}"), "name: Recursive interpolation detected", id="a circle"),
 ]
 
@@ -285,7 +262,7 @@ def test_a_bad_config_is_one_message_and_exit_code_2(job, capsys, command, text,
     assert not (job.parent / "runs").exists()
 
 
-def test_a_config_that_cannot_be_read_is_told(job, capsys):
+def test_a_config_that_cannot_be_read_is_one_message(job, capsys):
     _check(capsys, main(["plan", "nope.yaml"]), "nope.yaml: no such file")
     _check(capsys, main(["plan", "."]), "cannot be read: Is a directory")
     job.write_bytes(b"name: \xff\xfe")
@@ -313,7 +290,7 @@ def test_a_config_that_cannot_be_read_is_told(job, capsys):
         (["runtime.backend=ncl"], "command line, runtime.backend=ncl: runtime.backend='ncl' is not auto"),
     ],
 )
-def test_a_bad_override_is_blamed_on_the_command_line(job, capsys, overrides, message):
+def test_the_message_for_a_bad_override_names_the_command_line(job, capsys, overrides, message):
     job.write_text(GOOD)
     _check(capsys, main(["plan", "job.yaml", *overrides]), message)
 
@@ -333,7 +310,7 @@ def test_what_this_machine_cannot_start_is_refused_before_anything_starts(job, c
     assert not (job.parent / "runs").exists()
 
 
-def test_an_entry_on_the_command_line_may_interpolate_what_the_file_says(job, capsys):
+def test_an_entry_on_the_command_line_may_interpolate_keys_of_the_file(job, capsys):
     (job.parent / "job.py").write_text("")
     job.write_text(good(entry="{module: json}"))
     assert main(["plan", "job.yaml", "entry.script=${name}.py"]) == 0
@@ -349,24 +326,28 @@ def test_more_ranks_than_gpus_are_refused(job, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "required: COMMAND"),
-        (["plam"], "invalid choice: 'plam'"),
-        (["plan"], "required: CONFIG"),
+        ([], "the following arguments are required: COMMAND; mimo-launch --help lists the arguments"),
+        (["plam"], "unknown command plam; did you mean 'plan'?"),
+        (["rnu", "job.yaml"], "unknown command rnu; did you mean 'run'?"),
+        (["x", "job.yaml"], "unknown command x; there are init, plan, run, submit, status, logs, cancel, schema"),
+        (["job.yaml"], "job.yaml is not a command; did you mean 'run job.yaml'?"),
+        (["plan"], "the following arguments are required: CONFIG; mimo-launch plan --help lists the arguments"),
+        (["status", "one", "two"], "unexpected argument two; mimo-launch status --help lists the arguments"),
+        (["status", "one", "--", "two"], "unexpected argument two; arguments of the script follow plan, run and submit only"),
+        (["logs", "job", "--stage", "x"], "argument --stage: invalid int value: 'x'"),
+        (["run", "--dri-run"], "unknown option --dri-run; did you mean --dry-run of mimo-launch submit? (arguments of"),
+        (["run", "job.yaml", "-x"], "unknown option -x; arguments of the script follow --"),
         (["plan", "job.yaml", "--colour"], "unknown option --colour; arguments of the script follow --"),
         (["plan", "job.yaml", "--jsn"], "unknown option --jsn; did you mean --json? (arguments of the script follow --)"),
         (["run", "job.yaml", "--verbsoe=1"], "unknown option --verbsoe=1; did you mean --verbose?"),
         (["run", "--no-prefligth", "job.yaml"], "unknown option --no-prefligth; did you mean --no-preflight?"),
-        (["run", "job.yaml", "--dryrun"], "unknown option --dryrun; arguments of the script follow --"),
         (["submit", "--to", "slurm", "job.yaml", "--dryrun"], "unknown option --dryrun; did you mean --dry-run?"),
         (["logs", "job", "--folow"], "unknown option --folow; did you mean --follow?"),
         (["--vresion", "plan", "job.yaml"], "unknown option --vresion; did you mean --version?"),
     ],
 )
-def test_a_wrong_command_line_is_told_by_exit_code_2(capsys, words, message):
-    with pytest.raises(SystemExit) as ending:
-        main(words)
-    assert ending.value.code == 2
-    assert message in capsys.readouterr().err
+def test_a_wrong_command_line_is_one_message_and_exit_code_2(capsys, words, message):
+    _check(capsys, main(words), message)
 
 
 def _check(capsys, code, message):

@@ -34,7 +34,7 @@ class Lab:
             check=False,
         )
         if done.returncode != 0:
-            raise RuntimeError(f"the lab does not start: {done.stdout}")
+            raise RuntimeError(f"the cluster does not start: {done.stdout}")
         line = next(line for line in done.stdout.splitlines() if line.startswith("export SLURM_CONF="))
         return cls(line.removeprefix("export SLURM_CONF="), cwd, path)
 

@@ -1,4 +1,4 @@
-"""The commands of the documents about SLURM, as a reader would type them, on a real cluster."""
+"""The commands of the guides to SLURM, several nodes and Kubernetes, as a reader would type them, on a real cluster."""
 
 import re
 
@@ -8,7 +8,8 @@ from tests.cluster.slurm.lab import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/slurm.md").read_text(), re.DOTALL | re.MULTILINE)
+TEXT = "".join((ROOT / "docs" / "guides" / name).read_text() for name in ("slurm.md", "nodes.md", "kubernetes.md"))
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 MADE_UP = "node0.example"
 
 

@@ -1,4 +1,4 @@
-"""The job scripts of examples/slurm, submitted as they stand."""
+"""The job scripts of examples/slurm, submitted unchanged."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def test_a_heterogeneous_job_has_a_component_for_each_pool(lab):
     assert len({host for host, _ in where.values()}) == 3
 
 
-def test_pools_are_followed_where_slurm_counts_their_nodes_the_other_way_round(lab):
+def test_pools_are_matched_where_slurm_numbers_their_nodes_in_another_order(lab):
     script = (lab.cwd / "examples/slurm/two_pools.sbatch").read_text()
     first, rest = script.split("#SBATCH hetjob\n")
     turned = f"{first}#SBATCH --nodelist=n4\n#SBATCH hetjob\n#SBATCH --nodelist=n[1-2]\n{rest}"
@@ -67,7 +67,7 @@ def test_a_step_of_another_shape_is_refused(lab, words, message):
     assert message in done.stderr
 
 
-def test_a_batch_script_without_srun_is_told_to_use_it(lab):
+def test_a_batch_script_without_srun_is_refused(lab):
     done = lab.run("srun", "-N1", "bash", "-c", "unset SLURM_STEP_ID; mimo-launch run examples/slurm/plain.yaml", check=False)
     assert done.returncode == 2
     assert "the plan has 4 nodes, and inside SLURM job" in done.stderr

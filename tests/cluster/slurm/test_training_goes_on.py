@@ -1,4 +1,4 @@
-"""A training that is preempted, warned, or loses a node ends with the same loss as one that nothing happens to."""
+"""A training that is preempted, warned, or loses a node ends with the same loss as an undisturbed one."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def training(lab, tmp_path):
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster, tmp_path_factory):
-    """Each step's loss where nothing happens."""
+    """The loss of each step of an undisturbed training."""
     training = Submitted(cluster, tmp_path_factory.mktemp("undisturbed"), TRAINING)
     training.submit(None)
     assert training.wait(timeout_s=180) == ["COMPLETED", "COMPLETED"], training.output()
@@ -45,7 +45,7 @@ def undisturbed(cluster, tmp_path_factory):
 
 @pytest.fixture
 def loses_a_node(training):
-    """A training on a cluster that is made anew afterwards."""
+    """A training on a cluster that is restarted afterwards."""
     yield training
     Lab.stop()
     Lab.start(4, training.lab.cwd, training.lab.path)
@@ -57,7 +57,7 @@ def saved_steps(training):
     )
 
 
-def test_a_preempted_training_saves_is_requeued_and_goes_on(training, undisturbed):
+def test_a_preempted_training_saves_is_requeued_and_continues(training, undisturbed):
     training.submit(None)
     training.lab.until(lambda: max(training.metrics(), default=0) > 60, timeout_s=120)
     urgent = training.lab.sbatch("--partition=urgent", "--nodes=4", "--exclusive", "--wrap=sleep 2")
@@ -69,7 +69,7 @@ def test_a_preempted_training_saves_is_requeued_and_goes_on(training, undisturbe
     assert training.metrics() == undisturbed
 
 
-def test_a_preempted_script_that_never_asks_is_requeued_too(lab, tmp_path):
+def test_a_preempted_script_that_ignores_the_notice_is_requeued_too(lab, tmp_path):
     job = Submitted(lab, tmp_path / "user")
     job.submit("import os, time\nprint('up', flush=True)\nif os.environ['MIMO_RESTART_COUNT'] == '0': time.sleep(600)")
     lab.until(lambda: "up" in job.output())
@@ -86,11 +86,11 @@ def test_a_training_that_is_warned_by_sigusr1_saves_and_requeues_itself(training
     assert training.wait(timeout_s=180) == ["COMPLETED", "COMPLETED"], training.output()
     assert training.lab.restarts(training.id) == 1
     assert len(saved_steps(training)) == 1
-    assert "the ranks ended in order to be started again" in training.output()
+    assert "the ranks asked to be requeued" in training.output()
     assert training.metrics() == undisturbed
 
 
-def test_a_training_that_loses_a_node_is_requeued_and_goes_on(loses_a_node, undisturbed):
+def test_a_training_that_loses_a_node_is_requeued_and_continues(loses_a_node, undisturbed):
     training = loses_a_node
     training.submit(None, "--", "--checkpoint-every", "50")
     training.lab.until(lambda: len(saved_steps(training)) > 1, timeout_s=120)

@@ -1,4 +1,4 @@
-"""However a run ends, no process of it is left."""
+"""No process of a run is left, however it ends."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_a_signal_to_mimo_launch_ends_everything(job, number, code, last, start_
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
-    # After SIGKILL, multiprocessing's resource tracker says what it cleans up.
+    # After SIGKILL, multiprocessing's resource tracker prints what it cleans up.
     assert errors == last or number == signal.SIGKILL
     wait_until_gone(run_id)
 

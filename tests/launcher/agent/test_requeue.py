@@ -1,4 +1,4 @@
-"""The warning before a job ends, from mimo-launch to the ranks of this machine, and what they answer."""
+"""The warning that a job is about to end: from mimo-launch to the ranks of this machine, which may ask to be requeued."""
 
 import os
 import signal
@@ -35,12 +35,12 @@ def start(job, *words):
 
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_ranks_that_are_warned_can_ask_to_be_started_again(job, number, start_method):
+def test_ranks_that_are_warned_can_ask_to_be_requeued(job, number, start_method):
     process = start(job, f"runtime.start_method={start_method}", "--", "75", "0", "75")
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert errors == "mimo-launch: the ranks ended in order to be started again (exit code 75)\n"
+    assert errors == "mimo-launch: the ranks asked to be requeued (exit code 75)\n"
     assert [lines_of(output, label) for label in LABELS] == [[f"{number.name} True"]] * 3
 
 
@@ -48,10 +48,10 @@ def test_a_rank_that_still_saves_is_waited_for(job):
     process = start(job, "runtime.grace_s=1.5", "--", "75", "75", "75", "4")
     process.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (75, "mimo-launch: the ranks ended in order to be started again (exit code 75)\n")
+    assert (process.returncode, errors) == (75, "mimo-launch: the ranks asked to be requeued (exit code 75)\n")
 
 
-def test_a_wish_to_be_started_again_is_no_failure_that_starts_the_ranks_again_here(job):
+def test_a_request_for_a_requeue_does_not_restart_the_ranks_here(job):
     process = start(job, "runtime.max_restarts=3", "--", "75", "75", "75")
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=60)
@@ -68,7 +68,7 @@ def test_a_rank_that_fails_after_the_warning_has_failed(job):
 
 
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
-def test_a_warning_while_the_ranks_start_is_not_deadly(job, start_method):
+def test_a_warning_while_the_ranks_start_does_not_end_them(job, start_method):
     process = job.start("print('ran')", "--verbose", f"runtime.start_method={start_method}")
     said = iter(process.stderr.readline, "")
     assert any("attempt 0: started 3 ranks" in line for line in said)
@@ -101,7 +101,7 @@ print([ctx.seconds_left() is None for _ in range(2)])
 """
 
 
-def test_a_warning_that_came_before_the_script_listened_is_not_lost(job):
+def test_a_warning_before_the_script_calls_seconds_left_is_not_lost(job):
     process = job.start(LISTENS_LATE, "runtime.warning_s=50")
     assert sorted(process.stdout.readline() for _ in LABELS) == sorted(f"{label} up\n" for label in LABELS)
     process.send_signal(signal.SIGUSR1)

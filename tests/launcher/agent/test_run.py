@@ -44,7 +44,7 @@ def test_a_modules_group_options_reach_its_ranks(job):
     assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["True self"], ["True language.tp"], ["True language.tp"]]
 
 
-def test_verbose_ranks_say_how_long_each_round_of_groups_took(job):
+def test_verbose_ranks_print_the_time_of_each_round_of_groups(job):
     done = job.run("print('ran')", "--verbose")
     assert done.returncode == 0
     said = lines_of(done.stderr, "[language.tp1 r2]")
@@ -54,7 +54,7 @@ def test_verbose_ranks_say_how_long_each_round_of_groups_took(job):
     ]
 
 
-def test_the_run_folder_keeps_config_plan_and_each_ranks_output(job):
+def test_the_run_directory_has_config_plan_and_each_ranks_output(job):
     done = job.run("import sys; print('out'); print('err', file=sys.stderr)", "name=other", "--", "--x")
     assert done.returncode == 0
     folder = job.folder / "runs" / "other"
@@ -66,7 +66,7 @@ def test_the_run_folder_keeps_config_plan_and_each_ranks_output(job):
         assert lines_of(done.stderr, prefix) == ["err"]
 
 
-def test_an_earlier_run_is_put_aside_and_what_the_script_wrote_stays(job):
+def test_an_earlier_run_is_moved_to_previous_and_what_the_script_wrote_stays(job):
     write = "import mimo_role, pathlib; pathlib.Path(mimo_role.RankEnviron.from_environ().run_dir, 'kept').touch()"
     assert job.run(write).returncode == 0
     assert job.run("print('second')").returncode == 0
@@ -177,14 +177,14 @@ total = torch.tensor(context.rank); dist.all_reduce(total); print(int(total))
     assert lines_of(done.stdout, RANKS[1]) == ["3"]
 
 
-def test_a_script_that_joins_twice_is_told_of_the_setting(job):
+def test_a_script_that_joins_twice_gets_a_hint_at_the_setting(job):
     done = job.run("import torch.distributed as dist; dist.init_process_group('gloo')")
     assert done.returncode == 1
     assert "  hint: the launcher has joined torch.distributed before the script started; " in done.stderr
     assert "runtime.join: script" in done.stderr
 
 
-def test_a_script_may_leave_the_job_itself(job):
+def test_a_script_may_destroy_the_process_group_itself(job):
     done = job.run("import torch.distributed as dist; dist.barrier(); dist.destroy_process_group(); print('left')")
     assert (done.returncode, done.stderr) == (0, "")
     assert lines_of(done.stdout, RANKS[0]) == ["left"]
@@ -193,7 +193,7 @@ def test_a_script_may_leave_the_job_itself(job):
 ENDINGS = {
     "raise": "raise ValueError('rank one fails\\nin two lines')",
     "exit code": "import sys; sys.exit(7)",
-    "exit code without a word": "import os; os._exit(7)",
+    "exit code at once": "import os; os._exit(7)",
     "exit with text": "import sys; sys.exit('a reason')",
     "signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "interrupt": "raise KeyboardInterrupt",
@@ -214,7 +214,7 @@ while True:
     [
         ("raise", 1, "ValueError: rank one fails"),
         ("exit code", 7, "exit code 7"),
-        ("exit code without a word", 7, "exit code 7"),
+        ("exit code at once", 7, "exit code 7"),
         ("exit with text", 1, "exit code 1 (a reason)"),
         ("signal", 1, "killed by SIGKILL"),
         ("interrupt", 130, "exit code 130"),
@@ -281,7 +281,7 @@ def test_the_first_of_many_ranks_to_end_is_found_however_early_it_ends(job):
     assert "mimo-launch: rank 0 (vision) failed first: exit code 7" in done.stderr
 
 
-def test_ranks_that_all_end_at_once_are_no_hang(job):
+def test_simultaneous_exit_is_not_a_hang(job):
     assert job.run("import os; os._exit(0)", "runtime.join=script").returncode == 0
 
 
@@ -303,7 +303,7 @@ if rank == 0:
     done = job.run(script, "runtime.max_restarts=1")
     assert done.returncode == 0
     assert lines_of(done.stdout, RANKS[0]) == ["left: "]
-    assert "failed first: exit code 3; starting all ranks again (1 of 1)\n" in done.stderr
+    assert "failed first: exit code 3; restarting all ranks (1 of 1)\n" in done.stderr
 
 
 def test_after_a_failure_ranks_have_the_grace_time_to_end(job):
@@ -328,13 +328,13 @@ for tenth in range(1000):
 
 
 @pytest.mark.parametrize("ending", ["sys.exit()", "sys.exit(0)", "os._exit(0)", "pass"])
-def test_every_way_of_ending_well_is_a_success(job, ending):
+def test_every_kind_of_exit_code_0_is_a_success(job, ending):
     # Without a process group, whose other ranks a sudden end would fail.
     done = job.run(f"import os, sys\n{ending}", "runtime.join=script")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_ranks_start_again_after_a_failure_as_often_as_the_config_says(job):
+def test_ranks_restart_after_a_failure_as_often_as_the_config_allows(job):
     script = """
 import os, sys, mimo_role
 attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -358,27 +358,27 @@ sys.stdout.write("in "); sys.stdout.flush(); sys.stdout.write("parts\n\nno end o
     assert lines_of(done.stdout, RANKS[0]) == ["café \N{REPLACEMENT CHARACTER}", "in parts", "", "no end of line"]
 
 
-def test_two_runs_do_not_share_a_folder(job):
+def test_two_runs_do_not_share_a_run_directory(job):
     first = job.start("import time; print('up', flush=True); time.sleep(60)")
     try:
         assert first.stdout.readline().endswith("up\n")
         second = job.run("print('second')")
         assert second.returncode == 2
-        assert "belongs to a run that is still going on" in second.stderr
+        assert "is in use by a run that is still going on" in second.stderr
     finally:
         first.terminate()
         first.communicate(timeout=30)
     assert first.returncode == 143
 
 
-def test_a_run_folder_that_cannot_be_written_is_told(job):
+def test_a_run_directory_that_cannot_be_written_is_refused(job):
     (job.folder / "runs").write_text("a file")
     done = job.run("")
     assert done.returncode == 2
     assert done.stderr.startswith("mimo-launch: run_dir: ")
 
 
-def test_a_reader_that_goes_away_stops_neither_the_run_nor_its_exit_code(job):
+def test_a_closed_stdout_stops_neither_the_run_nor_its_exit_code(job):
     script = "import sys\nfor number in range(20000): print(number)\nsys.exit(5)"
     job.write(script)
     command = f"{shlex.join(job.command())} | head -1; exit ${{PIPESTATUS[0]}}"

@@ -1,4 +1,4 @@
-"""Ranks that have ended, for tests of what is told of them."""
+"""Rank exits for tests of reports."""
 
 from launcher.failures.crash import Crash, Frame
 from launcher.failures.rank_exit import RankExit
@@ -10,7 +10,7 @@ TOPOLOGY = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp
 SCRIPT = Frame("/home/me/train.py", 12, "main", "loss = model(batch)", is_users=True)
 TORCH = Frame("/env/lib/python3.11/site-packages/torch/nn/modules/module.py", 1779, "_call_impl", "", is_users=False)
 
-# What torch 2.13 says over gloo when the process at the other end is killed.
+# The message of torch 2.13 over gloo when the peer is killed.
 GLOO_LOST_A_PEER = (
     "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:47513: Connection reset by "
     "peer. This is typically caused by a remote worker hanging or bugs in the application. Check the logs of the remote worker "
@@ -29,7 +29,7 @@ NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1275, interna
 ncclInternalError: Internal check failed.
 Last error:
 Net : Connection closed by remote peer user<50260>"""
-# What a client of torch's TCPStore says when the server has gone.
+# The message of a client of torch's TCPStore when the server has exited.
 STORE_LOST_A_PEER = "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?"
 
 

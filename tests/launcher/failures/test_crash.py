@@ -1,4 +1,4 @@
-"""How a rank writes down what ends it, and how that is read back."""
+"""Writing the exception that ends a rank, and reading it back."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.failures.crash import Crash, Frame, is_users, read_crash, write_down
+from launcher.failures.crash import Crash, Frame, is_users, read_crash, write_crash
 
 LINE_LIMIT = 100
 
@@ -38,10 +38,10 @@ def caught(raiser):
     raise AssertionError
 
 
-def kept(error, folder, **more):
-    """What can be read back of an exception after it has been written down."""
+def written(error, folder, **more):
+    """The exception as it is read back from the file."""
     file = folder / "error.json"
-    write_down(error, error.__traceback__, file, to_stderr=False, **({"beside": None} | more))
+    write_crash(error, error.__traceback__, file, to_stderr=False, **({"fallback": None} | more))
     return read_crash(file.read_text(encoding="utf-8"))
 
 
@@ -83,20 +83,20 @@ def raise_with(*arguments, kind=RuntimeError):
         pytest.param(
             raise_with(kind=TextlessError),
             f"{__name__}.TextlessError",
-            "(its text cannot be made: ZeroDivisionError)",
-            id="a text that cannot be made",
+            "(str() of it failed: ZeroDivisionError)",
+            id="__str__ raises",
         ),
         pytest.param(
             raise_with(kind=NumberedError),
             f"{__name__}.NumberedError",
-            "(its text cannot be made: TypeError)",
-            id="a text that is none",
+            "(str() of it failed: TypeError)",
+            id="__str__ returns no text",
         ),
         pytest.param(chained, f"{__name__}.OwnError", "no tokens", id="with a cause"),
     ],
 )
-def test_an_exception_is_read_back_as_it_was_written_down(raiser, kind, text, tmp_path):
-    crash = kept(caught(raiser), tmp_path)
+def test_an_exception_is_read_back_as_it_was_written(raiser, kind, text, tmp_path):
+    crash = written(caught(raiser), tmp_path)
     assert (crash.kind, crash.text, crash.kinds[0]) == (kind, text, kind)
     assert crash.kinds[-1] == "BaseException"
     assert crash.frames[0].function == "caught"
@@ -105,25 +105,25 @@ def test_an_exception_is_read_back_as_it_was_written_down(raiser, kind, text, tm
 
 @given(st.text())
 def test_any_message_is_read_back(tmp_path_factory, text):
-    assert kept(caught(raise_with(text)), tmp_path_factory.mktemp("crash")).text == text
+    assert written(caught(raise_with(text)), tmp_path_factory.mktemp("crash")).text == text
 
 
-def test_the_cause_of_an_exception_stands_in_its_traceback(tmp_path):
-    crash = kept(caught(chained), tmp_path)
+def test_the_cause_of_an_exception_is_in_its_traceback(tmp_path):
+    crash = written(caught(chained), tmp_path)
     assert "KeyError: 'tokens'" in crash.traceback
     assert "direct cause" in crash.traceback
     assert crash.kinds[:2] == (f"{__name__}.OwnError", "ValueError")
 
 
-def test_a_frame_has_its_place_its_text_and_its_owner(tmp_path):
-    frame = kept(caught(chained), tmp_path).frames[-1]
+def test_a_frame_has_its_place_its_source_and_its_owner(tmp_path):
+    frame = written(caught(chained), tmp_path).frames[-1]
     assert (frame.file, frame.function, frame.source) == (__file__, "chained", 'raise OwnError("no tokens") from error')
     assert frame.is_users
     assert str(frame) == f"{__file__}:{frame.line} in chained"
 
 
 def test_a_huge_message_is_shortened_in_the_middle(tmp_path):
-    crash = kept(caught(raise_with("begin" + "x" * 10_000_000 + "end")), tmp_path)
+    crash = written(caught(raise_with("begin" + "x" * 10_000_000 + "end")), tmp_path)
     assert len(crash.text) < 5_000
     assert crash.text.startswith("begin")
     assert crash.text.endswith("end")
@@ -132,48 +132,48 @@ def test_a_huge_message_is_shortened_in_the_middle(tmp_path):
 
 
 def test_a_deep_recursion_keeps_both_ends_of_its_traceback(tmp_path):
-    crash = kept(caught(deep), tmp_path)
+    crash = written(caught(deep), tmp_path)
     assert (crash.frames[0].function, crash.frames[-1].function) == ("caught", "deep")
     assert len(crash.frames) <= LINE_LIMIT
     assert (tmp_path / "error.json").stat().st_size < 100_000
 
 
-def test_what_cannot_be_written_goes_beside(tmp_path):
-    beside = tmp_path / "beside.json"
+def test_the_fallback_is_used_where_the_file_cannot_be_written(tmp_path):
+    fallback = tmp_path / "fallback.json"
     error = caught(raise_with("lost"))
-    write_down(error, error.__traceback__, tmp_path / "no folder" / "error.json", to_stderr=False, beside=beside)
-    assert read_crash(beside.read_text()).text == "lost"
+    write_crash(error, error.__traceback__, tmp_path / "no folder" / "error.json", to_stderr=False, fallback=fallback)
+    assert read_crash(fallback.read_text()).text == "lost"
 
 
-def test_what_can_be_written_does_not_go_beside(tmp_path):
-    kept(caught(raise_with("kept")), tmp_path, beside=tmp_path / "beside.json")
+def test_the_fallback_is_not_used_where_the_file_can_be_written(tmp_path):
+    written(caught(raise_with("kept")), tmp_path, fallback=tmp_path / "fallback.json")
     assert [path.name for path in tmp_path.iterdir()] == ["error.json"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_leaves_no_half_a_file(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
     (tmp_path / "error.json.tmp").symlink_to("/dev/full")
     error = caught(raise_with("full"))
-    write_down(error, None, tmp_path / "error.json", to_stderr=False, beside=tmp_path / "beside.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["beside.json"]
+    write_crash(error, None, tmp_path / "error.json", to_stderr=False, fallback=tmp_path / "fallback.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["fallback.json"]
 
 
 def test_where_nothing_can_be_written_nothing_is_raised(tmp_path):
-    write_down(caught(chained), None, tmp_path / "no" / "a", to_stderr=False, beside=tmp_path / "no" / "b")
+    write_crash(caught(chained), None, tmp_path / "no" / "a", to_stderr=False, fallback=tmp_path / "no" / "b")
     assert list(tmp_path.iterdir()) == []
 
 
 PRINTS = """
 import os, sys
 from pathlib import Path
-from launcher.failures.crash import write_down
+from launcher.failures.crash import write_crash
 sys.stderr.write("before\\n")
 sys.stderr.flush()
 {}
 try:
     raise ValueError("\\udcff é")
 except ValueError as error:
-    write_down(error, error.__traceback__, Path("error.json"), to_stderr=True, beside=None)
+    write_crash(error, error.__traceback__, Path("error.json"), to_stderr=True, fallback=None)
 sys.stderr.write("after\\n")
 """
 
@@ -185,7 +185,7 @@ def printed_by(script, folder):
     return (folder / "stderr").read_bytes(), read_crash((folder / "error.json").read_text())
 
 
-def test_it_is_known_where_the_traceback_stands_in_stderr(tmp_path):
+def test_the_position_of_the_traceback_in_stderr_is_recorded(tmp_path):
     stderr, crash = printed_by(PRINTS.format(""), tmp_path)
     begin, end = crash.written
     assert stderr[:begin] == b"before\n"
@@ -195,7 +195,7 @@ def test_it_is_known_where_the_traceback_stands_in_stderr(tmp_path):
 
 
 @pytest.mark.parametrize("closing", ["os.close(2)", "sys.stderr.close(); os.closerange(2, 3)"])
-def test_a_script_that_has_closed_its_stderr_is_told_of_too(tmp_path, closing):
+def test_the_exception_of_a_script_that_has_closed_its_stderr_is_written(tmp_path, closing):
     _, crash = printed_by(PRINTS.format(closing), tmp_path)
     assert crash.kind == "ValueError"
     assert crash.written is None
@@ -210,7 +210,7 @@ main()
 """
 
 
-def test_what_torchelastics_record_writes_is_read(tmp_path):
+def test_a_file_of_torchelastics_record_is_read(tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "error.json"
     environment = os.environ | {"TORCHELASTIC_ERROR_FILE": str(file)}
@@ -220,11 +220,11 @@ def test_what_torchelastics_record_writes_is_read(tmp_path):
     assert crash.traceback.startswith("Traceback (most recent call last)")
 
 
-def test_torchelastic_reads_what_is_written_down(tmp_path):
+def test_torchelastic_reads_the_file(tmp_path):
     pytest.importorskip("torch")
     from torch.distributed.elastic.multiprocessing.api import ProcessFailure
 
-    kept(caught(raise_with("out of cheese")), tmp_path)
+    written(caught(raise_with("out of cheese")), tmp_path)
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
     assert failure.message["message"] == "RuntimeError: out of cheese"
 
@@ -237,7 +237,7 @@ def test_torchelastic_reads_what_is_written_down(tmp_path):
         pytest.param('{"message": {"message": "OSError: gone", "extraInfo": null}}', "OSError", id="with none"),
     ],
 )
-def test_other_forms_of_torchelastics_are_read(text, kind):
+def test_other_formats_of_torchelastic_are_read(text, kind):
     assert (read_crash(text).kind, read_crash(text).text) == (kind, "gone")
 
 
@@ -260,7 +260,7 @@ def test_other_forms_of_torchelastics_are_read(text, kind):
         '{"crash": {"frames": [1], "written": null, "kinds": []}}',
     ],
 )
-def test_what_is_no_crash_is_none(text):
+def test_a_file_without_an_exception_is_none(text):
     assert read_crash(text) is None
 
 
@@ -272,7 +272,7 @@ ANYTHING = st.recursive(
 
 
 @given(ANYTHING)
-def test_whatever_a_script_leaves_in_its_error_file_nothing_is_raised(value):
+def test_any_content_of_an_error_file_is_read_without_an_exception(value):
     crash = read_crash(json.dumps(value))
     assert crash is None or crash.kind is not None
 
@@ -300,14 +300,14 @@ def test_a_crash_survives_json():
         pytest.param(str(Path(__file__).parents[3] / "mimo_role" / "context.py"), False, id="the runtime"),
     ],
 )
-def test_frames_are_the_users_or_not(file, whose):
+def test_files_of_the_user_are_recognized(file, whose):
     assert is_users(file) is whose
 
 
-def test_what_is_behind_an_exception_is_kept(tmp_path):
-    assert kept(caught(chained), tmp_path).causes == ("caused by KeyError: 'tokens'",)
+def test_the_cause_of_an_exception_is_kept(tmp_path):
+    assert written(caught(chained), tmp_path).causes == ("caused by KeyError: 'tokens'",)
 
 
-def test_a_file_that_python_cannot_read_is_named(tmp_path):
-    found = kept(caught(lambda: compile("def f(:\n", "/home/me/train.py", "exec")), tmp_path).frames[-1]
+def test_a_syntax_error_has_a_frame_with_file_and_line(tmp_path):
+    found = written(caught(lambda: compile("def f(:\n", "/home/me/train.py", "exec")), tmp_path).frames[-1]
     assert (found.file, found.line, found.source) == ("/home/me/train.py", 1, "def f(:")

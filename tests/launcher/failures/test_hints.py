@@ -1,4 +1,4 @@
-"""What is advised for failures that are known. Texts that come from elsewhere are as torch, NCCL, gloo or Python say them."""
+"""Hints for known failures. Messages of torch, NCCL, gloo and Python are quoted."""
 
 import signal
 
@@ -7,7 +7,7 @@ import pytest
 from launcher.failures.hints import FailureContext, hint_for
 from tests.launcher.failures.rank_exits import GLOO_LOST_A_PEER, NCCL_LOST_A_PEER, STORE_LOST_A_PEER, TOPOLOGY, crash, record
 
-# As torch 2.13 says them; the CUDA one by pytorch/pytorch#16417, NCCL's by awslabs/awsome-distributed-ai#192.
+# Messages of torch 2.13; CUDA's from pytorch/pytorch#16417, NCCL's from awslabs/awsome-distributed-ai#192.
 CUDA_MEMORY = (
     "CUDA out of memory. Tried to allocate 22.00 MiB. GPU 0 has a total capacity of 23.65 GiB of which 11.06 MiB is free. "
     "Including non-PyTorch memory, this process has 23.60 GiB memory in use. Of the allocated memory 22.90 GiB is allocated by "
@@ -38,8 +38,8 @@ def failed(kind, text, *bases, rank=3, code=1):
     return record(rank, code, crash=crash(kind, text, bases=(kind, *bases)))
 
 
-def said(text, rank=3, code=1):
-    """One that has left nothing but its output."""
+def with_output(text, rank=3, code=1):
+    """A rank that has left nothing but output."""
     return record(rank, code, tail=text.splitlines())
 
 
@@ -52,7 +52,7 @@ def said(text, rank=3, code=1):
             id="memory of a GPU",
         ),
         pytest.param(
-            said(f"torch.OutOfMemoryError: {CUDA_MEMORY}", rank=0),
+            with_output(f"torch.OutOfMemoryError: {CUDA_MEMORY}", rank=0),
             "the GPU has no memory left for modules.vision: ",
             id="memory of a GPU, in the output",
         ),
@@ -84,8 +84,8 @@ def said(text, rank=3, code=1):
         ),
         pytest.param(failed("IndexError", LOADER_RAISED), None, id="a data set that raises"),
         pytest.param(
-            said("", code=-signal.SIGKILL),
-            "somebody sent SIGKILL: the out-of-memory killer (see dmesg on hosta), ",
+            with_output("", code=-signal.SIGKILL),
+            "SIGKILL was sent by the out-of-memory killer (see dmesg on hosta), ",
             id="SIGKILL",
         ),
         pytest.param(
@@ -100,17 +100,17 @@ def said(text, rank=3, code=1):
         ),
         pytest.param(
             failed("torch.distributed.DistNetworkError", STORE_PORT),
-            "the script takes a port that another process has; ",
+            "the script uses a port that is in use; ",
             id="a port of torch's",
         ),
         pytest.param(
             failed("OSError", "[Errno 98] Address already in use"),
-            "the script takes a port that another process has; ",
+            "the script uses a port that is in use; ",
             id="a port",
         ),
         pytest.param(
             failed("OSError", "[Errno 28] No space left on device"),
-            "free some space on hosta, or choose another place",
+            "free some space on hosta, or choose another directory",
             id="a full disk",
         ),
         pytest.param(
@@ -121,25 +121,25 @@ def said(text, rank=3, code=1):
         pytest.param(failed("OSError", "[Errno 122] Disk quota exceeded: 'a'"), "free some space on hosta", id="a quota"),
         pytest.param(
             failed("FileNotFoundError", "[Errno 2] No such file or directory: 'data/a.pt'", "OSError"),
-            "data/a.pt is looked for in the folder where mimo-launch was started",
+            "data/a.pt is relative to the directory where mimo-launch was started",
             id="a relative path",
         ),
         pytest.param(
             failed("FileNotFoundError", "[Errno 2] No such file or directory: '/data/a.pt'", "OSError"),
-            "is it there on hosta, and on every node",
+            "the file must exist on hosta, and on every other node",
             id="an absolute path",
         ),
         pytest.param(
             failed("FileNotFoundError", "no shard", "OSError"),
-            "is it there on hosta, and on every node",
+            "the file must exist on hosta, and on every other node",
             id="a file in other words",
         ),
         pytest.param(
-            failed("torch.distributed.DistBackendError", NCCL_SYSTEM), "NCCL says more with env.NCCL_DEBUG=INFO", id="NCCL"
+            failed("torch.distributed.DistBackendError", NCCL_SYSTEM), "env.NCCL_DEBUG=INFO makes NCCL log the cause", id="NCCL"
         ),
         pytest.param(
             failed("torch.distributed.DistBackendError", NCCL_LOST_A_PEER),
-            "NCCL says more with env.NCCL_DEBUG=INFO",
+            "env.NCCL_DEBUG=INFO makes NCCL log the cause",
             id="NCCL that has lost a peer",
         ),
         pytest.param(
@@ -149,23 +149,23 @@ def said(text, rank=3, code=1):
         ),
         pytest.param(
             failed("RuntimeError", GLOO_LOST_A_PEER),
-            "another rank has gone without a word, or the network",
+            "a peer exited without reporting an error, or the network",
             id="gloo that has lost a peer",
         ),
         pytest.param(
             failed("torch.distributed.DistNetworkError", STORE_LOST_A_PEER),
-            "another rank has gone without a word, or the network",
-            id="a store that has gone",
+            "a peer exited without reporting an error, or the network",
+            id="a store whose server has exited",
         ),
         pytest.param(
             failed("Segmentation fault", "", code=-signal.SIGSEGV),
             "a crash in compiled code: the frames are Python's; gdb ",
             id="a crash in C",
         ),
-        pytest.param(said("", code=-signal.SIGBUS), "a crash in compiled code", id="a bus error"),
+        pytest.param(with_output("", code=-signal.SIGBUS), "a crash in compiled code", id="a bus error"),
         pytest.param(failed("ValueError", "bad batch"), None, id="an error of the user's"),
-        pytest.param(said("bye", code=3), None, id="a code of the user's"),
-        pytest.param(said("", code=-signal.SIGTERM), None, id="SIGTERM"),
+        pytest.param(with_output("bye", code=3), None, id="a code of the user's"),
+        pytest.param(with_output("", code=-signal.SIGTERM), None, id="SIGTERM"),
     ],
 )
 def test_a_known_failure_has_a_hint(ended, hint):
@@ -181,44 +181,46 @@ def test_a_known_failure_has_a_hint(ended, hint):
     ("ended", "kills", "hint"),
     [
         pytest.param(
-            said("", code=-9),
+            with_output("", code=-9),
             1,
             "out-of-memory killer has ended a process on hosta since the run began: modules.language",
             id="one",
         ),
-        pytest.param(said("", code=-9), 3, "out-of-memory killer has ended 3 processes on hosta", id="several"),
+        pytest.param(with_output("", code=-9), 3, "out-of-memory killer has ended 3 processes on hosta", id="several"),
         pytest.param(failed("RuntimeError", LOADER_KILLED), 2, "fewer data-loader workers, or more memory", id="a data loader"),
     ],
 )
-def test_the_kernels_out_of_memory_killer_is_named_where_its_count_has_grown(ended, kills, hint):
+def test_the_out_of_memory_killer_is_named_if_its_count_has_grown(ended, kills, hint):
     assert hint in hint_for(FailureContext(record=ended, topology=TOPOLOGY, oom_kills=kills))
     assert "since the run began" not in hint_for(FailureContext(record=ended, topology=TOPOLOGY, oom_kills=0))
 
 
-@pytest.mark.parametrize("ended", [failed("ValueError", "bad batch"), said("", code=-signal.SIGSEGV), said("", code=1)])
-def test_the_out_of_memory_killer_has_nothing_to_do_with_other_ends(ended):
+@pytest.mark.parametrize(
+    "ended", [failed("ValueError", "bad batch"), with_output("", code=-signal.SIGSEGV), with_output("", code=1)]
+)
+def test_the_out_of_memory_killer_does_not_matter_for_other_exits(ended):
     contexts = [FailureContext(record=ended, topology=TOPOLOGY, oom_kills=kills) for kills in (5, 0)]
     assert len({hint_for(context) for context in contexts}) == 1
 
 
 @pytest.mark.parametrize("text", [GLOO_LOST_A_PEER, NCCL_LOST_A_PEER])
-def test_one_that_had_ended_well_is_pointed_to_where_a_peer_is_missed(text):
+def test_a_rank_that_exited_early_is_named_if_a_peer_is_lost(text):
     others = [record(1, -15), record(5, 0), record(0, 0)]
     hint = hint_for(FailureContext(record=failed("RuntimeError", text), topology=TOPOLOGY, others=others))
-    assert hint.startswith("rank 5 (language.pp1.tp1) had ended, with exit code 0, while others still needed it")
+    assert hint.startswith("rank 5 (language.pp1.tp1) exited with exit code 0 while others still needed it")
     own = hint_for(FailureContext(record=failed("RuntimeError", "bad batch"), topology=TOPOLOGY, others=others))
     assert own is None
 
 
 @pytest.mark.parametrize("by_launcher", [True, False])
-def test_joining_twice_is_explained_where_the_launcher_has_joined(by_launcher):
+def test_joining_twice_is_explained_if_the_launcher_has_joined(by_launcher):
     ended = failed("ValueError", "trying to initialize the default process group twice!")
     hint = hint_for(FailureContext(record=ended, topology=TOPOLOGY, joined_by_launcher=by_launcher))
     assert (hint is not None and "runtime.join: script" in hint) is by_launcher
 
 
-def test_torch_still_says_what_hints_look_for():
-    """Fails when a new torch says it in other words."""
+def test_torch_still_has_the_messages_that_hints_match():
+    """Fails if a new torch has other messages."""
     torch = pytest.importorskip("torch")
     dist = torch.distributed
     texts = {}
@@ -236,7 +238,7 @@ def test_torch_still_says_what_hints_look_for():
     note("disk", lambda: torch.save(torch.ones(1000), "/dev/full"))
     note("twice", lambda: join_twice(dist))
     assert "hosta has no memory left" in texts["memory"]
-    assert "takes a port" in texts["port"]
+    assert "uses a port" in texts["port"]
     assert "free some space" in texts["disk"]
     assert "runtime.join: script" in texts["twice"]
 

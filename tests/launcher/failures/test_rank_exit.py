@@ -1,4 +1,4 @@
-"""What a rank has left behind, in words, and which failure came first."""
+"""Reading the files of a rank that has exited, and which failure came first."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.failures.crash import Crash, write_down
+from launcher.failures.crash import Crash, write_crash
 from launcher.failures.output_tail import crash_in, fatal_in, tail_of
-from launcher.failures.rank_exit import RankExit, describe_exit_code, first_failure, read_record
+from launcher.failures.rank_exit import RankExit, describe_exit_code, first_failure, read_rank_exit
 from mimo_role import REQUEUE_EXIT_CODE
 from tests.launcher.failures.rank_exits import (
     GLOO_LOST_A_PEER,
@@ -24,7 +24,7 @@ from tests.launcher.failures.rank_exits import (
 
 
 def output_of(script, folder, name="script.py"):
-    """What a Python program writes to stderr, in a file, and the code that it ends with."""
+    """The stderr of a Python program, in a file, and its exit code."""
     (folder / name).write_text(script, encoding="utf-8")
     with (folder / "stderr").open("wb") as file:
         done = subprocess.run([sys.executable, name], stderr=file, cwd=folder, timeout=60, check=False)
@@ -56,7 +56,7 @@ def test_the_tail_has_the_last_lines_of_a_file(tmp_path, written, tail):
     assert tail_of(tmp_path / "log") == tail
 
 
-def test_a_file_that_is_not_there_has_no_tail(tmp_path):
+def test_a_missing_file_has_no_tail(tmp_path):
     assert tail_of(tmp_path / "log") == []
     assert crash_in(tmp_path / "log") is None
     assert fatal_in(tmp_path / "log") is None
@@ -120,7 +120,7 @@ def test_a_traceback_behind_other_output_is_found(tmp_path):
     assert crash_of("import sys\nsys.stderr.write('x' * 100_000 + '\\n')\n1/0", tmp_path).kind == "ZeroDivisionError"
 
 
-def test_a_traceback_in_the_middle_is_not_taken_for_the_end(tmp_path):
+def test_a_traceback_in_the_middle_is_ignored(tmp_path):
     survived = "import sys, traceback\ntry:\n    1/0\nexcept ZeroDivisionError:\n    traceback.print_exc()\n"
     assert crash_of(survived + "sys.stderr.write('going on\\n' * 30)\nsys.exit(3)", tmp_path) is None
 
@@ -137,10 +137,10 @@ def test_of_two_tracebacks_the_last_counts(tmp_path):
         pytest.param(b"Traceback (most recent call last):\n", id="its head alone"),
         pytest.param(b'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\n', id="cut"),
         pytest.param(b'  File "a.py", line 1, in f\nValueError: x\n', id="no head"),
-        pytest.param(b"SyntaxError: said by somebody else\n", id="an error without a place"),
+        pytest.param(b"SyntaxError: of another program\n", id="an error without a place"),
     ],
 )
-def test_what_is_no_traceback_is_none(tmp_path, written):
+def test_output_without_a_traceback_has_no_crash(tmp_path, written):
     (tmp_path / "log").write_bytes(written)
     assert crash_in(tmp_path / "log") is None
 
@@ -190,13 +190,13 @@ def test_a_stack_by_faulthandler_before_more_output_is_found(tmp_path):
     assert crash_in(log).kind == "Segmentation fault"
 
 
-def test_stacks_that_were_asked_for_are_no_crash(tmp_path):
+def test_stacks_on_request_are_not_a_crash(tmp_path):
     log, _ = output_of("import faulthandler; faulthandler.dump_traceback()", tmp_path)
     assert fatal_in(log) is None
     assert crash_in(log) is None
 
 
-# How it ended.
+# The exit in one line.
 
 
 @pytest.mark.parametrize(
@@ -224,11 +224,11 @@ def test_stacks_that_were_asked_for_are_no_crash(tmp_path):
         ),
     ],
 )
-def test_an_end_is_told_in_a_line(ended, words):
+def test_an_exit_is_described_in_one_line(ended, words):
     assert ended.ending == words
 
 
-def test_codes_are_told_in_words():
+def test_exit_codes_are_described():
     assert [describe_exit_code(code) for code in (0, 1, 143, -15, -64)] == [
         "exit code 0",
         "exit code 1",
@@ -245,30 +245,30 @@ def read(folder, code, **more):
         "ended_at": 1.0,
         "step": 4,
         "logs": (folder / "stderr", folder / "stdout"),
-        "error_files": (folder / "error.json", folder / "beside.json"),
+        "error_files": (folder / "error.json", folder / "fallback.json"),
         "stacks": folder / "stacks",
     }
-    return read_record(3, code, **(wanted | more))
+    return read_rank_exit(3, code, **(wanted | more))
 
 
-def test_a_rank_that_has_left_nothing_is_told_of_by_its_code(tmp_path):
+def test_a_rank_without_files_has_only_its_exit_code(tmp_path):
     assert read(tmp_path, 7) == RankExit(rank=3, code=7, order=0, host="hosta", ended_at=1.0, step=4)
 
 
 def leave_error(file, text):
-    write_down(ValueError(text), None, file, to_stderr=False, beside=None)
+    write_crash(ValueError(text), None, file, to_stderr=False, fallback=None)
 
 
 def test_the_first_error_file_that_can_be_read_counts(tmp_path):
-    leave_error(tmp_path / "beside.json", "beside")
-    assert read(tmp_path, 1).crash.text == "beside"
+    leave_error(tmp_path / "fallback.json", "fallback")
+    assert read(tmp_path, 1).crash.text == "fallback"
     (tmp_path / "error.json").write_bytes(b"\xff{")
-    assert read(tmp_path, 1).crash.text == "beside"
+    assert read(tmp_path, 1).crash.text == "fallback"
     leave_error(tmp_path / "error.json", "first")
     assert read(tmp_path, 1).crash.text == "first"
 
 
-def test_a_traceback_in_the_output_counts_where_nothing_was_written_down(tmp_path):
+def test_a_traceback_in_the_output_counts_without_an_error_file(tmp_path):
     (tmp_path / "stderr").write_text(
         'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\nValueError: printed\n'
     )
@@ -277,7 +277,7 @@ def test_a_traceback_in_the_output_counts_where_nothing_was_written_down(tmp_pat
     assert read(tmp_path, 1).crash.text == "written"
 
 
-def test_a_traceback_that_was_printed_before_the_rank_was_killed_is_not_its_end(tmp_path):
+def test_a_traceback_before_the_rank_was_killed_does_not_count(tmp_path):
     (tmp_path / "stderr").write_text(
         'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\nValueError: printed\n'
     )
@@ -285,7 +285,7 @@ def test_a_traceback_that_was_printed_before_the_rank_was_killed_is_not_its_end(
     assert read(tmp_path, 0).crash is None
 
 
-def test_a_crash_in_c_counts_more_than_an_exception_before_it(tmp_path):
+def test_a_crash_in_c_takes_precedence_over_an_exception_before_it(tmp_path):
     leave_error(tmp_path / "error.json", "before")
     (tmp_path / "stacks").write_text(
         'Fatal Python error: Segmentation fault\n\nStack (most recent call first):\n  File "a.py", line 3 in f\n'
@@ -305,14 +305,14 @@ def test_the_tail_is_that_of_stderr_unless_it_is_empty(tmp_path):
     assert read(tmp_path, 1).logs == (str(tmp_path / "stderr"), str(tmp_path / "stdout"))
 
 
-def test_a_record_survives_json(tmp_path):
+def test_a_rank_exit_survives_json(tmp_path):
     leave_error(tmp_path / "error.json", "\udcff é")
     (tmp_path / "stderr").write_bytes(b"\xff\n")
     for ended in (read(tmp_path, 1), read(tmp_path, -9, error_files=())):
         assert RankExit.from_dict(json.loads(json.dumps(ended.as_dict()))) == ended
 
 
-# Who was first.
+# Which failure came first.
 
 LOST = crash("RuntimeError", GLOO_LOST_A_PEER)
 OWN = crash("ValueError", "bad batch")
@@ -321,7 +321,7 @@ ABORTED = Crash(kind="Aborted", text="", traceback="")
 
 
 @pytest.mark.parametrize(
-    ("said", "lost"),
+    ("message", "lost"),
     [
         pytest.param(GLOO_LOST_A_PEER, True, id="gloo"),
         pytest.param(NCCL_LOST_A_PEER, True, id="NCCL"),
@@ -336,20 +336,20 @@ ABORTED = Crash(kind="Aborted", text="", traceback="")
         pytest.param("shapes do not match", False, id="its own"),
     ],
 )
-def test_it_is_seen_in_the_last_words_that_a_peer_has_gone(said, lost):
-    assert record(0, crash=crash("RuntimeError", said)).has_lost_a_peer is lost
-    assert record(0, tail=["going on", *said.splitlines()]).has_lost_a_peer is lost
+def test_a_lost_peer_is_recognized_in_the_exception_or_the_output(message, lost):
+    assert record(0, crash=crash("RuntimeError", message)).has_lost_a_peer is lost
+    assert record(0, tail=["going on", *message.splitlines()]).has_lost_a_peer is lost
 
 
-# Where torch's watchdog thread ends the process, faulthandler tells the stack, and the text stands in the output.
+# If torch's watchdog thread ends the process, the stack is faulthandler's and the message is in the output.
 WATCHDOG = "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  " + NCCL_LOST_A_PEER
 
 
-def test_it_is_seen_in_the_output_of_one_that_the_watchdog_has_aborted():
+def test_a_lost_peer_is_recognized_in_the_output_of_a_rank_that_the_watchdog_has_aborted():
     assert record(0, -signal.SIGABRT, crash=ABORTED, tail=WATCHDOG.splitlines()).has_lost_a_peer
 
 
-def test_an_exception_without_a_message_is_not_judged_by_the_output_before_it():
+def test_the_output_before_an_exception_without_a_message_does_not_count():
     assert not record(0, crash=crash("AssertionError"), tail=GLOO_LOST_A_PEER.splitlines()).has_lost_a_peer
 
 
@@ -358,8 +358,8 @@ def test_an_exception_without_a_message_is_not_judged_by_the_output_before_it():
     [
         pytest.param([], None, id="nobody"),
         pytest.param([record(0, 0), record(1, 0)], None, id="no failure"),
-        pytest.param([record(0, 1, order=2), record(1, 1, order=1), record(2, 0, order=0)], 1, id="the order of the ends"),
-        pytest.param([record(0, crash=LOST), record(1, crash=OWN)], 1, id="a peer ends before the culprit"),
+        pytest.param([record(0, 1, order=2), record(1, 1, order=1), record(2, 0, order=0)], 1, id="the order of the exits"),
+        pytest.param([record(0, crash=LOST), record(1, crash=OWN)], 1, id="a peer exits before the culprit"),
         pytest.param(
             [record(0, crash=LOST), record(1, crash=LOST), record(2, crash=OWN), record(3, crash=OWN)], 2, id="several peers do"
         ),
@@ -369,12 +369,12 @@ def test_an_exception_without_a_message_is_not_judged_by_the_output_before_it():
             1,
             id="the watchdog ends a peer before the culprit",
         ),
-        pytest.param([record(0, crash=LOST), record(1, -15)], 0, id="only a rank that was ended beside it"),
+        pytest.param([record(0, crash=LOST), record(1, -15)], 0, id="the other rank was ended"),
         pytest.param([record(0, crash=LOST), record(1, crash=LOST)], 0, id="all have lost a peer"),
         pytest.param([record(0, -9), record(1, crash=LOST), record(2, crash=OWN)], 0, id="one that was killed was first"),
-        pytest.param([record(0, 3), record(1, crash=OWN)], 0, id="one without a word was first"),
-        pytest.param([record(0, REQUEUE_EXIT_CODE), record(1, crash=OWN)], 1, id="one asked for a start before another failed"),
-        pytest.param([record(0, REQUEUE_EXIT_CODE), record(1, 0)], 0, id="one asked for a start"),
+        pytest.param([record(0, 3), record(1, crash=OWN)], 0, id="one without an exception was first"),
+        pytest.param([record(0, REQUEUE_EXIT_CODE), record(1, crash=OWN)], 1, id="a requeue before another failed"),
+        pytest.param([record(0, REQUEUE_EXIT_CODE), record(1, 0)], 0, id="a requeue"),
         pytest.param(
             [record(1, REQUEUE_EXIT_CODE, order=0), record(0, crash=LOST, order=1), record(2, crash=OWN)], 2, id="all of it"
         ),
@@ -387,7 +387,7 @@ def test_the_failure_that_came_first_is_found(records, first):
     assert again == found
 
 
-def test_a_process_that_python_ends_has_these_codes():
-    """What the table of ends above takes for granted."""
+def test_sys_exit_with_a_text_has_exit_code_1():
+    """The exit codes that the table of exits above assumes."""
     done = subprocess.run([sys.executable, "-c", "import sys; sys.exit('text')"], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (1, f"text{os.linesep}".encode())

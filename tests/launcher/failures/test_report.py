@@ -1,4 +1,4 @@
-"""What is told of a job that has failed."""
+"""The report of a failed job."""
 
 import json
 import signal
@@ -23,12 +23,12 @@ def lines(*records, **more):
     return [line.strip() for line in report(*records, **more).text().splitlines()]
 
 
-def test_the_headline_names_rank_role_and_end():
+def test_the_headline_names_rank_role_and_exit():
     assert headline(TOPOLOGY, record(5, crash=OWN)) == "rank 5 (language.pp1.tp1) failed first: ValueError: bad batch 7"
 
 
 @pytest.mark.parametrize(("code", "job"), [(1, 1), (7, 7), (-9, 1), (-signal.SIGSEGV, 1)])
-def test_the_job_has_the_ranks_exit_code_where_it_has_one(code, job):
+def test_the_job_has_the_exit_code_of_the_rank_if_it_is_positive(code, job):
     assert report(record(0, code)).exit_code == job
 
 
@@ -40,14 +40,14 @@ def test_the_place_has_the_step_if_it_is_known():
 # The others.
 
 
-def test_ranks_that_failed_in_the_same_way_are_told_of_together():
+def test_ranks_that_failed_in_the_same_way_are_grouped():
     others = [record(rank, crash=crash("ValueError", f"bad batch {rank}0")) for rank in range(1, 6)]
-    told = lines(record(0, crash=OWN), *others)
-    (line,) = [line for line in told if "the same on" in line]
+    text_lines = lines(record(0, crash=OWN), *others)
+    (line,) = [line for line in text_lines if "the same on" in line]
     assert line == (
         "the same on 5 other ranks: 1 of vision (ranks 1), 2 of language.pp0 (ranks 2-3), 2 of language.pp1 (ranks 4-5)"
     )
-    assert not [line for line in told if line.startswith("then ")]
+    assert not [line for line in text_lines if line.startswith("then ")]
 
 
 def test_one_rank_that_failed_in_the_same_way_is_named():
@@ -63,10 +63,10 @@ def test_one_rank_that_failed_in_the_same_way_is_named():
         pytest.param(None, id="no exception"),
     ],
 )
-def test_what_differs_is_not_the_same(other):
-    told = lines(record(0, crash=OWN), record(1, crash=other))
-    assert not [line for line in told if line.startswith("the same")]
-    assert [line for line in told if line.startswith("then rank 1 (vision.dp1): ")]
+def test_failures_that_differ_are_not_grouped(other):
+    text_lines = lines(record(0, crash=OWN), record(1, crash=other))
+    assert not [line for line in text_lines if line.startswith("the same")]
+    assert [line for line in text_lines if line.startswith("then rank 1 (vision.dp1): ")]
 
 
 def test_addresses_do_not_make_a_difference():
@@ -74,31 +74,31 @@ def test_addresses_do_not_make_a_difference():
     assert "the same on rank 1 (vision.dp1)" in lines(record(0, crash=one), record(1, crash=other))
 
 
-def test_one_that_was_ended_while_it_failed_has_failed_like_the_others():
+def test_a_rank_that_was_ended_after_its_exception_is_grouped_with_the_others():
     assert "the same on rank 1 (vision.dp1)" in lines(record(0, crash=OWN), record(1, -signal.SIGTERM, crash=OWN))
 
 
-def test_ranks_that_were_ended_or_ended_well_are_not_told_of():
-    told = lines(record(0, crash=OWN), record(1, -signal.SIGTERM), record(2, -signal.SIGKILL), record(3, 0))
-    assert not [line for line in told if line.startswith(("the same", "then"))]
+def test_ranks_that_were_ended_or_exited_with_0_are_left_out():
+    text_lines = lines(record(0, crash=OWN), record(1, -signal.SIGTERM), record(2, -signal.SIGKILL), record(3, 0))
+    assert not [line for line in text_lines if line.startswith(("the same", "then"))]
 
 
-def test_what_came_after_is_told_in_groups_in_its_order():
+def test_later_failures_are_grouped_in_their_order():
     lost = crash("RuntimeError", GLOO_LOST_A_PEER)
-    told = lines(
+    text_lines = lines(
         record(0, order=0, crash=OWN), record(5, 3, order=1), record(1, order=2, crash=lost), record(2, order=3, crash=lost)
     )
-    after = [line for line in told if line.startswith("then ")]
+    after = [line for line in text_lines if line.startswith("then ")]
     assert after == [
         "then rank 5 (language.pp1.tp1): exit code 3",
         "then 2 other ranks: rank 1 (vision.dp1), rank 2 (language.pp0.tp0): " + record(1, crash=lost).ending,
     ]
 
 
-def test_of_many_ways_to_fail_only_the_first_are_told():
-    told = lines(record(0, crash=OWN), *(record(rank, rank + 3) for rank in range(1, 6)))
-    assert len([line for line in told if line.startswith("then ")]) == 4
-    assert "and 1 more ranks in other ways" in told
+def test_of_many_ways_to_fail_the_first_four_are_shown():
+    text_lines = lines(record(0, crash=OWN), *(record(rank, rank + 3) for rank in range(1, 6)))
+    assert len([line for line in text_lines if line.startswith("then ")]) == 4
+    assert "and 1 more ranks in other ways" in text_lines
 
 
 def test_the_order_of_the_records_does_not_matter():
@@ -106,19 +106,19 @@ def test_the_order_of_the_records_does_not_matter():
     assert report(*records).text() == report(*reversed(records), first=records[0]).text()
 
 
-# Last words.
+# The cause.
 
 
-def test_only_the_users_frames_are_shown_and_where_the_last_call_led():
-    told = lines(record(0, crash=crash("ValueError", "no", frames=[TORCH, SCRIPT, TORCH, TORCH])))
-    shown = [line for line in told if ".py" in line]
+def test_only_the_users_frames_and_the_innermost_one_are_shown():
+    text_lines = lines(record(0, crash=crash("ValueError", "no", frames=[TORCH, SCRIPT, TORCH, TORCH])))
+    shown = [line for line in text_lines if ".py" in line]
     assert shown == ["/home/me/train.py:12 in main", "... torch/nn/modules/module.py:1779 in _call_impl"]
-    assert "loss = model(batch)" in told
+    assert "loss = model(batch)" in text_lines
 
 
-def test_where_no_frame_is_the_users_all_are_shown():
-    told = lines(record(0, crash=crash("ValueError", "no", frames=[TORCH])))
-    assert f"{TORCH.file}:1779 in _call_impl" in told
+def test_without_frames_of_the_user_all_are_shown():
+    text_lines = lines(record(0, crash=crash("ValueError", "no", frames=[TORCH])))
+    assert f"{TORCH.file}:1779 in _call_impl" in text_lines
 
 
 def test_of_many_frames_the_innermost_are_shown():
@@ -127,7 +127,7 @@ def test_of_many_frames_the_innermost_are_shown():
     assert shown == [f"/home/me/a.py:{number} in f" for number in range(42, 50)]
 
 
-def test_files_below_the_current_folder_are_shown_from_there(tmp_path, monkeypatch):
+def test_files_below_the_working_directory_are_shown_relative_to_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frame = Frame(str(tmp_path / "code" / "a.py"), 3, "f", "", is_users=True)
     assert str(Path("code") / "a.py") + ":3 in f" in lines(record(0, crash=crash("ValueError", "no", frames=[frame])))
@@ -135,8 +135,8 @@ def test_files_below_the_current_folder_are_shown_from_there(tmp_path, monkeypat
 
 def test_of_a_long_message_both_ends_are_shown():
     text = "\n".join(["first", *(f"line {number}" for number in range(20))])
-    told = lines(record(0, crash=crash("ValueError", text)))
-    assert told[told.index("| line 0") : told.index("| line 19") + 1] == [
+    text_lines = lines(record(0, crash=crash("ValueError", text)))
+    assert text_lines[text_lines.index("| line 0") : text_lines.index("| line 19") + 1] == [
         "| line 0",
         "| line 1",
         "| line 2",
@@ -163,10 +163,10 @@ def test_without_an_exception_the_last_lines_of_output_are_shown(end):
 
 def test_the_rest_of_the_report():
     ended = record(0, -9, logs=["/run/stderr.log", "/run/stdout.log"])
-    told = lines(ended, record(1, -15), not_again="no progress", oom_kills=2)
-    assert "not started again: no progress" in told
-    assert any(line.startswith("hint: the kernel's out-of-memory killer has ended 2 processes on hosta") for line in told)
-    assert told[-1] == "its output: /run/stderr.log"
+    text_lines = lines(ended, record(1, -15), not_again="no progress", oom_kills=2)
+    assert "not restarted: no progress" in text_lines
+    assert any(line.startswith("hint: the kernel's out-of-memory killer has ended 2 processes on hosta") for line in text_lines)
+    assert text_lines[-1] == "output: /run/stderr.log"
 
 
 # For programs.

@@ -1,4 +1,4 @@
-"""When the ranks are started again, and when that would be in vain."""
+"""When the ranks are restarted, and when that would not help."""
 
 import signal
 
@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.failures.output_tail import crash_in
-from launcher.failures.restart_policy import Attempt, why_not_again
+from launcher.failures.restart_policy import Attempt, RestartPolicy, why_not_again
 from mimo_role.monitoring.heartbeat import Pulse
 from tests.launcher.failures.rank_exits import crash, record
 
 OWN = record(2, 1, crash=crash("ValueError", "bad batch"))
 OTHER = record(2, 1, crash=crash("OSError", "disk"))
-WORDLESS = record(2, 7)
+SILENT = record(2, 7)
 KILLED = record(2, -signal.SIGKILL)
 
 
@@ -25,15 +25,13 @@ def of_kind(*kinds, code=1):
     return [attempt(None, None, record(2, code, crash=crash(kinds[0], "", bases=kinds)))]
 
 
-IMPORT, UNREADABLE, SET_UP = "an import that fails once", "code that Python cannot read", "the job's set-up stays as it is"
+IMPORT, UNREADABLE, SET_UP = "an import that fails once", "a syntax error", "the job's setup is the same"
 
 
 @pytest.mark.parametrize(
     ("attempts", "why"),
     [
-        pytest.param(
-            [attempt(None, None, record(2, 2))], "exit code 2 says that the script was called in a wrong way", id="exit code 2"
-        ),
+        pytest.param([attempt(None, None, record(2, 2))], "exit code 2 reports wrong arguments", id="exit code 2"),
         pytest.param([attempt(0, 9, record(2, 2))], "exit code 2", id="exit code 2 after some steps"),
         pytest.param(of_kind("ImportError"), IMPORT, id="an import"),
         pytest.param(of_kind("ModuleNotFoundError", "ImportError"), IMPORT, id="a module"),
@@ -50,15 +48,17 @@ IMPORT, UNREADABLE, SET_UP = "an import that fails once", "code that Python cann
         pytest.param([attempt(0, 0)], None, id="the first failure in the first step"),
         pytest.param(
             [attempt(0, 5), attempt(0, 5)],
-            "no progress since the last restart: step 5 is as far as any start came",
+            "no progress since the last restart: no attempt came further than step 5",
             id="twice at the same step",
         ),
         pytest.param(
-            [attempt(0, 5), attempt(0, 3)], "no progress since the last restart: step 5", id="the second time earlier"
+            [attempt(0, 5), attempt(0, 3)],
+            "no progress since the last restart: no attempt came further than step 5",
+            id="the second time earlier",
         ),
         pytest.param(
             [attempt(0, 5), attempt(None, None)],
-            "no progress since the last restart: step 5",
+            "no progress since the last restart: no attempt came further than step 5",
             id="the second time without a step",
         ),
         pytest.param([attempt(0, 5), attempt(0, 6)], None, id="a step further"),
@@ -67,15 +67,15 @@ IMPORT, UNREADABLE, SET_UP = "an import that fails once", "code that Python cann
         pytest.param([attempt(0, 9), attempt(5, 9), attempt(5, 9)], "no progress", id="saved once, then no more"),
         pytest.param([attempt(0, 5), attempt(0, 5, OTHER)], None, id="the same step in another way"),
         pytest.param(
-            [attempt(0, 5), attempt(0, 5, OTHER), attempt(0, 5)], "no progress", id="the same step in other ways, thrice"
+            [attempt(0, 5), attempt(0, 5, OTHER), attempt(0, 5)], "no progress", id="the same step in other ways, three times"
         ),
-        pytest.param([attempt(0, 5), attempt(0, 5, WORDLESS)], None, id="the same step with another code"),
-        pytest.param([attempt(0, 5, WORDLESS), attempt(0, 5, WORDLESS)], "no progress", id="the same code without a word"),
+        pytest.param([attempt(0, 5), attempt(0, 5, SILENT)], None, id="the same step with another code"),
+        pytest.param([attempt(0, 5, SILENT), attempt(0, 5, SILENT)], "no progress", id="the same code without a message"),
         pytest.param([attempt(0, 5, KILLED), attempt(0, 5, KILLED)], None, id="killed twice at the same step"),
         pytest.param(
             [attempt(0, 5, KILLED), attempt(0, 4, KILLED), attempt(0, 5, KILLED)],
             "no progress",
-            id="killed thrice without progress",
+            id="killed three times without progress",
         ),
         pytest.param(
             [attempt(0, 5), attempt(0, 5, KILLED), attempt(5, 6), attempt(5, 6, KILLED)], None, id="progress in between"
@@ -89,7 +89,7 @@ IMPORT, UNREADABLE, SET_UP = "an import that fails once", "code that Python cann
         ),
     ],
 )
-def test_ranks_are_started_again_unless_it_would_be_in_vain(attempts, why):
+def test_ranks_are_restarted_unless_it_would_not_help(attempts, why):
     found = why_not_again(attempts)
     if why is None:
         assert found is None
@@ -123,7 +123,7 @@ def test_a_command_is_judged_by_what_it_has_printed(tmp_path, printed, why):
     assert found.startswith(why)
 
 
-FAILURES = st.sampled_from([OWN, OTHER, WORDLESS, KILLED])
+FAILURES = st.sampled_from([OWN, OTHER, SILENT, KILLED])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9), FAILURES), min_size=1, max_size=12))
@@ -136,7 +136,7 @@ def test_a_job_that_comes_further_each_time_is_never_given_up(starts):
 
 
 @given(st.lists(FAILURES, min_size=3, max_size=12))
-def test_a_job_that_comes_no_further_is_given_up_at_the_third_start(failures):
+def test_a_job_that_comes_no_further_is_given_up_at_the_third_attempt(failures):
     assert why_not_again([attempt(0, 4, failure) for failure in failures]) is not None
 
 
@@ -146,7 +146,21 @@ def test_the_first_failure_never_ends_a_job_that_may_go_on(starts):
     assert why_not_again(attempts[:1]) is None
 
 
-def test_how_far_a_start_came_is_what_its_ranks_have_said():
+def test_the_steps_of_an_attempt_are_those_that_its_ranks_report():
     pulses = [None, Pulse(3, None, None), Pulse(9, 4, 7), Pulse(8, 5, 6)]
     assert Attempt.of(pulses, OWN) == attempt(4, 7)
     assert Attempt.of([None], OWN) == attempt(None, None)
+
+
+def test_the_budget_is_counted_in_attempts_of_the_job():
+    policy = RestartPolicy(2)
+    assert [policy.left(number) for number in range(4)] == [2, 1, 0, 0]
+
+
+def test_a_policy_keeps_its_restarts_and_why_it_refuses_another():
+    policy = RestartPolicy(9)
+    assert policy.allows([attempt(0, 5)])
+    assert (policy.restarted, policy.refusal) == ([OWN], None)
+    assert not policy.allows([attempt(0, 5), attempt(0, 5)])
+    assert policy.restarted == [OWN]
+    assert policy.refusal is not None

@@ -1,10 +1,10 @@
-"""Whose part of a dump of stacks is the main thread's."""
+"""The main thread's part of a dump of stacks."""
 
 import pytest
 
 from launcher.hangs.probe import _main_thread_of
 
-WITNESS = """\
+OTHER_THREAD = """\
 Thread 0x00007f865d2146c0 (most recent call first):
   File "/usr/lib/python3.11/pathlib.py", line 1044 in open
   File "/usr/lib/python3.11/threading.py", line 1045 in _bootstrap_inner
@@ -19,9 +19,9 @@ Current thread 0x00007f867d063b80 (most recent call first):
 @pytest.mark.parametrize(
     ("stacks", "frames"),
     [
-        pytest.param(WITNESS + MAIN, 1, id="after the other threads"),
+        pytest.param(OTHER_THREAD + MAIN, 1, id="after the other threads"),
         pytest.param(MAIN, 1, id="alone"),
-        pytest.param(WITNESS, 0, id="not written yet"),
+        pytest.param(OTHER_THREAD, 0, id="not written yet"),
         pytest.param("", 0, id="nothing written yet"),
     ],
 )

@@ -1,14 +1,14 @@
-"""Whether ranks make progress, by a clock that the tests move."""
+"""Whether ranks make progress, with a fake clock."""
 
 import pytest
 
 from launcher.hangs import progress as watching
 from launcher.hangs.progress import ProgressWatch
-from mimo_role.monitoring import node_dir
-from mimo_role.monitoring.heartbeat import Heartbeat, beat_file
+from mimo_role.host import node_dir
+from mimo_role.monitoring.heartbeat import Heartbeat
 
 LIMIT_S = 10.0
-LOOK_S = LIMIT_S / 20
+POLL_S = LIMIT_S / 20
 
 
 class Clock:
@@ -24,22 +24,22 @@ class Node:
 
     def __init__(self, folder, clock, limit_s):
         self.clock = clock
-        self.hearts = [Heartbeat(beat_file(folder, rank)) for rank in range(3)]
+        self.hearts = [Heartbeat(node_dir.heartbeat_file(folder, rank)) for rank in range(3)]
         self.watch = ProgressWatch(folder, range(3), limit_s)
 
     def beat(self, *ranks):
         for rank in ranks:
             self.hearts[rank].beat()
 
-    def look(self, *alive):
-        return self.watch.stands_still(alive or (0, 1, 2))
+    def poll(self, *alive):
+        return self.watch.is_stalled(alive or (0, 1, 2))
 
-    def looks_until_still(self, *alive, most=200):
-        """The seconds that pass until the node stands still; `None` if it does not."""
+    def seconds_until_still(self, *alive, most=200):
+        """The seconds until the node counts as stalled; `None` if it does not."""
         began = self.clock.now
         for _ in range(most):
-            self.clock.now += LOOK_S
-            if self.look(*alive):
+            self.clock.now += POLL_S
+            if self.poll(*alive):
                 return self.clock.now - began
         return None
 
@@ -56,94 +56,88 @@ def node(tmp_path, clock):
     return Node(tmp_path, clock, LIMIT_S)
 
 
-def test_ranks_that_have_not_begun_to_tell_are_waited_for_as_long_as_they_like(node):
-    assert node.looks_until_still() is None
+def test_ranks_without_a_first_heartbeat_are_waited_for_without_limit(node):
+    assert node.seconds_until_still() is None
 
 
-def test_ranks_that_tell_nothing_new_stand_still_after_the_limit(node):
+def test_ranks_without_new_heartbeats_are_stalled_after_the_limit(node):
     node.beat(0, 1, 2)
-    node.look()
-    assert LIMIT_S < node.looks_until_still() <= LIMIT_S + 2 * LOOK_S
+    node.poll()
+    assert LIMIT_S < node.seconds_until_still() <= LIMIT_S + 2 * POLL_S
 
 
-def test_one_rank_that_goes_on_is_progress(node):
+def test_one_rank_with_new_heartbeats_is_progress(node):
     node.beat(0, 1, 2)
     for _ in range(100):
         node.beat(1)
-        node.clock.now += LOOK_S
-        assert not node.look()
+        node.clock.now += POLL_S
+        assert not node.poll()
 
 
-def test_the_last_sign_of_progress_counts(node):
+def test_the_last_heartbeat_counts(node):
     node.beat(0, 1, 2)
-    node.look()
+    node.poll()
     for _ in range(18):
-        node.clock.now += LOOK_S
-        node.look()
+        node.clock.now += POLL_S
+        node.poll()
     node.beat(2)
-    assert node.looks_until_still() > LIMIT_S
+    assert node.seconds_until_still() > LIMIT_S
 
 
-def test_progress_ends_a_standstill(node):
+def test_progress_ends_a_stall(node):
     node.beat(0)
-    node.look()
-    assert node.looks_until_still() is not None
+    node.poll()
+    assert node.seconds_until_still() is not None
     node.beat(0)
-    node.clock.now += LOOK_S
-    assert not node.look()
+    node.clock.now += POLL_S
+    assert not node.poll()
 
 
-def test_ranks_that_have_ended_are_not_waited_for(node):
+def test_ranks_that_have_exited_do_not_count(node):
     node.beat(0, 1, 2)
-    node.look()
-    assert node.looks_until_still(0, 2) is not None
+    node.poll()
+    assert node.seconds_until_still(0, 2) is not None
 
 
-def test_a_node_without_ranks_that_tell_does_not_stand_still(node):
+def test_a_node_without_live_ranks_with_heartbeats_is_not_stalled(node):
     node.beat(0)
-    node.look()
-    assert node.looks_until_still(1, 2) is None
+    node.poll()
+    assert node.seconds_until_still(1, 2) is None
 
 
-def test_without_a_limit_nothing_stands_still(tmp_path, clock):
+def test_without_a_limit_no_node_is_stalled(tmp_path, clock):
     node = Node(tmp_path, clock, 0.0)
     node.beat(0, 1, 2)
-    node.look()
-    assert node.looks_until_still() is None
+    node.poll()
+    assert node.seconds_until_still() is None
 
 
 def test_the_time_of_a_suspended_job_does_not_count(node):
     node.beat(0, 1, 2)
-    node.look()
+    node.poll()
     for _ in range(5):
         node.clock.now += 3600.0
-        assert not node.look()
-    assert node.looks_until_still() is not None
+        assert not node.poll()
+    assert node.seconds_until_still() is not None
 
 
-def test_time_is_counted_the_same_however_often_it_is_asked(node):
+def test_time_counts_the_same_however_often_it_is_polled(node):
     node.beat(0, 1, 2)
-    node.look()
+    node.poll()
     for _ in range(1000):
-        node.clock.now += LOOK_S / 100
-        assert not node.look()
-    assert abs(node.looks_until_still() - LIMIT_S / 2) < 3 * LOOK_S
+        node.clock.now += POLL_S / 100
+        assert not node.poll()
+    assert abs(node.seconds_until_still() - LIMIT_S / 2) < 3 * POLL_S
 
 
-def test_what_ranks_have_said_before_a_restart_is_forgotten(node, tmp_path):
+def test_the_last_step_is_read_from_the_heartbeat(node):
     node.hearts[1].step(7)
-    node.look()
-    assert node.watch.last_step(1) == 7
-    assert node.looks_until_still() is not None
-    node_dir.clear(tmp_path)
-    node.watch.start_again()
-    assert not node.look()
-    assert node.watch.pulses() == {0: None, 1: None, 2: None}
-    assert node.watch.last_step(1) is None
+    assert [node.watch.last_step(rank) for rank in range(3)] == [None, 7, None]
 
 
-def test_a_rank_that_is_started_again_is_watched_anew(node, tmp_path):
+def test_a_reset_restarts_the_measurement(node):
     node.beat(0, 1, 2)
-    node.watch.start_again()
-    Heartbeat(beat_file(tmp_path, 1)).step(3)
-    assert {rank: pulse and pulse.last_step for rank, pulse in node.watch.pulses().items()} == {0: None, 1: 3, 2: None}
+    node.poll()
+    assert node.seconds_until_still() is not None
+    node.watch.reset()
+    assert node.seconds_until_still() > LIMIT_S

@@ -1,4 +1,4 @@
-"""The ranks' output in a run folder, as `mimo-launch logs` gives it."""
+"""The ranks' output in a run directory, as `mimo-launch logs` prints it."""
 
 import socket
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 
 from launcher.errors import LaunchError
 from launcher.logs.reader import LogFilter, lines_of, ranks_from
+from launcher.run_dir.layout import RunDirLayout
 from tests.launcher.schedulers.plans import request
 
 
@@ -41,47 +42,45 @@ def test_ranks_are_chosen_by_module_stage_and_number(plan, wanted, ranks):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (LogFilter(module="audio"), "--module audio: there are vision, language"),
-        (LogFilter(ranks=(6,)), "--rank 6: there are ranks 0-5"),
-        (LogFilter(module="vision", stage=1), "no rank has --module vision --stage 1"),
-        (LogFilter(pattern="("), "'(' is not a regular expression"),
+        (LogFilter(module="audio"), "--module audio: no such module; there are vision, language"),
+        (LogFilter(ranks=(6,)), "--rank 6: no such rank; there are ranks 0-5"),
+        (LogFilter(module="vision", stage=1), "no rank matches --module vision --stage 1"),
     ],
 )
-def test_a_choice_that_fits_nothing_is_told(plan, tmp_path, wanted, message):
+def test_criteria_that_match_no_rank_are_refused(plan, tmp_path, wanted, message):
     with pytest.raises(LaunchError) as error:
-        lines_of(lambda: tmp_path, plan, wanted)
+        lines_of(lambda: RunDirLayout(tmp_path), plan, wanted)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(("text", "ranks"), [(None, ()), ("7", (7,)), ("0, 3-5", (0, 3, 4, 5))])
-def test_ranks_are_typed_as_numbers_and_ranges(text, ranks):
+def test_ranks_are_written_as_numbers_and_ranges(text, ranks):
     assert ranks_from(text) == ranks
 
 
 @pytest.mark.parametrize("text", ["", "a", "5-3", "1,,2", "-1"])
-def test_other_text_is_no_list_of_ranks(text):
+def test_other_text_is_not_a_list_of_ranks(text):
     with pytest.raises(LaunchError, match="write 7, or 0,3-5"):
         ranks_from(text)
 
 
-def test_the_last_start_is_printed_rank_by_rank_with_both_streams(plan, tmp_path):
+def test_the_last_attempt_is_printed_rank_by_rank_with_both_streams(plan, tmp_path):
     write(tmp_path, 0, 0, "old\n")
     write(tmp_path, 10, 0, "one\ntwo")
     write(tmp_path, 10, 0, "warned\n", "stderr")
     write(tmp_path, 9, 1, "older\n")
     write(tmp_path, 10, 1, "\xff x\n")
-    assert list(lines_of(lambda: tmp_path, plan, LogFilter(module="vision"))) == [
+    assert list(lines_of(lambda: RunDirLayout(tmp_path), plan, LogFilter(module="vision"))) == [
         "[vision.dp0 r0] one\n",
         "[vision.dp0 r0] two\n",
         "[vision.dp0 r0] warned\n",
         "[vision.dp1 r1] \xff x\n",
     ]
-    assert list(lines_of(lambda: tmp_path, plan, LogFilter(ranks=(0,), pattern="^t"))) == ["[vision.dp0 r0] two\n"]
 
 
 def test_a_run_that_has_not_begun_is_waited_for(plan, tmp_path):
     begun, over = threading.Event(), threading.Event()
-    lines = lines_of(lambda: tmp_path if begun.is_set() else None, plan, LogFilter(ranks=(0,)), over.is_set)
+    lines = lines_of(lambda: RunDirLayout(tmp_path) if begun.is_set() else None, plan, LogFilter(ranks=(0,)), over.is_set)
     write(tmp_path, 0, 0, "one\n")
     begun.set()
     assert next(lines) == "[vision.dp0 r0] one\n"
@@ -89,10 +88,10 @@ def test_a_run_that_has_not_begun_is_waited_for(plan, tmp_path):
     assert list(lines) == []
 
 
-def test_following_goes_over_a_new_start_and_ends_with_the_job(plan, tmp_path):
+def test_following_continues_with_a_new_attempt_and_ends_with_the_job(plan, tmp_path):
     write(tmp_path, 0, 0, "one\n")
     over = threading.Event()
-    lines = lines_of(lambda: tmp_path, plan, LogFilter(ranks=(0,)), over.is_set)
+    lines = lines_of(lambda: RunDirLayout(tmp_path), plan, LogFilter(ranks=(0,)), over.is_set)
     assert next(lines) == "[vision.dp0 r0] one\n"
     write(tmp_path, 1, 0, "two\n")
     assert next(lines) == "[vision.dp0 r0] two\n"
@@ -118,19 +117,19 @@ def test_a_run_of_this_machine_has_a_status_and_logs(tmp_path, monkeypatch):
     assert mimo(tmp_path, "logs", "runs/one", "--rank", "1").stdout == "[vision.dp1+language.dp1 r1] rank 1\n"
     assert mimo(tmp_path, "logs", "runs/one", "--follow").stdout.count("rank") == 2
     status = mimo(tmp_path, "status", "runs/one").stdout
-    told = f"exit code 0, started once, on {socket.gethostname()}"
-    assert status.startswith(f"run folder: {tmp_path}/runs/one: over, done\n  {told}\n")
+    details = f"exit code 0, 1 attempt, on {socket.gethostname()}"
+    assert status.startswith(f"run directory: {tmp_path}/runs/one: over, done\n  {details}\n")
     assert "vision, language" in status
     cancelled = mimo(tmp_path, "cancel", "runs/one")
     assert (cancelled.returncode, cancelled.stderr) == (
         2,
-        "mimo-launch: runs/one: a run of this machine, not a submitted job; end its mimo-launch with Ctrl-C\n",
+        "mimo-launch: runs/one: a run on this machine, not a submitted job; end it with Ctrl-C\n",
     )
 
 
-def test_what_is_no_job_is_told(tmp_path):
-    assert mimo(tmp_path, "status", "nowhere").stderr == "mimo-launch: nowhere: neither a job's id nor a run folder\n"
-    assert mimo(tmp_path, "logs", ".").stderr == "mimo-launch: .: not a run folder of mimo-launch\n"
+def test_a_name_that_is_not_a_job_is_refused(tmp_path):
+    assert mimo(tmp_path, "status", "nowhere").stderr == "mimo-launch: nowhere: neither the id of a job nor a run directory\n"
+    assert mimo(tmp_path, "logs", ".").stderr == "mimo-launch: .: not a run directory of mimo-launch\n"
 
 
 @pytest.mark.ranks
@@ -143,7 +142,7 @@ def test_a_plan_that_was_made_earlier_can_be_run(tmp_path, monkeypatch):
     assert mimo(tmp_path, "run", "kept.json").stdout == "[vision+language r0] ran\n"
     refused = mimo(tmp_path, "run", "kept.json", "modules.vision.dp=2")
     assert refused.returncode == 2
-    assert "kept.json is a plan, in which all is decided; give overrides to a config" in refused.stderr
+    assert "kept.json is a plan, which overrides cannot change; give them with a config" in refused.stderr
     (tmp_path / "kept.json").write_text("{}")
     assert "kept.json: not a plan of this mimo-launch" in mimo(tmp_path, "run", "kept.json").stderr
     assert mimo(tmp_path, "run", "gone.json").stderr == "mimo-launch: gone.json: no such file\n"

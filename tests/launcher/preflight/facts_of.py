@@ -1,4 +1,4 @@
-"""What ranks say of themselves, for tests of their comparison."""
+"""Facts of ranks, for tests of their comparison."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ USUAL = Facts(
 
 
 def facts_of(world_size, ranks_per_host=2, **changes):
-    """Those of all ranks; `changes` are `r3={"torch": "2.9"}`."""
+    """The facts of all ranks; `changes` are `r3={"torch": "2.9"}`."""
     usual = [
         replace(USUAL, rank=rank, local_rank=rank % ranks_per_host, host=f"host{rank // ranks_per_host}")
         for rank in range(world_size)

@@ -1,4 +1,4 @@
-"""The ranks of a start as they arrive on two nodes, whose agents share a real store, with threads in place of ranks."""
+"""The preflight check on two nodes whose agents share a real store, with threads in place of ranks."""
 
 import socket
 import threading
@@ -10,14 +10,14 @@ import pytest
 
 from launcher.config.loader import load
 from launcher.coordination.coordinator import Coordinator
-from launcher.coordination.node_identity import Endpoint
+from launcher.coordination.node_identity import Endpoint, LocalNode
+from launcher.coordination.single_node import SingleNode
 from launcher.plan.planner import make_plan
 from launcher.preflight import check as arriving
 from launcher.preflight import facts as telling
 from launcher.preflight.check import PreflightCheck
-from launcher.preflight.facts import arrive, gather, let_go, read_facts, verdict_file
-from mimo_role.monitoring import node_dir
-from mimo_role.preemption.notice import NOTICE
+from launcher.preflight.facts import arrive, gather, read_facts, write_verdict
+from mimo_role.host import node_dir
 from tests.launcher.preflight.facts_of import facts_of
 
 CONFIG = """
@@ -48,7 +48,7 @@ def plan_of(folder, dp):
 
 
 class Start:
-    """One start of a plan's ranks over two nodes: their agents, which share a real control store, and their folders."""
+    """One attempt over two nodes: their agents, which share a real store, and their node directories."""
 
     def __init__(self, plan, folder):
         self.folders = [folder / "node0", folder / "node1"]
@@ -56,23 +56,22 @@ class Start:
             each.mkdir()
         self.plan, self.said = plan, []
         endpoint = Endpoint("127.0.0.1", free_port())
-        names = [node.name for node in plan.nodes]
-        self.controls = [Coordinator(endpoint, names, node, plan.digest, 30.0) for node in (0, 1)]
+        self.controls = [Coordinator(plan, LocalNode(node, endpoint), HOSTS[node]) for node in (0, 1)]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda control: control.meet("run", self.said.append), self.controls))
-        self.agents = [
-            PreflightCheck(plan, node, 0, self.folders[node], HOSTS, self.controls[node], self.said.append) for node in (0, 1)
-        ]
+        self.agents = [PreflightCheck(plan, 0, self.folders[node], self.controls[node], self.said.append) for node in (0, 1)]
+        for agent in self.agents:
+            agent.start()
 
     @property
     def problem(self):
-        return self.agents[0].problem
+        return self.agents[0].failure
 
     def folder_of(self, fact):
         return self.folders[fact.rank not in self.plan.nodes[0].ranks]
 
     def arrive(self, facts):
-        """Let ranks come, each in a thread; what each is told."""
+        """Let ranks arrive, each in a thread; the verdict of each."""
         with ThreadPoolExecutor(max(1, len(facts))) as pool:
             told = [pool.submit(arrive, fact, self.folder_of(fact), 30.0, wait=True) for fact in facts]
             return [each.result() for each in told]
@@ -88,7 +87,7 @@ class Start:
             time.sleep(0.005)
 
     def has_verdict(self):
-        return [verdict_file(folder).exists() for folder in self.folders]
+        return [node_dir.verdict_file(folder).exists() for folder in self.folders]
 
     def close(self):
         for agent in self.agents:
@@ -113,7 +112,7 @@ def starting(tmp_path):
 def test_ranks_that_fit_together_may_go(plan, starting):
     start = starting(plan)
     assert start.arrive(facts_of(6)) == [True] * 6
-    assert (start.problem, start.controls[0].ending, start.said) == (None, None, [])
+    assert (start.problem, start.controls[0].state.abort_reason, start.said) == (None, None, [])
 
 
 def test_a_rank_that_differs_ends_the_job_and_is_named_by_module_and_host(plan, starting):
@@ -124,20 +123,20 @@ def test_a_rank_that_differs_ends_the_job_and_is_named_by_module_and_host(plan, 
     assert problem.headline.startswith("the ranks do not fit together; ")
     (line,) = [line for line in problem.message.splitlines() if "2.9" in line]
     assert line.split() == ["torch", "2.9", "2.13.0", "3", "language", "host1", "ends", "the", "job"]
-    start.until(lambda: start.controls[1].ending is not None)
-    assert (start.controls[1].ending.message, start.controls[1].ending.code) == (problem.headline, 2)
+    start.until(lambda: start.controls[1].state.abort_reason is not None)
+    assert (start.controls[1].state.abort_reason.message, start.controls[1].state.abort_reason.code) == (problem.headline, 2)
 
 
-def test_the_job_is_ended_before_ranks_hear_of_it(plan, starting, monkeypatch):
-    """Else a rank that leaves would be taken for the first failure."""
+def test_the_job_is_aborted_before_ranks_get_the_verdict(plan, starting, monkeypatch):
+    """Else a rank that exits on it would be taken for the first failure."""
     start = starting(plan)
-    end, order = start.controls[0].end, []
-    monkeypatch.setattr(start.controls[0], "end", lambda *told: (order.append(start.has_verdict()), end(*told)))
+    abort, order = start.controls[0].abort, []
+    monkeypatch.setattr(start.controls[0], "abort", lambda reason: (order.append(start.has_verdict()), abort(reason)))
     assert start.arrive(facts_of(6, r3={"torch": "2.9"})) == [False] * 6
     assert order == [[False, False]]
 
 
-def test_what_is_merely_odd_is_said_and_the_ranks_go(plan, starting):
+def test_a_harmless_mismatch_is_printed_and_the_ranks_go(plan, starting):
     start = starting(plan)
     assert start.arrive(facts_of(6, r5={"cuda": "12.8"})) == [True] * 6
     assert start.said[0].startswith("warning: the ranks differ\n")
@@ -160,8 +159,8 @@ def test_ranks_that_are_not_to_be_compared_may_go(plan, starting):
     assert (start.problem, start.said) == (None, [])
 
 
-def test_who_is_missing_is_said_after_a_while(plan, starting, monkeypatch):
-    monkeypatch.setattr(arriving, "_SAY_AFTER_S", 0.05)
+def test_missing_ranks_are_printed_after_a_while(plan, starting, monkeypatch):
+    monkeypatch.setattr(arriving, "_WAITING_MESSAGE_AFTER_S", 0.05)
     start = starting(plan)
     start.put([fact for fact in facts_of(6) if fact.rank != 4])
     there = "vision: 2 of 2 are here, language: 3 of 4 are here"
@@ -169,8 +168,8 @@ def test_who_is_missing_is_said_after_a_while(plan, starting, monkeypatch):
     start.until(lambda: expected in start.said)
 
 
-def test_what_is_said_of_the_missing_becomes_rarer(plan, starting, monkeypatch):
-    monkeypatch.setattr(arriving, "_SAY_AFTER_S", 0.05)
+def test_messages_about_missing_ranks_become_rarer(plan, starting, monkeypatch):
+    monkeypatch.setattr(arriving, "_WAITING_MESSAGE_AFTER_S", 0.05)
     start = starting(replace(plan, runtime=replace(plan.runtime, timeout_s=2.0)))
     start.until(lambda: start.problem is not None)
     # After 0.05, 0.1, 0.2, 0.4, 0.8 and 1.6 seconds.
@@ -186,8 +185,8 @@ def test_a_rank_that_does_not_come_ends_the_job(plan, starting):
         "r5 language.dp1.tp1 on node1 (hostb) (vision: 2 of 2 are here, language: 3 of 4 are here) "
         "did not come to join within 0.5 s, runtime.timeout_s"
     )
-    start.until(lambda: start.controls[1].ending is not None)
-    assert start.controls[1].ending.message == start.problem.message
+    start.until(lambda: start.controls[1].state.abort_reason is not None)
+    assert start.controls[1].state.abort_reason.message == start.problem.message
     assert start.has_verdict() == [False, False]
 
 
@@ -197,7 +196,7 @@ def test_of_many_missing_ranks_the_first_are_named(tmp_path, starting):
     start.until(lambda: start.problem is not None)
     message = start.problem.message
     assert message.startswith("r0 vision.dp0 on node0 (hosta), r1 vision.dp1 on node0 (hosta), ")
-    assert ", r7 vision.dp7 on node0 (hosta), and 16 more (vision: 0 of 8 are here, language: 0 of 16 are here)" in message
+    assert ", r7 vision.dp7 on node0 (hosta) and 16 more (vision: 0 of 8 are here, language: 0 of 16 are here)" in message
 
 
 def test_stopping_ends_the_waiting(plan, starting):
@@ -205,7 +204,7 @@ def test_stopping_ends_the_waiting(plan, starting):
     for agent in start.agents:
         agent.stop()
     assert start.problem is None
-    assert "mimo-launch arrivals" not in [thread.name for thread in threading.enumerate()]
+    assert "mimo-launch preflight" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_sixty_six_ranks_get_their_verdict(tmp_path, starting):
@@ -213,9 +212,10 @@ def test_sixty_six_ranks_get_their_verdict(tmp_path, starting):
     assert start.arrive(facts_of(66, ranks_per_host=8)) == [True] * 66
 
 
-def test_one_node_needs_no_control_store(plan, tmp_path):
+def test_one_node_needs_no_coordinator(plan, tmp_path):
     alone = replace(plan, nodes=(replace(plan.nodes[0], procs=6),))
-    agent = PreflightCheck(alone, 0, 0, tmp_path, ["here"], None, str)
+    agent = PreflightCheck(alone, 0, tmp_path, SingleNode(alone, "here", "run"), str)
+    agent.start()
     try:
         with ThreadPoolExecutor(6) as pool:
             assert list(pool.map(lambda fact: arrive(fact, tmp_path, 30.0, wait=True), facts_of(6))) == [True] * 6
@@ -223,30 +223,30 @@ def test_one_node_needs_no_control_store(plan, tmp_path):
         agent.stop()
 
 
-def test_an_earlier_start_is_forgotten_but_not_the_warning(tmp_path):
+def test_an_earlier_attempt_is_cleared_but_not_the_preemption_notice(tmp_path):
     for fact in facts_of(2):
         arrive(fact, tmp_path, 1.0, wait=False)
-    let_go(tmp_path, "go")
-    (tmp_path / NOTICE).touch()
+    write_verdict(tmp_path, "go")
+    node_dir.notice_file(tmp_path).touch()
     assert read_facts(tmp_path, 1) == facts_of(2)[1]
     node_dir.clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [NOTICE]
+    assert list(tmp_path.iterdir()) == [node_dir.notice_file(tmp_path)]
 
 
-def test_a_rank_whose_agent_says_nothing_gives_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(telling, "_LONGER_S", 0.0)
-    with pytest.raises(TimeoutError, match="did not say whether the ranks fit together"):
+def test_a_rank_without_a_verdict_times_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(telling, "_EXTRA_S", 0.0)
+    with pytest.raises(TimeoutError, match="no result of the preflight check from mimo-launch"):
         arrive(facts_of(1)[0], tmp_path, 0.05, wait=True)
 
 
-def test_this_process_can_tell_its_facts(plan):
+def test_this_process_has_facts(plan):
     found = gather(rank=3, local_rank=1, topology_digest="d", entry=plan.entry)
     assert (found.rank, found.local_rank, found.topology, len(found.script)) == (3, 1, "d", 12)
     assert found.torch
     assert gather(rank=3, local_rank=1, topology_digest="d", entry=replace(plan.entry, script=None, module="m")).script == ""
 
 
-def test_a_commands_facts_are_told_without_torch(plan):
+def test_a_commands_facts_do_not_need_torch(plan):
     entry = replace(plan.entry, script=None, command=("bash", "-c", "true"))
     found = gather(rank=3, local_rank=1, topology_digest="d", entry=entry)
     assert (found.torch, found.gpus, found.script) == ("", 0, "")

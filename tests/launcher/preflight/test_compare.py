@@ -13,16 +13,17 @@ TOPOLOGY = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp
 
 
 def found(facts, *, needs_gpus=False):
-    return [(odd.aspect, odd.value, odd.usual, odd.ranks) for odd in compare(facts, needs_gpus=needs_gpus).odd]
+    mismatches = compare(facts, needs_gpus=needs_gpus).mismatches
+    return [(mismatch.aspect, mismatch.value, mismatch.usual, mismatch.ranks) for mismatch in mismatches]
 
 
-def test_ranks_that_agree_are_fine():
+def test_equal_ranks_have_no_mismatch():
     verdict = compare(facts_of(6), needs_gpus=True)
-    assert (verdict.odd, verdict.stops) == ([], False)
+    assert (verdict.mismatches, verdict.stops) == ([], False)
 
 
 def test_hosts_and_local_ranks_may_differ():
-    assert not compare(facts_of(64, ranks_per_host=7), needs_gpus=True).odd
+    assert not compare(facts_of(64, ranks_per_host=7), needs_gpus=True).mismatches
 
 
 @pytest.mark.parametrize(
@@ -43,16 +44,16 @@ def test_hosts_and_local_ranks_may_differ():
 )
 def test_a_rank_that_differs_is_found(changes, expected, stops):
     verdict = compare(facts_of(6, r3=changes), needs_gpus=False)
-    (odd,) = verdict.odd
-    assert ((odd.aspect, odd.value, odd.usual), odd.ranks) == (expected, (3,))
-    assert (odd.breaks, verdict.stops) == (stops, stops)
+    (mismatch,) = verdict.mismatches
+    assert ((mismatch.aspect, mismatch.value, mismatch.usual), mismatch.ranks) == (expected, (3,))
+    assert (mismatch.breaks, verdict.stops) == (stops, stops)
 
 
-def test_what_most_have_is_usual_also_where_rank_0_differs():
+def test_the_majority_is_usual_even_if_rank_0_differs():
     assert found(facts_of(6, r0={"torch": "2.9"})) == [("torch", "2.9", "2.13.0", (0,))]
 
 
-def test_of_two_that_are_equally_frequent_rank_0s_is_usual():
+def test_of_two_equally_frequent_values_that_of_rank_0_is_usual():
     facts = facts_of(2, r1={"torch": "2.9"})
     assert found(facts) == found(facts[::-1]) == [("torch", "2.9", "2.13.0", (1,))]
 
@@ -69,18 +70,18 @@ def test_a_rank_without_a_gpu_of_its_own_ends_the_job_where_it_needs_one():
     assert not compare(facts, needs_gpus=False).stops
 
 
-def test_what_ends_the_job_comes_first():
-    odd = compare(facts_of(6, r1={"gpus": 1}, r2={"torch": "2.9"}, r3={"resolves": False}), needs_gpus=False).odd
-    assert [each.breaks for each in odd] == [True, False, False]
+def test_mismatches_that_end_the_job_come_first():
+    mismatches = compare(facts_of(6, r1={"gpus": 1}, r2={"torch": "2.9"}, r3={"resolves": False}), needs_gpus=False).mismatches
+    assert [each.breaks for each in mismatches] == [True, False, False]
 
 
 def test_the_table_names_module_and_host():
     facts = facts_of(6, r2={"torch": "2.9"}, r4={"torch": "2.9"}, r5={"gpus": 7})
-    told = compare(facts, needs_gpus=False).text(TOPOLOGY, facts).splitlines()
-    assert told[0].startswith("the ranks do not fit together; start all nodes from the same config, code and environment")
-    assert told[0].endswith("--no-preflight")
-    assert told[1].split() == ["what", "found", "others", "have", "ranks", "module", "host"]
-    assert told[3].split() == [
+    text_lines = compare(facts, needs_gpus=False).text(TOPOLOGY, facts).splitlines()
+    assert text_lines[0].startswith("the ranks do not fit together; start all nodes from the same config, code and environment")
+    assert text_lines[0].endswith("--no-preflight")
+    assert text_lines[1].split() == ["what", "found", "others", "have", "ranks", "module", "host"]
+    assert text_lines[3].split() == [
         "torch",
         "2.9",
         "2.13.0",
@@ -94,10 +95,10 @@ def test_the_table_names_module_and_host():
         "the",
         "job",
     ]
-    assert told[4].split() == ["visible", "GPUs", "7", "8", "5", "language.pp1", "host2"]
+    assert text_lines[4].split() == ["visible", "GPUs", "7", "8", "5", "language.pp1", "host2"]
 
 
-def test_what_is_merely_odd_is_a_remark():
+def test_mismatches_that_do_not_end_the_job_are_a_warning():
     facts = facts_of(6, r2={"cuda": "12.8"})
     text = compare(facts, needs_gpus=False).text(TOPOLOGY, facts)
     assert text.startswith("the ranks differ\n")
@@ -107,16 +108,16 @@ def test_what_is_merely_odd_is_a_remark():
 def test_a_table_of_many_lines_is_cut():
     facts = facts_of(6, **{f"r{rank}": {"torch": f"2.{rank}", "cuda": f"12.{rank}", "gpus": rank} for rank in range(6)})
     verdict = compare(facts, needs_gpus=False)
-    told = verdict.text(TOPOLOGY, facts).splitlines()
-    assert len(told) == 1 + 2 + 12 + 1
-    assert told[-1].strip() == f"and {len(verdict.odd) - 12} more"
+    text_lines = verdict.text(TOPOLOGY, facts).splitlines()
+    assert len(text_lines) == 1 + 2 + 12 + 1
+    assert text_lines[-1].strip() == f"and {len(verdict.mismatches) - 12} more"
 
 
 @given(st.lists(st.sampled_from(["2.9", "2.13.0", "2.12"]), min_size=1, max_size=12))
-def test_each_rank_is_usual_or_odd(versions):
+def test_each_rank_is_usual_or_a_mismatch(versions):
     facts = facts_of(len(versions), **{f"r{rank}": {"torch": version} for rank, version in enumerate(versions)})
-    odd = compare(facts, needs_gpus=False).odd
-    named = {rank: each.value for each in odd for rank in each.ranks}
+    mismatches = compare(facts, needs_gpus=False).mismatches
+    named = {rank: each.value for each in mismatches for rank in each.ranks}
     usual = {version for rank, version in enumerate(versions) if rank not in named}
     assert len(usual) == 1
     assert all(versions[rank] == value for rank, value in named.items())

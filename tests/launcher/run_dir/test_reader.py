@@ -1,4 +1,4 @@
-"""What `mimo-launch status` says of the run that a run folder is of."""
+"""The state of a run, as `mimo-launch status` shows it from the run directory."""
 
 import fcntl
 import json
@@ -6,6 +6,7 @@ import json
 import pytest
 
 from launcher import jobs
+from launcher.run_dir.layout import RunDirLayout
 from launcher.run_dir.reader import describe, host_of, read_report
 from tests.launcher.schedulers.plans import request
 
@@ -14,7 +15,7 @@ ONE_MACHINE = ("pools=null",)
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run folder as a run on one machine leaves it that was started twice and killed."""
+    """A run directory as a run on one machine leaves it that was killed in its second attempt."""
     folder = tmp_path / "run"
     for attempt in range(2):
         (folder / "logs" / f"attempt{attempt}").mkdir(parents=True)
@@ -33,42 +34,42 @@ FIRST = "rank 2 (language.tp1) failed first: exit code 7"
 
 
 @pytest.mark.parametrize(
-    ("ended", "told"),
+    ("ended", "expected"),
     [
-        pytest.param({}, "over, done\n  exit code 0, started once, on alpha", id="done"),
+        pytest.param({}, "over, done\n  exit code 0, 1 attempt, on alpha", id="done"),
         pytest.param(
             {"outcome": "failed", "exit_code": 7, "headline": FIRST, "attempts": 3},
-            f"over, failed: {FIRST}\n  exit code 7, started 3 times, on alpha",
+            f"over, failed: {FIRST}\n  exit code 7, 3 attempts, on alpha",
             id="failed",
         ),
         pytest.param(
             {"outcome": "ended", "exit_code": 143, "headline": "ended by SIGTERM"},
-            "over, ended by SIGTERM\n  exit code 143, started once, on alpha",
+            "over, ended by SIGTERM\n  exit code 143, 1 attempt, on alpha",
             id="ended from outside",
         ),
     ],
 )
-def test_how_a_run_ended_is_told_by_its_report(folder, ended, told):
+def test_the_outcome_of_a_run_is_read_from_its_report(folder, ended, expected):
     report(folder, **ended)
-    assert describe(folder) == told
-    assert jobs.as_table(jobs.find(str(folder))).startswith(f"run folder: {folder}: {told}\n\n")
+    assert describe(RunDirLayout(folder)) == expected
+    assert jobs.as_table(jobs.find(str(folder))).startswith(f"run directory: {folder}: {expected}\n\n")
 
 
-def test_a_run_goes_on_as_long_as_its_folder_is_locked(folder):
+def test_a_run_is_going_on_while_its_directory_is_locked(folder):
     with (folder / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert describe(folder) == "running\n  started 2 times, on alpha"
+        assert describe(RunDirLayout(folder)) == "running\n  2 attempts, on alpha"
         assert json.loads(jobs.as_json(jobs.find(str(folder))))["state"] == "RUNNING"
 
 
 def test_without_a_report_mimo_launch_was_killed(folder):
-    told = "over, without a report: mimo-launch was killed, or could not write\n  started 2 times, on alpha"
-    assert describe(folder) == told
+    expected = "over, without a report: mimo-launch was killed, or could not write\n  2 attempts, on alpha"
+    assert describe(RunDirLayout(folder)) == expected
     assert json.loads(jobs.as_json(jobs.find(str(folder))))["report"] is None
 
 
-def test_where_nothing_has_run_nothing_was_killed(tmp_path):
-    assert describe(tmp_path) == "over"
+def test_a_directory_in_which_nothing_has_run_has_no_killed_run(tmp_path):
+    assert describe(RunDirLayout(tmp_path)) == "over"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_where_nothing_has_run_nothing_was_killed(tmp_path):
 )
 def test_a_report_that_cannot_be_read_is_none(folder, text):
     (folder / "report.json").write_bytes(text.encode(errors="surrogateescape"))
-    assert read_report(folder) is None
+    assert read_report(RunDirLayout(folder)) is None
 
 
 def test_programs_get_the_report_and_the_host(folder):
@@ -104,4 +105,4 @@ def test_hosts_of_several_nodes_are_not_taken_from_the_lock(folder, tmp_path):
 )
 def test_the_host_is_that_of_the_process_which_has_named_the_run(folder, lock, host):
     (folder / ".lock").write_text(lock)
-    assert host_of(folder) == host
+    assert host_of(RunDirLayout(folder)) == host

@@ -1,3 +1,5 @@
+"""Copies of the code for queued jobs."""
+
 import subprocess
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def repository(tmp_path):
     return folder
 
 
-def test_a_work_tree_is_copied_as_it_stands_without_what_git_ignores(repository, tmp_path):
+def test_a_work_tree_is_copied_with_changes_and_without_ignored_files(repository, tmp_path):
     copies = code_snapshot.take(repository / "package", None, tmp_path / "copy")
     (copy,) = copies.values()
     assert list(copies) == [repository]
@@ -58,7 +60,7 @@ def test_submodules_are_copied_too(repository, tmp_path):
     assert (copy / "megatron" / "core.py").read_text() == "changed"
 
 
-def test_another_folder_is_copied_without_caches_environments_and_runs(tmp_path):
+def test_another_directory_is_copied_without_caches_environments_and_runs(tmp_path):
     folder = tmp_path / "code"
     code = ("train.py", "lib/a.py", "lib/jobs/queue.py")
     for name in (*code, "__pycache__/a.pyc", ".venv/bin/python", "runs/vlm/run_id", "runs/vlm/logs/x"):
@@ -68,7 +70,7 @@ def test_another_folder_is_copied_without_caches_environments_and_runs(tmp_path)
     assert names_below(copy) == set(code)
 
 
-def test_a_script_elsewhere_brings_its_own_tree(tmp_path):
+def test_the_tree_of_a_script_elsewhere_is_copied_too(tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     (tmp_path / "there" / "train.py").touch()
@@ -82,17 +84,17 @@ def test_a_tree_too_large_to_be_code_is_refused(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     with (tmp_path / "code" / "data").open("wb") as file:
         file.truncate(3 << 20)
-    with pytest.raises(LaunchError, match=r"--snapshot: .*code has more than 2 MiB of files; run from the folder of the code"):
+    with pytest.raises(LaunchError, match=r"--snapshot: .*code has more than 2 MiB of files; run from the directory"):
         code_snapshot.take(tmp_path / "code", None, tmp_path / "copy")
 
 
 def test_a_submission_keeps_the_config_and_a_plan_over_the_copy(repository, monkeypatch):
     monkeypatch.chdir(repository)
     made = request(repository, "entry.script=package/train.py")
-    submission, plan, folder = Submission.new(made.plan, made.config_text, snapshot=True)
-    assert folder == submission.folder / "code" / "0"
-    assert plan.entry.script == str(folder / "package" / "train.py")
-    assert plan.run_dir == str(repository / "runs" / "vlm") == str(submission.run_dir)
+    submission, plan, cwd = Submission.new(made.plan, made.config_text, snapshot=True)
+    assert cwd == submission.path / "code" / "0"
+    assert plan.entry.script == str(cwd / "package" / "train.py")
+    assert plan.run_dir == str(repository / "runs" / "vlm") == str(submission.run_dir.path)
     assert submission.plan_file.read_text() == plan.to_json()
     assert Submission.latest(submission.run_dir) is None
     submission.record(JobRecord("slurm", "12"))

@@ -1,4 +1,4 @@
-"""Job scripts as text: what they say, and that they carry any name as data. No SLURM is needed."""
+"""Job scripts as text, and that any name in them stays data. No SLURM is needed."""
 
 import json
 import shlex
@@ -57,7 +57,7 @@ def script(tmp_path, monkeypatch, *overrides):
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)
-def test_the_script_is_as_it_was_when_somebody_last_read_it(name, overrides, tmp_path, monkeypatch):
+def test_the_script_equals_the_golden_file(name, overrides, tmp_path, monkeypatch):
     assert script(tmp_path, monkeypatch, *overrides) == (GOLDEN / f"{name}.sbatch").read_text()
 
 
@@ -80,13 +80,13 @@ def test_the_script_for_1280_nodes_has_two_components_and_stays_small(tmp_path, 
     assert len(text.encode()) < 10 << 10
 
 
-def test_nothing_is_written_by_a_dry_run(tmp_path, monkeypatch):
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
     script(tmp_path, monkeypatch)
     assert not (tmp_path / "runs").exists()
 
 
 def sbatch_reads(directive: str) -> list[str]:
-    """An #SBATCH line as Slurm 22.05 was seen to read it: blanks separate, quotes join, a backslash escapes, # comments."""
+    """An #SBATCH line as Slurm 22.05 parses it: blanks separate, quotes join, a backslash escapes, # comments."""
     words, word, quote, position = [], None, None, 0
     while position < len(directive):
         character = directive[position]
@@ -108,23 +108,21 @@ def sbatch_reads(directive: str) -> list[str]:
 
 
 @given(PRINTABLE)
-def test_a_value_in_a_directive_is_read_as_it_was(value):
+def test_sbatch_reads_a_quoted_value_unchanged(value):
     assert sbatch_reads(f"--comment={quote_directive(value)}") == [f"--comment={value}"]
 
 
-@given(name=ANY, title=ANY, folder=ANY, value=ANY, words=st.lists(ANY, min_size=1, max_size=4))
-def test_names_that_look_like_code_stay_data_in_a_real_bash(name, title, folder, value, words):
-    """srun prints its arguments, the folder and a variable; cd and scontrol are functions, since the folder does not exist."""
+@given(name=ANY, title=ANY, cwd=ANY, value=ANY, words=st.lists(ANY, min_size=1, max_size=4))
+def test_names_that_look_like_code_stay_data_in_a_real_bash(name, title, cwd, value, words):
+    """srun prints its arguments, the directory and a variable; cd is a function, since the directory does not exist."""
     parts = (
         Component(pool="p", nodes=2, cpus_per_task="4", options={}),
         Component(pool="q", nodes=1, cpus_per_task=None, options={}),
     )
-    text = script_of(
-        SbatchJob(name=name, title=title, components=parts, command=tuple(words), folder=folder, env={"ODD": value})
-    )
+    text = script_of(SbatchJob(name=name, title=title, components=parts, command=tuple(words), cwd=cwd, env={"ODD": value}))
     tools = """
-cd() { folder=$1; }
-srun() { printf '%s\\0' "$folder" "$ODD" "$@"; return 75; }
+cd() { cwd=$1; }
+srun() { printf '%s\\0' "$cwd" "$ODD" "$@"; return 75; }
 scontrol() { printf '%s\\0' scontrol "$@"; }
 """
     done = subprocess.run(
@@ -133,7 +131,7 @@ scontrol() { printf '%s\\0' scontrol "$@"; }
     printed = [word.decode() for word in done.stdout.split(b"\0")[:-1]]
     assert (done.returncode, done.stderr) == (75, b"")
     assert printed == [
-        *(folder, value, "--kill-on-bad-exit=1"),
+        *(cwd, value, "--kill-on-bad-exit=1"),
         *("--het-group=0", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--cpu-bind=none", *words, ":"),
         *("--het-group=1", "--nodes=1", "--ntasks=1", "--cpu-bind=none", *words),
         *("scontrol", "requeue", "12"),
@@ -143,15 +141,15 @@ scontrol() { printf '%s\\0' scontrol "$@"; }
 @given(ANY, ANY)
 def test_no_name_or_title_becomes_a_line_of_its_own(name, title):
     part = Component(pool="p", nodes=1, cpus_per_task="1", options={})
-    text = script_of(SbatchJob(name=name, title=title, components=(part,), command=("x",), folder="/", env={}))
+    text = script_of(SbatchJob(name=name, title=title, components=(part,), command=("x",), cwd="/", env={}))
     head = text.split("\n\n")[0].splitlines()
     assert len(head) == 3 + 6
     assert all(line.startswith("#") for line in head)
 
 
-def test_a_job_that_cannot_be_requeued_says_so_and_keeps_its_code():
+def test_a_job_that_cannot_be_requeued_prints_a_message_and_keeps_its_exit_code():
     part = Component(pool="p", nodes=1, cpus_per_task="1", options={})
-    text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), folder="/", env={}))
+    text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), cwd="/", env={}))
     tools = "srun() { return 75; }\nscontrol() { return 127; }\n"
     done = subprocess.run(
         ["bash", "-c", tools + text], env={"SLURM_JOB_ID": "12"}, capture_output=True, text=True, timeout=20, check=False
@@ -163,17 +161,20 @@ def test_a_job_that_cannot_be_requeued_says_so_and_keeps_its_code():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nodes": 3}, "pools.p.slurm.nodes: mimo-launch sets this option itself (pools say how many there are); leave it out"),
+        (
+            {"nodes": 3},
+            "pools.p.slurm.nodes: mimo-launch sets this option itself (pools set it); leave it out",
+        ),
         ({"gpus-per-task": 1}, "use gpus-per-node or gres"),
-        ({"export": "A=1"}, "variables go into the config's env"),
-        ({"partitoin": "x"}, "no sbatch option is known by this name; did you mean 'partition'?"),
+        ({"export": "A=1"}, "variables are set by env in the config"),
+        ({"partitoin": "x"}, "not an sbatch option; did you mean 'partition'?"),
         ({"cpus_per_task": 4}, "not the long name of an sbatch option; did you mean 'cpus-per-task'?"),
         ({"-p": "x"}, "not the long name of an sbatch option; write sbatch's long name without the dashes"),
-        ({"comment": "a\nb"}, "a line break cannot stand in an option of a job script"),
-        ({"comment": "x" * 1025}, "1025 characters; sbatch takes 1024"),
-        ({"gres": {"gpu": 4}}, "a mapping cannot be an option's value"),
-        ({"signal": "B:USR1@60"}, "=B:USR1@60: B: signals the job script alone, not the ranks"),
-        ({"clusters": "a,b"}, "status, logs and cancel ask the cluster of this machine"),
+        ({"comment": "a\nb"}, "an option of a job script cannot contain a line break"),
+        ({"comment": "x" * 1025}, "1025 characters; sbatch accepts 1024"),
+        ({"gres": {"gpu": 4}}, "an option's value cannot be a mapping"),
+        ({"signal": "B:USR1@60"}, "=B:USR1@60: B: signals the job script only, not the ranks"),
+        ({"clusters": "a,b"}, "status, logs and cancel use the cluster of this machine"),
     ],
 )
 def test_options_that_would_break_the_script_are_refused(options, message):
@@ -207,7 +208,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(text, seconds):
     assert seconds_of(text) == seconds
 
 
-def test_a_time_limit_that_the_warning_would_eat_up_is_refused():
+def test_a_time_limit_shorter_than_the_warning_is_refused():
     with pytest.raises(
         ConfigError, match=r"pools.p.slurm.time=2: 120 s, but the ranks are warned runtime.warning_s=120 s before"
     ):
@@ -216,21 +217,21 @@ def test_a_time_limit_that_the_warning_would_eat_up_is_refused():
     assert component("p", 1, 4, {"time": 0}, 120.0).options["signal"] == "USR1@120"
 
 
-def test_times_that_yaml_would_take_for_numbers_stay_as_written(tmp_path, monkeypatch):
+def test_times_that_yaml_would_read_as_numbers_stay_as_written(tmp_path, monkeypatch):
     overrides = ["pools.llm.slurm.time=12:30:00", "pools.encoders.slurm.account=0042"]
     text = script(tmp_path, monkeypatch, *overrides)
     assert "#SBATCH --time=12:30:00\n" in text
     assert "#SBATCH --account=0042\n" in text
 
 
-def test_a_task_gets_a_cpu_for_each_rank_where_nothing_else_is_said():
+def test_a_task_gets_one_cpu_per_rank_by_default():
     assert component("p", 1, 4, {}, 120.0).cpus_per_task == "4"
     assert component("p", 1, 4, {"cpus-per-task": 32}, 120.0).cpus_per_task == "32"
     assert component("p", 1, 4, {"exclusive": True}, 120.0).cpus_per_task is None
     assert component("p", 1, 4, {"exclusive": "user"}, 120.0).cpus_per_task == "4"
 
 
-def test_requeueing_is_asked_for_unless_it_is_refused():
+def test_jobs_are_requeued_unless_the_config_disables_it():
     assert "requeue" in component("p", 1, 1, {}, 120.0).options
     for refusal in ({"requeue": False}, {"no-requeue": True}):
         assert component("p", 1, 1, refusal, 120.0).options.keys() & {"requeue", "no-requeue"} == {"no-requeue"}
@@ -239,9 +240,9 @@ def test_requeueing_is_asked_for_unless_it_is_refused():
 
 
 @pytest.mark.parametrize(("answer", "calls"), [("2026-11-25T00:53:03 ", 1), ("N/A ", 0), ("", 0)])
-def test_a_preempted_job_whose_ranks_died_of_it_is_requeued(answer, calls):
+def test_a_preempted_job_whose_ranks_have_exited_is_requeued(answer, calls):
     part = Component(pool="p", nodes=1, cpus_per_task="1", options={})
-    text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), folder="/", env={}))
+    text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), cwd="/", env={}))
     tools = f"srun() {{ return 143; }}\nsqueue() {{ echo '{answer}'; }}\nscontrol() {{ echo \"$@\"; }}\n"
     done = subprocess.run(
         ["bash", "-c", tools + text], env={"SLURM_JOB_ID": "12"}, capture_output=True, text=True, timeout=20, check=False
@@ -249,6 +250,6 @@ def test_a_preempted_job_whose_ranks_died_of_it_is_requeued(answer, calls):
     assert (done.returncode, done.stdout.splitlines()) == (75 if calls else 143, ["requeue 12"] * calls)
 
 
-def test_a_config_travels_to_the_script_with_its_pools(tmp_path, monkeypatch):
+def test_the_options_of_a_pool_are_in_its_part_of_the_script(tmp_path, monkeypatch):
     text = script(tmp_path, monkeypatch, "pools.llm.slurm.licenses=" + json.dumps("a:1"))
     assert text.index("--nodes=1") < text.index("#SBATCH hetjob") < text.index("--licenses=a:1")

@@ -1,4 +1,4 @@
-"""What SLURM's answers mean, in the words of old releases and new ones."""
+"""Reading the output of squeue and sacct, of old and new releases of Slurm."""
 
 import json
 import subprocess
@@ -6,11 +6,11 @@ import subprocess
 import pytest
 
 from launcher.errors import LaunchError
-from launcher.schedulers.slurm_client import find, mine, state_of
+from launcher.schedulers.slurm_client import find, state_of
 
 
 def answers(**by_command):
-    """A runner that answers with (exit code, stdout, stderr) by the command's name."""
+    """A runner that returns (exit code, stdout, stderr) by the command's name."""
 
     def run(command):
         code, out, err = by_command.get(command[0], (127, "", "not here"))
@@ -94,16 +94,16 @@ def test_components_are_found_among_all_jobs_by_their_leader():
         ("269+0", "CANCELLED", "n1", None),
         ("269+1", "FAILED", "n[2-3]", 7),
     ]
-    assert (job.state, job.is_over, job.folder, job.components[1].reason) == ("CANCELLED", True, "/runs/j", "NonZeroExitCode")
+    assert (job.state, job.is_over, job.cwd, job.components[1].reason) == ("CANCELLED", True, "/runs/j", "NonZeroExitCode")
 
 
-def test_the_answer_of_a_newer_release_is_read():
+def test_the_output_of_a_newer_release_is_read():
     job = find("12", answers(squeue=(0, NEW, "")))
     (part,) = job.components
     assert (part.name, part.state, part.exit_code, part.restarts, job.is_over) == ("12", "RUNNING", None, 1, False)
 
 
-def test_sacct_is_asked_when_squeue_has_forgotten_and_its_text_tells_exit_codes():
+def test_a_job_unknown_to_squeue_is_read_from_sacct_with_exit_codes_from_its_text():
     accounted = {
         "jobs": [
             {"job_id": 5, "name": "j", "state": {"current": "REQUEUED"}, "het": {"job_id": 0}, "nodes": "n1"},
@@ -120,26 +120,19 @@ def test_sacct_is_asked_when_squeue_has_forgotten_and_its_text_tells_exit_codes(
     run = answers(squeue=(1, "", "Invalid job id specified"), sacct=(0, accounted, ""), sacct_text=(0, "5|7:0|/runs/a|b\n", ""))
     job = find("5", run)
     assert [(part.state, part.exit_code) for part in job.components] == [("FAILED", 7)]
-    assert job.folder == "/runs/a|b"
+    assert job.cwd == "/runs/a|b"
 
 
 @pytest.mark.parametrize("sacct", [(1, "", "Slurm accounting storage is disabled"), (0, {"jobs": [], "errors": []}, "")])
-def test_a_job_that_nobody_knows_is_none(sacct):
+def test_a_job_unknown_to_squeue_and_sacct_is_none(sacct):
     assert find("9", answers(squeue=(0, {"jobs": []}, ""), sacct=sacct)) is None
 
 
-def test_the_users_jobs_are_listed_by_their_leaders():
-    run = answers(squeue=(0, "12|RUNNING\n269+0|PENDING\n269+1|PENDING\n", ""))
-    assert mine(run) == {"12": "RUNNING", "269": "PENDING"}
-    with pytest.raises(LaunchError, match="squeue failed: no controller"):
-        mine(answers(squeue=(1, "", "no controller")))
-
-
-def test_a_controller_that_does_not_answer_is_told():
+def test_an_unreachable_controller_is_an_error():
     with pytest.raises(LaunchError, match="squeue failed: slurm_load_jobs error: Unable to contact slurm controller"):
         find("9", answers(squeue=(1, "", "slurm_load_jobs error: Unable to contact slurm controller")))
 
 
-def test_an_answer_without_json_is_told():
-    with pytest.raises(LaunchError, match=r"its answer is not JSON with jobs; Slurm 21.08 and newer give that"):
+def test_output_without_json_is_an_error():
+    with pytest.raises(LaunchError, match=r"the output is not JSON with jobs; that needs Slurm 21.08 or newer"):
         find("9", answers(squeue=(0, "unknown option", "")))

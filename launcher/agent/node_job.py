@@ -1,0 +1,28 @@
+"""One node's part of a job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.console import Say
+from launcher.coordination.nodes import Nodes
+from launcher.plan.launch_plan import LaunchPlan
+from launcher.plan.placement import Node
+from launcher.run_dir.writer import RunDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeJob:
+    """What the agent of one node works with."""
+
+    plan: LaunchPlan
+    nodes: Nodes
+    """All nodes of the job, as this one knows them."""
+    run_dir: RunDir
+    node_dir: Path
+    say: Say
+    """Prints a message for a user who waits."""
+
+    @property
+    def node(self) -> Node:
+        """This node in the plan."""
+        return self.plan.nodes[self.nodes.node_rank]

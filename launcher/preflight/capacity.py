@@ -1,0 +1,28 @@
+"""Whether this machine can start its ranks of a plan."""
+
+from launcher.config.schema import Backend, StartMethod
+from launcher.errors import LaunchError
+from launcher.host import resources
+from launcher.plan.launch_plan import LaunchPlan
+
+MEMORY_PER_RANK = {StartMethod.FORKSERVER: 40 << 20, StartMethod.SPAWN: 250 << 20}
+"""Bytes that one rank takes before it has a model, measured with torch 2.13 (see docs/measurements.md)."""
+
+
+def check(plan: LaunchPlan, node_rank: int) -> None:
+    """Refuse a plan whose ranks of this node cannot start here.
+
+    Raises:
+        LaunchError: more ranks than GPUs or than memory, or NCCL without a GPU.
+    """
+    ranks, gpus = plan.nodes[node_rank].procs, resources.gpus()
+    if plan.runtime.backend is Backend.NCCL and not gpus:
+        raise LaunchError("runtime.backend=nccl, but this machine has no NVIDIA GPU; use gloo, or auto")
+    if plan.runtime.backend is not Backend.GLOO and 0 < gpus < ranks:
+        raise LaunchError(f"{ranks} ranks, but this machine has {gpus} GPUs; make the modules smaller, or runtime.backend=gloo")
+    free, needed = resources.available_memory(), ranks * MEMORY_PER_RANK[plan.runtime.start_method]
+    if free is not None and needed > free:
+        raise LaunchError(
+            f"{ranks} ranks take about {needed / 2**30:.1f} GiB before they have a model, but this machine has "
+            f"{free / 2**30:.1f} GiB left; make the modules smaller, or spread them over nodes with pools"
+        )

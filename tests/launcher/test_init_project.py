@@ -1,0 +1,82 @@
+"""`mimo-launch init`: the first config and script."""
+
+import subprocess
+
+import pytest
+
+from launcher.cli import main
+from launcher.config.json_schema import SCHEMA_FILE
+from tests.launcher.jobs import lines_of
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "my first job"
+
+
+def test_init_writes_a_config_and_a_script_and_prints_what_to_do_next(folder, capsys):
+    assert main(["init", folder.name]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["job.yaml", "train.py"]
+    assert capsys.readouterr().out.splitlines() == [
+        "wrote job.yaml and train.py. Next:",
+        "  cd 'my first job'",
+        "  mimo-launch plan job.yaml    # which rank runs what",
+        "  mimo-launch run job.yaml     # train",
+    ]
+
+
+def test_init_without_a_folder_writes_here(folder, capsys):
+    assert main(["init"]) == 0
+    assert (folder.parent / "train.py").exists()
+    assert "cd" not in capsys.readouterr().out
+
+
+def test_the_config_names_the_schema_for_editors(folder):
+    assert main(["init", folder.name]) == 0
+    first_line = (folder / "job.yaml").read_text().partition("\n")[0]
+    assert first_line == f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "train.py"])
+def test_init_overwrites_nothing(folder, capsys, name):
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    assert main(["init", folder.name]) == 2
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+    assert f"mimo-launch: my first job: {name} exists already; nothing is written" in capsys.readouterr().err
+
+
+def test_init_lists_all_files_that_exist(folder, capsys):
+    assert main(["init", folder.name]) == 0
+    assert main(["init", folder.name]) == 2
+    assert "job.yaml and train.py exist already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--template", "plian"], "--template plian: no such template; did you mean 'plain'?"),
+        (["--template", "x"], "--template x: no such template; there are plain"),
+        (["file/below"], "file/below: cannot be written to: Not a directory"),
+    ],
+)
+def test_init_refuses_what_it_cannot_write(folder, capsys, words, message):
+    (folder.parent / "file").touch()
+    assert main(["init", *words]) == 2
+    assert capsys.readouterr().err == f"mimo-launch: {message}\n"
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("overrides", [(), ("modules.vision.dp=1", "modules.language.dp=1")], ids=["4 ranks", "2 ranks"])
+def test_the_first_job_trains(job, overrides):
+    assert main(["init", str(job.folder)]) == 0
+    command = [*job.program, "run", "job.yaml", *overrides]
+    done = subprocess.run(
+        command, cwd=job.folder, env=job.whole_environ(), capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    prefix = "[language r1]" if overrides else "[language.dp0 r2]"
+    losses = [float(line.rpartition(" ")[2]) for line in lines_of(done.stdout, prefix) if "loss" in line]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] / 5
