@@ -3,7 +3,7 @@
 RUN_DIR/
 config.yaml     the config with all interpolations resolved
 plan.json       the launch plan
-nodes.json      the host of each node of the plan, where there are several
+nodes.json      the host of each node of the plan
 report.json     the outcome of the run; of a failure, which rank failed first and why
 run_id          the id of the run; its presence marks the directory as one of mimo-launch
 slurm_job       the id of the SLURM job that the run is part of
