@@ -160,7 +160,7 @@ def _make_context(
 
 
 def _monitor(rank: int, device: torch.device, found: RankEnviron | None) -> tuple[PreemptionAgreement, Heartbeat]:
-    """What connects this rank with its agent; without an agent, the same with nothing behind it."""
+    """What connects this rank with its agent. Without an agent, both objects do nothing."""
     times = (found.grace_s, found.warning_s) if found else (None, None)
     directory = environ.node_dir()
     if directory is None:

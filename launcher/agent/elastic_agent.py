@@ -97,7 +97,7 @@ class ElasticAgent(LocalElasticAgent):
         group_world_size: int,  # noqa: ARG002
         spec: WorkerSpec,  # noqa: ARG002
     ) -> list[Worker]:
-        """The plan's. torchelastic asks all nodes over the store, and waits minutes for a node that is lost."""
+        """Take the ranks from the plan. torchelastic would ask all nodes, and wait minutes for one that is lost."""
         job = self._monitor.job
         world_size = job.plan.topology.world_size
         return [Worker(local_rank, rank, rank, world_size, world_size) for local_rank, rank in enumerate(job.node.ranks)]

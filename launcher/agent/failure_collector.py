@@ -9,16 +9,16 @@ from launcher.config.schema import Join
 from launcher.failures.rank_exit import RankExit, first_failure
 from launcher.failures.report import FailureReport, headline
 from launcher.host import resources
-from launcher.outcome import AbortReason, ExitCode
+from launcher.outcome import AbortReason
 
 _OTHER_NODE_TIMEOUT_S = 1.0
 """How long a node waits for an earlier failure of another node to be the reason for the abort."""
 _GATHER_S = 5.0
-"""How long, beside the grace time, node 0 waits for the rank exits of other nodes."""
+"""How long node 0 waits, in addition to the grace time, for the rank exits of other nodes."""
 
 
 class FailureCollector:
-    """One agent's part. Node 0 collects the rank exits of all nodes."""
+    """Aborts the job for a rank of this node. On node 0 it also collects the rank exits of all nodes."""
 
     def __init__(self, job: NodeJob) -> None:
         self._job = job
@@ -34,8 +34,7 @@ class FailureCollector:
             nodes.state.wait_until(lambda: nodes.state.is_over, _OTHER_NODE_TIMEOUT_S)
         if nodes.state.abort_reason is None:
             message = f"{headline(topology, failure)} on {nodes.member}"
-            code = failure.code if failure.code > 0 else ExitCode.FAILURE
-            reason = AbortReason(node=nodes.node_rank, message=message, code=code, rank=failure.rank)
+            reason = AbortReason(node=nodes.node_rank, message=message, code=failure.job_code, rank=failure.rank)
             if nodes.abort(reason) == reason:
                 self._own = failure.rank
 

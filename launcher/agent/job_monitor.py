@@ -114,7 +114,7 @@ class JobMonitor:
         return self._complete(self._find_outcome())
 
     def outcome_after_signal(self, number: Signals) -> Outcome:
-        """The same where a signal ended mimo-launch: the ranks may have saved, and asked to be requeued."""
+        """How the job has ended where a signal ended mimo-launch: the ranks may have saved, and asked to be requeued."""
         nodes, state, exit_codes = self.job.nodes, self.job.nodes.state, self._ranks.exit_codes()
         is_requeue = self._requeue.is_complete(self.attempt, exit_codes)
         if self._is_done or is_requeue:
@@ -129,12 +129,12 @@ class JobMonitor:
         return self._complete(Outcome.signalled(number))
 
     def outcome_without_start(self, error: OSError) -> Outcome:
-        """The same where the ranks of this node could not be started."""
+        """How the job has ended where the ranks of this node could not be started."""
         message = f"{self.job.node.name}: the ranks could not be started: {error}"
         return self._complete(Outcome.aborted(self._abort(message)))
 
     def outcome_of_other_node(self) -> Outcome:
-        """The same where another node aborted the job while this one started its ranks."""
+        """How the job has ended where another node aborted it while this one started its ranks."""
         return self._complete(self._outcome_of_all_nodes())
 
     def _end_leftovers(self) -> None:

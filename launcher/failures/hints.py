@@ -183,6 +183,7 @@ def _crashed_in_c(failure: FailureContext) -> str | None:
     return "a crash in compiled code: the frames are Python's; gdb on a core file (ulimit -c unlimited) shows those in C"
 
 
+# In this order: the first hint that applies is shown.
 _KNOWN: Iterable[Callable[[FailureContext], str | None]] = (
     _joined_twice,
     _early_end,

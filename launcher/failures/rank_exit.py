@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.failures.crash import Crash, read_crash
 from launcher.failures.output_tail import crash_in, fatal_in, tail_of
+from launcher.outcome import ExitCode
 from mimo_role import REQUEUE_EXIT_CODE
 
 _BY_A_FAULT = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -100,6 +101,11 @@ class RankExit:
         if self.code < 0:
             return f"{describe_exit_code(self.code)} ({exception})"
         return exception if self.code == 1 else f"{exception} ({describe_exit_code(self.code)})"
+
+    @property
+    def job_code(self) -> int:
+        """The exit code of a job that failed because of this rank: the rank's own, or 1 if a signal ended it."""
+        return self.code if self.code > 0 else ExitCode.FAILURE
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""

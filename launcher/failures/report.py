@@ -9,7 +9,6 @@ from typing import Any
 from launcher.failures.hints import FailureContext, hint_for
 from launcher.failures.rank_exit import RankExit
 from launcher.formatting import describe_ranks
-from launcher.outcome import ExitCode
 from mimo_role import Topology
 
 _SHOWN_LINES = 6
@@ -55,8 +54,8 @@ class FailureReport:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the job: that of the rank if it is positive, else 1."""
-        return self.first.code if self.first.code > 0 else ExitCode.FAILURE
+        """The exit code of the job."""
+        return self.first.job_code
 
     @property
     def headline(self) -> str:

@@ -18,7 +18,7 @@ _GATHER_TIMEOUT_S = 10.0
 
 
 class HangDetector:
-    """One agent's part. Node 0's decides."""
+    """Probes the ranks of one node when the job hangs. On node 0 it also decides whether the job ends."""
 
     def __init__(self, plan: LaunchPlan, node_dir: Path, run_dir: RunDir, nodes: Nodes, say: Say) -> None:
         self._plan = plan

@@ -1,8 +1,9 @@
 """Which batches this rank and its peers have sent and received, and which they still wait for.
 
-Each batch that a rank sends a peer comes with a header (`frames.BatchHeader`). The receiver compares it with the batch that it
-expects before it uses any data, and a difference is an error on both sides. All long waits of bridges happen here: for
-headers, for data, and for receipts. So a wait ends as soon as any rank that it depends on finds that it cannot complete.
+Each batch that a rank sends a peer comes with a header (`frames.BatchHeader`). The receiver compares it with the batch that
+it expects before it uses any data, and a difference is an error on both sides. All long waits of bridges pass through this
+class: for headers and receipts (`_wait`), and for data (`wait_for_data`, which blocks in `TransferGuard.wait`). A wait ends
+as soon as any rank that it depends on finds that it cannot complete.
 """
 
 import os

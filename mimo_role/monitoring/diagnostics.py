@@ -19,7 +19,7 @@ from mimo_role.host.node_dir import stacks_file, trace_request_pipe, traces_file
 from mimo_role.monitoring.flight_recorder import GroupTrace, traces
 
 STACKS_SIGNAL = signal.SIGRTMAX - 3
-"""On this signal a rank writes its stacks. It is none that scripts and their libraries use."""
+"""On this signal a rank writes its stacks. Scripts and libraries rarely use a real-time signal so near the last."""
 
 _enabled = False
 
