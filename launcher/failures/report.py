@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.failures.hints import FailureContext, hint_for
 from launcher.failures.rank_exit import RankExit
-from launcher.formatting import describe_ranks
+from launcher.formatting import describe_ranks, shortened
 from mimo_role import Topology
 
 _SHOWN_LINES = 6
@@ -99,7 +99,7 @@ class FailureReport:
         groups = _groups(after)
         for records in groups[:_SHOWN_GROUPS]:
             ranks = [record.rank for record in records]
-            yield f"then {_others(self.topology, ranks)}: {records[0].ending[:200]}"
+            yield f"then {_others(self.topology, ranks)}: {shortened(records[0].ending)}"
         if len(groups) > _SHOWN_GROUPS:
             yield f"and {sum(map(len, groups[_SHOWN_GROUPS:]))} more ranks in other ways"
 

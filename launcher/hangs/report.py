@@ -57,10 +57,11 @@ class HangReport:
         waiting = {rank for wait in waits if wait.missing for rank in wait.inside}
         missing = {rank for wait in waits for rank in wait.missing}
         stopped = {snapshot.rank for snapshot in snapshots if snapshot.is_stopped}
-        culprits = stopped or missing - waiting
         receiving = {snapshot.rank for snapshot in snapshots if _waits_for_a_message(snapshot)} - waiting
-        if receiving and not culprits and not missing:
-            culprits = {snapshot.rank for snapshot in snapshots} - receiving - waiting
+        culprits = stopped or missing - waiting - receiving
+        if receiving and not culprits:
+            # From whom they wait for a message is not known; it is a rank that itself waits for nothing.
+            culprits = {snapshot.rank for snapshot in snapshots} - receiving - waiting or missing - waiting
         return cls(
             topology=topology,
             still_s=still_s,

@@ -340,6 +340,27 @@ def test_when_a_rank_waits_for_a_message_those_that_do_not_are_the_culprits(inne
     assert "  waiting for a message: rank 0 (vision.dp0)" in found.text(Path("stacks")).splitlines()
 
 
+@pytest.mark.parametrize("frames", [(USERS,), (USERS, TORCHS)], ids=["outside of torch", "in a collective"])
+def test_a_rank_that_waits_for_a_message_is_no_culprit_although_a_collective_waits_for_it(frames):
+    found = report(
+        snapshot(0, world(4), group("vision.dp", DP, 9, 9)),
+        snapshot(1, world(4), group("vision.dp", DP, 8), frames=[USERS, BRIDGES]),
+        snapshot(2, world(4), group("language.tp", TP, 9, 9)),
+        snapshot(3, world(4), group("language.tp", TP, 8), frames=frames),
+    )
+    assert (found.culprits, found.receiving) == ([3], [1])
+
+
+def test_where_only_ranks_that_wait_for_a_message_are_missing_those_that_wait_for_nothing_are_the_culprits():
+    found = report(
+        snapshot(0, world(4), group("vision.dp", DP, 9, 9)),
+        snapshot(1, world(4), group("vision.dp", DP, 8), frames=[USERS, BRIDGES]),
+        snapshot(2, world(4), frames=[USERS, BRIDGES]),
+        snapshot(3, world(4)),
+    )
+    assert (found.culprits, found.receiving) == ([3], [1, 2])
+
+
 @pytest.mark.parametrize(("timeout_s", "is_beyond_doubt"), [(60.0, True), (7200.0, False)])
 def test_a_wait_within_the_timeout_of_the_collective_is_in_doubt(timeout_s, is_beyond_doubt):
     inside = snapshot(0, replace(world(3, 3), timeout_s=timeout_s))
