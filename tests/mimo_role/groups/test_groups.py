@@ -248,6 +248,7 @@ def connections_of_new_groups():
 
     dist.init_process_group("gloo")
     dist.barrier()
+    dist.barrier()  # once all ranks have ended the first, all connections that it takes are there
     before = sockets()
     made = process_groups.ProcessGroups(APART, dist.get_rank(), SHORT)
     dist.barrier()
