@@ -49,9 +49,6 @@ class TransferHeaders:
             is_kept: whether data is kept until its receipt arrives.
         """
         self.key = batch.key(back=end.back)
-        self.replica_key = self.key._replace(
-            purpose=Purpose.BACK_AMONG_REPLICAS if end.back else Purpose.FORWARD_AMONG_REPLICAS
-        )
         self.expected: list[Expected] = []
         self.expected_from_replicas: list[Expected] = []
         self._end = end
@@ -61,6 +58,11 @@ class TransferHeaders:
         self._in_order = in_order
         self._is_kept = is_kept
 
+    @property
+    def replica_key(self) -> BatchKey:
+        """The batch, in what replicas exchange."""
+        return self.key._replace(purpose=Purpose.BACK_AMONG_REPLICAS if self._end.back else Purpose.FORWARD_AMONG_REPLICAS)
+
     def expect(self) -> None:
         """Expect the headers of what is received over the bridge.
 
@@ -69,7 +71,8 @@ class TransferHeaders:
         """
         received_from = self._end.parts.received_from
         self.expected = [self._expect(peer, elements, self.key) for peer, elements in received_from.items()]
-        self.expected += [self._expect(peer, 0, self.key) for peer in self._handshake[1] if peer not in received_from]
+        if self._handshake[1]:
+            self.expected += [self._expect(peer, 0, self.key) for peer in self._handshake[1] if peer not in received_from]
 
     def expect_from_replicas(self) -> None:
         """Expect the headers of what is received from replicas."""
