@@ -1,7 +1,6 @@
 """The commands, their messages and exit codes: the only module that prints and exits."""
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from launcher.command_line import parse
 from launcher.errors import ConfigError, LaunchError
+from launcher.exit_code import ExitCode
 from launcher.host.interpreter_exit import exit_without_teardown
-from launcher.outcome import ExitCode
 from mimo_role.errors import MimoError
 
 if TYPE_CHECKING:
@@ -65,6 +64,8 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _schema(_: argparse.Namespace) -> int:
+    import json  # late, for the sake of --help
+
     from launcher.config.json_schema import job_schema
 
     print(json.dumps(job_schema(), indent=2))

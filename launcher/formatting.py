@@ -2,8 +2,10 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from mimo_role import Topology
+if TYPE_CHECKING:
+    from mimo_role import Topology  # for `--help`, which needs no more than this module, it takes half of the time
 
 LONGEST_SHOWN = 200
 """Characters of one piece of user input that a message repeats."""
@@ -12,7 +14,7 @@ _NAMED_RANKS = 3
 _LISTED = 8
 
 
-def describe_ranks(topology: Topology, ranks: Iterable[int]) -> str:
+def describe_ranks(topology: "Topology", ranks: Iterable[int]) -> str:
     """`rank 5 (language.pp1.tp0)`; of many: `6 of language.pp1 (ranks 8-13), 2 of vision (ranks 0, 2)`."""
     found = sorted(ranks)
     if len(found) <= _NAMED_RANKS:
@@ -23,7 +25,7 @@ def describe_ranks(topology: Topology, ranks: Iterable[int]) -> str:
     return ", ".join(f"{len(members)} of {stage} (ranks {ranges(members)})" for stage, members in by_stage.items())
 
 
-def stage_of(topology: Topology, rank: int) -> str:
+def stage_of(topology: "Topology", rank: int) -> str:
     """A rank's modules, each with its stage where it has several: `language.pp1`."""
     return "+".join(
         f"{name}.pp{coords['pp']}" if topology.grids[name].axis_size("pp") > 1 else name
@@ -31,7 +33,7 @@ def stage_of(topology: Topology, rank: int) -> str:
     )
 
 
-def prefix_of(topology: Topology, ranks: Sequence[int]) -> str:
+def prefix_of(topology: "Topology", ranks: Sequence[int]) -> str:
     """The prefix of a line of output: `[language.pp1.tp0 r5]`; of several ranks: `[language.pp1 r4-5]`."""
     if len(ranks) == 1:
         return f"[{topology.label_of(ranks[0])} r{ranks[0]}]"

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = {
     "launcher": (
-        "errors formatting console outcome host | command_line config failures | init_project plan | coordination run_dir"
-        " | logs schedulers | hangs preflight | worker jobs | agent | cli | __main__"
+        "errors formatting console exit_code | outcome host | command_line config failures | init_project plan"
+        " | coordination run_dir | logs schedulers | hangs preflight | worker jobs | agent | cli | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ megatron bridge training"

@@ -12,12 +12,13 @@ from launcher.agent.failure_collector import FailureCollector
 from launcher.agent.node_job import NodeJob
 from launcher.agent.rank_processes import RankProcesses
 from launcher.agent.requeue import Requeue
+from launcher.exit_code import ExitCode
 from launcher.failures.rank_exit import RankExit, first_failure
 from launcher.failures.report import headline
 from launcher.failures.restart_policy import Attempt, RestartPolicy
 from launcher.hangs.detector import HangDetector
 from launcher.host import fork_server, reaper
-from launcher.outcome import AbortReason, ExitCode, Outcome
+from launcher.outcome import AbortReason, Outcome
 from launcher.preflight.check import PreflightCheck
 from mimo_role.host import node_dir
 

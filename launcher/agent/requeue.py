@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from signal import Signals
 
-from launcher.outcome import ExitCode
+from launcher.exit_code import ExitCode
 
 _SAVED = {ExitCode.SUCCESS, ExitCode.REQUEUE, -Signals.SIGTERM}
 """SIGTERM: a rank that has asked to be requeued no longer handles it while Python exits."""

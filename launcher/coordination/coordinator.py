@@ -15,7 +15,8 @@ from launcher.coordination.member import Member
 from launcher.coordination.membership import Membership
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
-from launcher.outcome import AbortReason, ExitCode, Outcome
+from launcher.exit_code import ExitCode
+from launcher.outcome import AbortReason, Outcome
 from launcher.plan.launch_plan import LaunchPlan
 
 

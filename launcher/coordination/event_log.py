@@ -11,7 +11,8 @@ from typing import Any
 
 from launcher.coordination.member import Member
 from launcher.coordination.store import Store
-from launcher.outcome import AbortReason, ExitCode
+from launcher.exit_code import ExitCode
+from launcher.outcome import AbortReason
 
 
 class Event(str, Enum):

@@ -9,7 +9,8 @@ from enum import Enum
 from torch.distributed import DistError
 
 from launcher.coordination.event_log import Event, EventLog
-from launcher.outcome import AbortReason, ExitCode
+from launcher.exit_code import ExitCode
+from launcher.outcome import AbortReason
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from launcher.coordination.event_log import Event, EventLog
 from launcher.coordination.member import Member
 from launcher.coordination.store import WAITING_MESSAGE_AFTER_S
 from launcher.errors import LaunchError
+from launcher.exit_code import ExitCode
 from launcher.formatting import listed
-from launcher.outcome import AbortReason, ExitCode
+from launcher.outcome import AbortReason
 
 FAREWELL_S = 10.0
 """How long node 0 waits for the others: until they have read why the job ends, and until they have left."""

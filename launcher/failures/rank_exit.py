@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.exit_code import ExitCode
 from launcher.failures.crash import Crash, read_crash
 from launcher.failures.output_tail import crash_in, fatal_in, tail_of
-from launcher.outcome import ExitCode
 from mimo_role import REQUEUE_EXIT_CODE
 
 _BY_A_FAULT = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)

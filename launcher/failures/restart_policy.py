@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.exit_code import ExitCode
 from launcher.failures.rank_exit import RankExit
-from launcher.outcome import ExitCode
 from mimo_role.monitoring.heartbeat import Pulse
 
 _PERMANENT = {

@@ -7,10 +7,11 @@ from pathlib import Path
 from launcher.console import Say
 from launcher.coordination.liveness import Progress
 from launcher.coordination.nodes import Nodes
+from launcher.exit_code import ExitCode
 from launcher.hangs.probe import RankSnapshot, probe_ranks
 from launcher.hangs.progress import ProgressWatch
 from launcher.hangs.report import HangReport
-from launcher.outcome import AbortReason, ExitCode
+from launcher.outcome import AbortReason
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.writer import RunDir
 

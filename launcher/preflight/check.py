@@ -12,8 +12,9 @@ from pathlib import Path
 from launcher.config.schema import Backend
 from launcher.console import Say
 from launcher.coordination.nodes import Nodes
+from launcher.exit_code import ExitCode
 from launcher.formatting import listed
-from launcher.outcome import AbortReason, ExitCode
+from launcher.outcome import AbortReason
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight.compare import compare
 from launcher.preflight.facts import GO, STOP, Facts, read_facts, write_verdict

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launcher.errors import ConfigError
-from launcher.outcome import ExitCode
+from launcher.exit_code import ExitCode
 from launcher.schedulers.sbatch_options import LONGEST, check_options, seconds_of
 
 JOB_ID = "${app_id}"

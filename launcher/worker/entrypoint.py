@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from launcher.config.schema import Join
 from launcher.errors import LaunchError
+from launcher.exit_code import ExitCode
 from launcher.host.interpreter_exit import run_exit_functions
-from launcher.outcome import ExitCode
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import read_plan
 from launcher.preflight import facts

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from launcher.errors import LaunchError
-from launcher.outcome import AbortReason, ExitCode, Outcome, Terminated
+from launcher.exit_code import ExitCode
+from launcher.outcome import AbortReason, Outcome, Terminated
 
 
 def reason(code, message="why\nmore", rank=None):
