@@ -21,6 +21,7 @@ test: $(STAMP)
 docs: $(DOCS_STAMP)
 	$(BIN)/python docs/draw_job.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site is in build/site. To look at it: python3 -m http.server -d build/site"
 
 # Several hosts, and a SLURM cluster, on this machine: as root, on Debian, whose Slurm is installed where it is missing.
 test-cluster: $(STAMP)

@@ -63,12 +63,17 @@ def build(cls: type[_Config], value: Any, key: str = "") -> _Config:
             raise InvalidValueError(_child(key, name), f"unknown key; {did_you_mean(name, hints) or f'it has {_names(cls)}'}")
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
-            raise InvalidValueError(_child(key, field.name), "missing")
+            raise InvalidValueError(_child(key, field.name), f"missing{_words_to_choose_from(hints[field.name])}")
     values = {name: convert(hints[name], item, _child(key, name)) for name, item in value.items()}
     try:
         return cls(**values)
     except TopologyError as error:
         raise InvalidValueError(_child(key, error.key), _problem_of(error)) from None
+
+
+def _words_to_choose_from(hint: Any) -> str:
+    is_enum = isinstance(hint, type) and issubclass(hint, Enum)
+    return f"; it is {' or '.join(member.value for member in hint)}" if is_enum else ""
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:

@@ -114,6 +114,7 @@ CASES = [
         id="no CTAs",
     ),
     pytest.param(good(name=None), "job.yaml: name: missing", id="no name"),
+    pytest.param(good(layout=None), "job.yaml: layout: missing; it is colocated or non_colocated", id="no layout"),
     pytest.param(good(name="'  '"), "job.yaml: name: empty", id="empty name"),
     pytest.param(good(name="true"), 'name=true is not text; quote it: "true"', id="a boolean for text"),
     pytest.param(good(name="[a]"), "name=['a'] is not text", id="a list for text"),
