@@ -60,14 +60,17 @@ class Job:
             timeout=timeout_s,
             check=False,
         )
-        # On a machine with other load, ranks come so late that the launcher reports for whom it waits.
-        kept = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("mimo-launch: waiting for")]
-        done.stderr = "".join(kept)
+        done.stderr = without_waiting(done.stderr)
         return done
 
     def whole_environ(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
         return kept | {"PYTHONPATH": str(ROOT)} | self.environ
+
+
+def without_waiting(text: str) -> str:
+    """Without the lines that name the ranks that have not arrived yet, which are late on a machine with other load."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("mimo-launch: waiting for"))
 
 
 def lines_of(text: str, prefix: str) -> list[str]:
