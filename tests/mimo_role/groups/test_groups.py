@@ -21,7 +21,7 @@ from mimo_role.testing import run_ranks
 from tests.mimo_role.worlds import topologies
 
 APART = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 3}})
-SHORT = timedelta(seconds=30)
+SHORT = timedelta(seconds=90)
 
 
 def sums_over_all_groups(families):
