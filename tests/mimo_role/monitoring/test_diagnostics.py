@@ -142,9 +142,15 @@ def test_a_rank_in_a_python_loop_writes_its_traces(tmp_path):
 
 def test_a_rank_that_holds_the_gil_writes_stacks_but_no_traces(tmp_path):
     with running(tmp_path, IN_C) as process:
+
+        def is_in_c():
+            os.truncate(stacks_file(tmp_path, 3), 0)
+            process.send_signal(STACKS_SIGNAL)
+            return main_functions(until(lambda: "in <module>" in stacks(tmp_path) and stacks(tmp_path)))[0] == "match"
+
+        until(is_in_c)
         os.close(os.open(trace_request_pipe(tmp_path, 3), os.O_RDWR | os.O_NONBLOCK))
-        process.send_signal(STACKS_SIGNAL)
-        until(lambda: "in <module>" in stacks(tmp_path))
+        assert is_in_c()
         assert read_traces(tmp_path, 3) is None
 
 
