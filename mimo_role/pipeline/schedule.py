@@ -23,7 +23,7 @@ from mimo_role.resharding.samples import TokenSplit
 
 
 class Schedule1F1B(Generic[Batch]):
-    """Runs this rank's stages, one forward and one backward by turns, in any layout.
+    """Runs this rank's stages, alternating one forward and one backward, in any layout.
 
     Every rank of the job makes one with the same arguments and calls it with the same micro-batches. A micro-batch is any value
     that the functions below take; on each rank, it has what that rank's modules need.
