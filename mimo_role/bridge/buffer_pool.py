@@ -1,5 +1,6 @@
 """Memory for received data, reused when nothing refers to it any more."""
 
+import math
 import weakref
 from collections import defaultdict
 
@@ -24,10 +25,9 @@ class BufferPool:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A contiguous tensor of any content, not a view of another."""
-        tensor = torch.empty(0 if self._device.type == "cpu" else shape, dtype=dtype, device=self._device)
-        count = torch.Size(shape).numel()
-        size = count * tensor.element_size()
-        if self._device.type != "cpu" or size < _SMALLEST:
+        count = math.prod(shape)
+        size = count * dtype.itemsize
+        if size < _SMALLEST or self._device.type != "cpu":
             return torch.empty(shape, dtype=dtype, device=self._device)
         # Powers of two, so that batches of different sizes use the same memory; pages that are never touched need none.
         size = 1 << (size - 1).bit_length()
@@ -36,7 +36,7 @@ class BufferPool:
         storage = torch.frombuffer(view, dtype=dtype, count=count).untyped_storage()
         # The storage keeps the view alive; when the storage is freed, so is the view, and the memory is reused.
         weakref.finalize(view, self._reuse, size, memory).atexit = False
-        return tensor.set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
     def _reuse(self, size: int, memory: bytearray) -> None:
         if len(self._free[size]) < _KEPT:

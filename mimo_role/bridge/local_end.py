@@ -95,7 +95,7 @@ class LocalEnd:
         Raises:
             BridgeError: a kind of tensor that cannot be transferred.
         """
-        return plain(given, self.sent_shape, self._sender.endpoint, f"{self.place} sends {self._what}")
+        return plain(given, self.sent_shape, self._sender.endpoint, lambda: f"{self.place} sends {self._what}")
 
     def checked(self, given: torch.Tensor | None) -> torch.Tensor:
         """What this rank sends, as a plain tensor.

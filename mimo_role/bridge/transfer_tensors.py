@@ -40,7 +40,7 @@ class TransferTensors:
         self._end = end
         self._pool = pool
         self._copy = copy
-        self._source = None if source is None else _as_carrier(source.detach()).reshape(-1)
+        self._source = None if source is None else _as_carrier(source.detach() if source.requires_grad else source).reshape(-1)
         self._result = None if result is None else _as_carrier(result).view(-1)
         self._staging: list[torch.Tensor | None] = []
         """For each overlap that is received: memory for it if it is not contiguous in the result."""
