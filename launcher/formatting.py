@@ -1,6 +1,5 @@
 """Ranks, counts and lists as they are written in messages."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -80,6 +79,8 @@ def shortened(text: str) -> str:
 
 def closest(word: object, known: Iterable[str]) -> str | None:
     """The known name that a word is probably a misspelling of."""
+    import difflib  # late, for the sake of --help
+
     return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
 
 
