@@ -19,7 +19,7 @@ _INTERPOLATION = {"type": "string", "pattern": r"\$\{.+\}"}
 """OmegaConf's `${...}`, in place of any scalar that is not text."""
 
 _SCALARS: dict[Any, list[dict[str, Any]]] = {
-    str: [{"type": ["string", "number"]}],
+    str: [{"type": ["string", "number", "boolean"]}],
     int: [{"type": "integer"}, _INTERPOLATION],
     float: [{"type": "number"}, _INTERPOLATION],
     bool: [{"type": "boolean"}, _INTERPOLATION],

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from launcher.config.mistakes import Bound
 from mimo_role import GroupOptions, ModuleLayout, ModuleSizes
+
+_AT_LEAST_0 = Bound(0, "is less than 0").metadata
+_AT_LEAST_1 = Bound(1, "is less than 1").metadata
+_ABOVE_0 = Bound(0, "is not above 0", exclusive=True).metadata
 
 
 class Backend(Enum):
@@ -54,11 +59,11 @@ class ModuleConfig(ModuleSizes):
 class ResourcesConfig:
     """Resources of one node, for schedulers that need numbers, such as Kubernetes. SLURM has its own options."""
 
-    cpu: int | None = None
+    cpu: int | None = field(default=None, metadata=_AT_LEAST_1)
     """CPU cores. Default: one for each rank process."""
-    gpu: int = 0
+    gpu: int = field(default=0, metadata=_AT_LEAST_0)
     """Number of GPUs."""
-    memory_mb: int = 1024
+    memory_mb: int = field(default=1024, metadata=_AT_LEAST_1)
     """Memory in MiB."""
 
 
@@ -66,12 +71,12 @@ class ResourcesConfig:
 class PoolConfig:
     """A set of equal nodes."""
 
-    nodes: int = 1
+    nodes: int = field(default=1, metadata=_AT_LEAST_1)
     """Number of nodes."""
-    procs_per_node: int
+    procs_per_node: int = field(metadata=_AT_LEAST_1)
     """Rank processes per node."""
     slurm: Mapping[str, Any] = field(default_factory=dict)
-    """sbatch options by their long names; `true` for an option without a value."""
+    """Options of sbatch by their long names, and under `srun` those of srun; `true` for an option without a value."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Resources of one node, for schedulers that need numbers, such as Kubernetes."""
 
@@ -94,7 +99,7 @@ class RuntimeConfig:
 
     backend: Backend = Backend.AUTO
     """The torch.distributed backend; `auto`: NCCL if torch finds a GPU, gloo otherwise."""
-    timeout_s: float = 600.0
+    timeout_s: float = field(default=600.0, metadata=_ABOVE_0)
     """Seconds for joining and for each collective."""
     start_method: StartMethod = StartMethod.FORKSERVER
     """`forkserver`: ranks are forked from a process that has imported torch. `spawn`: a new interpreter each."""
@@ -103,16 +108,16 @@ class RuntimeConfig:
 
     Default: `launcher` for a script or module, `script` for a command.
     """
-    max_restarts: int = 0
+    max_restarts: int = field(default=0, metadata=_AT_LEAST_0)
     """How often all ranks are restarted after a failure."""
-    grace_s: float = 10.0
+    grace_s: float = field(default=10.0, metadata=_ABOVE_0)
     """Seconds from SIGTERM to SIGKILL when a run is interrupted or preempted, or a rank has failed."""
-    stall_timeout_s: float | None = None
+    stall_timeout_s: float | None = field(default=None, metadata=Bound(0, "is below 0; 0 turns hang detection off").metadata)
     """Seconds without progress on any rank before the job is ended; 0: no limit.
 
     Default: 0.9 of `timeout_s`, if some ranks wait for others by then.
     """
-    warning_s: float = 120.0
+    warning_s: float = field(default=120.0, metadata=_ABOVE_0)
     """Seconds before a scheduler's time limit at which the ranks are warned by SIGUSR1."""
 
 

@@ -1,6 +1,6 @@
 """From YAML text and the command line's overrides to plain values, or to one error that names the file or the override.
 
-OmegaConf reads, merges and interpolates. Errors of its own, of PyYAML and of Python become a `ConfigError` here.
+PyYAML reads, OmegaConf merges and interpolates. Their errors, and those of Python, become a `ConfigError` here.
 """
 
 import re
@@ -14,32 +14,37 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.conversion import joined
+from launcher.config.interpolation import with_literals
+from launcher.config.literals import read, with_scalars
+from launcher.config.mistakes import joined
 from launcher.config.schema import EntryConfig, JobConfig
+from launcher.config.yaml_text import parse_yaml
 from launcher.errors import ConfigError
 from launcher.formatting import did_you_mean, printable, shortened
 
 _MISFITS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """Python's own exceptions that OmegaConf and PyYAML raise for an override or a tagged value that does not fit."""
 
-_TextLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-"""Makes text of every scalar; libyaml's, if PyYAML has it."""
+_EventLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""libyaml's, if PyYAML has it."""
+
+_FLAGS = {"allow_objects": True}
+"""For OmegaConf to hold a `Scalar`; what else a YAML tag makes is refused by the schema."""
 
 DEEPEST = 40
 """The most levels of lists and mappings. libyaml parses by recursion: a deep text overflows the stack of the process."""
 
 
-def read(path: Path, overrides: list[str]) -> tuple[Any, Any]:
+def read_config(path: Path, overrides: list[str]) -> Any:
     """Read a config file and apply `key.path=value` overrides. Call it within `as_config_errors`.
 
     Returns:
-        Plain values with all interpolations resolved, and the same tree with every scalar as the text it was written as
-        (empty if that is not known).
+        The tree with all interpolations resolved. What YAML does not read as text is a `Scalar`.
 
     Raises:
         ConfigError: no such file, not YAML, or nested too deeply.
     """
-    tree, text = _read_yaml(path)
+    tree = _read_yaml(path)
     changes = _read_overrides(overrides)
     _check_modules_exist(tree, overrides)
     _replace_entry(tree, changes)
@@ -47,7 +52,7 @@ def read(path: Path, overrides: list[str]) -> tuple[Any, Any]:
     if "run_dir" not in merged and "name" in merged:
         # Last and as text, so that its interpolation is resolved after the others, and an error in one names that one.
         merged = OmegaConf.merge(merged, {"run_dir": _default("run_dir")})
-    return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True), _source_text(text, overrides)
+    return with_scalars(OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def _default(name: str) -> Any:
     return next(field.default for field in fields(JobConfig) if field.name == name)
 
 
-def _read_yaml(path: Path) -> tuple[DictConfig, str]:
+def _read_yaml(path: Path) -> DictConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -99,7 +104,7 @@ def _read_yaml(path: Path) -> tuple[DictConfig, str]:
         raise ConfigError(f"{path}: empty; a config has at least name, layout, modules and entry")
     try:
         _check_outline(path, text, is_config=True)
-        tree = OmegaConf.create(text)
+        tree = OmegaConf.create(with_literals(parse_yaml(text) or {}), flags=_FLAGS)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -109,7 +114,7 @@ def _read_yaml(path: Path) -> tuple[DictConfig, str]:
     except (yaml.YAMLError, *_MISFITS) as error:
         raise refusal(path, f"not YAML: {_misread(error)}") from None
     assert isinstance(tree, DictConfig)
-    return tree, text
+    return tree
 
 
 def _check_outline(where: Path | str, text: str, *, is_config: bool) -> None:
@@ -120,7 +125,7 @@ def _check_outline(where: Path | str, text: str, *, is_config: bool) -> None:
         yaml.YAMLError: not YAML.
     """
     depth, first = 0, None
-    for event in yaml.parse(text, Loader=_TextLoader):
+    for event in yaml.parse(text, Loader=_EventLoader):
         if isinstance(event, yaml.NodeEvent):
             first = first or event
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -141,7 +146,7 @@ def _read_overrides(overrides: list[str]) -> DictConfig:
     try:
         for override in overrides:
             _check_outline(f"command line, {shortened(override)}", override.split("=", 1)[1], is_config=False)
-        return OmegaConf.from_dotlist(overrides)
+        return _changes(overrides)
     except OmegaConfBaseException as error:
         raise refusal("command line", f"{_shown_words(overrides)}: {_first_line(error)}") from None
     except (yaml.YAMLError, *_MISFITS) as error:
@@ -149,6 +154,14 @@ def _read_overrides(overrides: list[str]) -> DictConfig:
         if not isinstance(error, LookupError) or any("!" in override for override in overrides):
             problem = _misread(error)
         raise refusal("command line", f"{_shown_words(overrides)}: {problem}") from None
+
+
+def _changes(overrides: list[str]) -> DictConfig:
+    changes = OmegaConf.create({}, flags=_FLAGS)
+    for override in overrides:
+        key, text = override.split("=", 1)
+        OmegaConf.update(changes, key, with_literals(parse_yaml(text)))
+    return changes
 
 
 def _shown_words(overrides: list[str]) -> str:
@@ -170,7 +183,7 @@ def _replace_entry(tree: DictConfig, changes: DictConfig) -> None:
     """An entry of any kind on the command line replaces the file's."""
     # Unresolved: it may refer to keys of the file.
     given = OmegaConf.to_container(changes, resolve=False).get("entry")  # type: ignore[union-attr]
-    if isinstance(given, dict) and any(given.get(field.name) is not None for field in fields(EntryConfig)):
+    if isinstance(given, dict) and any(read(given.get(field.name)) is not None for field in fields(EntryConfig)):
         tree.pop("entry", None)
 
 
@@ -189,18 +202,3 @@ def _misread(error: Exception) -> str:
     if isinstance(error, LookupError | AttributeError):
         return "a value does not fit its tag (!!...); leave the tag out, or quote the value"
     return _first_line(error)
-
-
-def _source_text(text: str, overrides: list[str]) -> Any:
-    """The file with the overrides, every scalar as the text it was written as; empty if that cannot be determined."""
-    try:
-        written = yaml.load(text, Loader=_TextLoader)  # noqa: S506 (it makes nothing but text)
-        if not overrides:
-            return written
-        tree = OmegaConf.create(written)
-        for override in overrides:
-            key, value = override.split("=", 1)
-            OmegaConf.update(tree, key, yaml.load(value, Loader=_TextLoader), force_add=True)  # noqa: S506
-        return OmegaConf.to_container(tree, resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, *_MISFITS):
-        return {}

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.config.conversion import InvalidValueError
+from launcher.config.mistakes import InvalidValueError
 from launcher.errors import ConfigError
 from launcher.formatting import printable
 from launcher.plan.launch_plan import LaunchPlan

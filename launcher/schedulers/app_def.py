@@ -1,6 +1,5 @@
 """A plan as torchx's AppDef: one role per pool, one replica per node."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from launcher.coordination.node_identity import by_pool
 from launcher.errors import LaunchError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import PLAN, pack
+from launcher.schedulers.kubernetes_names import job_name, pool_names
 
 PORT = 29400
 _LONGEST_VARIABLE = 128 << 10
@@ -68,6 +68,7 @@ def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, cwd
         raise LaunchError(
             f"the plan has {len(packed) >> 10} KiB compressed, too much for an environment variable; use SLURM, or fewer nodes"
         )
+    names = pool_names(pool.pool for pool in pools)
     roles = []
     for pool in pools:
         start = f"exec mimo-launch run @{PLAN}"
@@ -81,7 +82,7 @@ def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, cwd
             )
         roles.append(
             Role(
-                name=pool.pool,
+                name=names[pool.pool],
                 image=image,
                 entrypoint="sh",
                 args=["-c", start],
@@ -97,8 +98,7 @@ def self_contained(plan: LaunchPlan, pools: Sequence[PoolNodes], image: str, cwd
                 ),
             )
         )
-    # Kubernetes allows no other characters in labels.
-    return AppDef(name=re.sub(r"[^A-Za-z0-9]+", "-", plan.name).strip("-") or "mimo", roles=roles)
+    return AppDef(name=job_name(plan.name, {names[pool.pool]: pool.nodes for pool in pools}), roles=roles)
 
 
 def _relative(plan: LaunchPlan, cwd: Path) -> LaunchPlan:

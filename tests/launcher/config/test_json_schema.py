@@ -50,6 +50,7 @@ def test_the_configs_of_examples_and_templates_are_valid(validator, path):
         pytest.param({"modules": {"vision": {"dp": "${oc.env:N}"}, "language": {}}}, id="an interpolation for a number"),
         pytest.param({"layout": "${oc.env:LAYOUT}"}, id="an interpolation for a word"),
         pytest.param({"args": ["--lr", 0.1, 3, "${name}"]}, id="numbers as arguments"),
+        pytest.param({"env": {"A": True}}, id="a truth value as text"),
         pytest.param({"pools": None}, id="null for an optional key"),
         pytest.param({"pools": {"a": {"procs_per_node": 4, "slurm": {"exclusive": True, "gres": ["gpu:4"]}}}}, id="options"),
         pytest.param({"modules": {"language": {"groups": {"families": [["dp", "cp"]]}}}}, id="families as a list"),
@@ -69,7 +70,7 @@ def test_valid_values_pass(validator, changes):
         pytest.param({"layout": "colocate"}, ["layout"], id="a misspelt layout"),
         pytest.param({"runtime": {"timeout_s": "soon"}}, ["runtime", "timeout_s"], id="text for seconds"),
         pytest.param({"pools": {"a": {"nodes": 2}}}, ["pools", "a"], id="a missing key"),
-        pytest.param({"env": {"A": True}}, ["env", "A"], id="a boolean for text"),
+        pytest.param({"env": {"A": None}}, ["env", "A"], id="null for text"),
     ],
 )
 def test_mistakes_are_found_at_their_key(validator, changes, path):
