@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,11 @@ def _by_run_dir(run_dir: RunDirLayout, name: str) -> Job:
         found = slurm_client.find(job_id) if job_id is not None else None
     except LaunchError:  # a machine without SLURM can still read the directory
         found = None
-    return _by_id(found.job_id) if found is not None else Job(None, run_dir, submission)
+    if found is None:
+        return Job(None, run_dir, submission)
+    job = _by_id(found.job_id)
+    # A job of the user's own script does not lead to the run directory.
+    return job if job.run_dir is not None else replace(job, run_dir=run_dir)
 
 
 def _plan_or_problem(job: Job) -> tuple[LaunchPlan | None, str]:

@@ -1,82 +1,81 @@
-"""The sbatch options of a pool, `pools.NAME.slurm` in the config, and which of them would break the job."""
+"""The options of a pool for sbatch and srun, `pools.NAME.slurm` in the config, and which of them would break the job."""
 
-import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from launcher.config.literals import text_of
 from launcher.errors import ConfigError
-from launcher.formatting import printable
+from launcher.formatting import printable, shortened
+from launcher.plan.placement_warnings import PlanWarning
+from launcher.schedulers.slurm_vocabulary import SBATCH, SRUN, SWITCHES, Command, alike, is_of_plugin, is_of_pyxis
 
 LONGEST = 1024
-"""The most characters that sbatch accepts in a name or comment."""
+"""The most characters that SLURM accepts in a name or comment."""
 
-_OURS = {
-    "nodes": "pools set it",
-    "ntasks": "mimo-launch starts one task per node, which starts the ranks",
-    "ntasks-per-node": "mimo-launch starts one task per node, which starts the ranks",
-    "ntasks-per-core": "mimo-launch starts one task per node, which starts the ranks",
-    "ntasks-per-gpu": "mimo-launch starts one task per node, which starts the ranks",
-    "ntasks-per-socket": "mimo-launch starts one task per node, which starts the ranks",
-    "clusters": "status, logs and cancel use the cluster of this machine",
-    "cluster-constraint": "status, logs and cancel use the cluster of this machine",
-    "gpus-per-task": "the one task of a node starts all its ranks; use gpus-per-node or gres",
-    "output": "output goes to the run directory",
-    "error": "output goes to the run directory",
-    "open-mode": "output is appended to, so that a requeue does not overwrite it",
-    "chdir": "the job runs in the directory where it was submitted",
-    "export": "variables are set by env in the config",
-    "export-file": "variables are set by env in the config",
-    "array": "a job is one run; submit it several times with different run_dirs",
-    "wrap": "mimo-launch writes the job script",
-    "parsable": "mimo-launch reads sbatch's output",
-    "wait": "mimo-launch logs JOB --follow waits",
-    "test-only": "use --dry-run",
-    "ignore-pbs": "mimo-launch writes the job script",
-    "quiet": "mimo-launch reads sbatch's output",
-    "help": "it is not an option of a job",
-    "usage": "it is not an option of a job",
-    "version": "it is not an option of a job",
-}
+_LIMITED = {"account", "comment", "constraint", "job-name", "licenses", "mail-user", "qos", "reservation", "wckey"}
+"""Options to which this applies; lists of nodes, for example, may be longer (seen with Slurm 22.05)."""
 
-_KNOWN = re.findall(
-    r"\S+",
-    """
-    account acctg-freq batch bb bbf begin cluster-constraint clusters comment constraint container container-id
-    contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency
-    distribution exclude exclusive extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node
-    gpus-per-socket gpus-per-task gres gres-flags hint hold job-name kill-on-invalid-dep licenses mail-type mail-user
-    mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill no-requeue nodefile nodelist
-    ntasks-per-core ntasks-per-gpu ntasks-per-socket oom-kill-step oversubscribe overcommit partition power prefer
-    priority profile propagate qos reboot requeue reservation resv-ports segment signal sockets-per-node spread-job
-    stepmgr switches thread-spec threads-per-core time time-min tmp tres-bind tres-per-task uid use-min-nodes
-    wait-all-nodes wckey x11
-    """,
-)
-"""sbatch's long options as of Slurm 24.11, to detect misspellings; unknown ones that are not close to any pass."""
+_WORDS = {"yes": True, "on": True, "no": False, "off": False}
 
 _KINDS = {bool: "true or false", type(None): "null"}
 
+OptionTexts = Mapping[str, str | None]
+"""Options by their long names; `None` for one without a value."""
 
-def check_options(pool: str, options: Mapping[str, Any]) -> dict[str, str | None]:
-    """A pool's sbatch options as text; `None` for one without a value.
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """The options of one pool, checked."""
+
+    sbatch: OptionTexts
+    srun: OptionTexts
+    warnings: tuple[PlanWarning, ...]
+    """Options that sbatch or srun will probably not accept."""
+
+
+def check_options(pool: str, options: Mapping[str, Any]) -> PoolOptions:
+    """The options of a pool as text.
 
     Raises:
-        ConfigError: an option that mimo-launch sets itself, that cannot be written in a script, or that is probably misspelt.
+        ConfigError: an option that mimo-launch sets itself, or that cannot be written in a script.
     """
-    found = {
-        name: _value(f"pools.{pool}.slurm.{name}", value)
-        for name, value in options.items()
-        if _check_name(f"pools.{pool}.slurm.{name}", name) and value is not None and value is not False
-    }
-    if options.get("requeue") is False:
-        found["no-requeue"] = None
-    if {"requeue", "no-requeue"} <= found.keys():
-        raise ConfigError(f"pools.{pool}.slurm: requeue and no-requeue contradict each other")
-    if (found.get("signal") or "").upper().startswith("B:"):
-        raise ConfigError(f"pools.{pool}.slurm.signal={found['signal']}: B: signals the job script only, not the ranks")
-    return found
+    section = f"pools.{pool}.slurm"
+    job = _given({name: value for name, value in options.items() if name != "srun"})
+    step = _given(_step_options(f"{section}.srun", options.get("srun")))
+    # sbatch would run the job script itself in the container, where there is no srun.
+    boxed = {name: job.pop(name) for name in list(job) if is_of_pyxis(name)}
+    if twice := sorted(boxed.keys() & step.keys()):
+        raise ConfigError(f"{section}.{twice[0]}: {section}.srun has this option too; give it once")
+    warnings = [*_review(section, SBATCH, job), *_review(section, SRUN, boxed), *_review(f"{section}.srun", SRUN, step)]
+    texts = _texts(section, job, refused="\n\r\0")
+    if _plain("requeue", options.get("requeue")) is False:
+        texts["no-requeue"] = None
+    _check_texts(section, texts)
+    srun = _texts(section, boxed, refused="\0") | _texts(f"{section}.srun", step, refused="\0")
+    return PoolOptions(sbatch=texts, srun=srun, warnings=tuple(warnings))
+
+
+def review(pools: Mapping[str, PoolOptions]) -> Iterator[PlanWarning]:
+    """The warnings of a job's pools, and options of plugins that differ between them.
+
+    SLURM applies one value of such an option to all components of a job, and of a step (seen with 22.05).
+    """
+    for options in pools.values():
+        yield from options.warnings
+    for by_pool in (
+        {pool: options.sbatch for pool, options in pools.items()},
+        {pool: options.srun for pool, options in pools.items()},
+    ):
+        for name in filter(is_of_plugin, sorted({name for texts in by_pool.values() for name in texts})):
+            values = {pool: _shown(texts, name) for pool, texts in by_pool.items()}
+            if len(set(values.values())) > 1:
+                listed = ", ".join(f"{value} in pools.{printable(pool)}" for pool, value in values.items())
+                yield PlanWarning(
+                    "plugin_option_differs",
+                    f"slurm: {name} is {listed}; SLURM applies one value of a plugin's option to all pools of a step: "
+                    "give all the same, or write a job script with an srun for each pool (docs/guides/slurm.md)",
+                )
 
 
 def seconds_of(limit: str) -> int | None:
@@ -95,20 +94,64 @@ def seconds_of(limit: str) -> int | None:
     return (first or 0) * 60 + (second or 0)
 
 
-def _check_name(key: str, name: str) -> bool:
+def _step_options(key: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: not a mapping of srun's options, such as {{label: true}}")
+    return value
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those that are null, false or have no items."""
+    plain = {name: _plain(name, value) for name, value in options.items()}
+    return {name: value for name, value in plain.items() if value is not None and value is not False and value != []}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """`True` or `False` for the words that YAML reads so, if the option has no value that may be such a word."""
+    return _WORDS.get(value.lower(), value) if name in SWITCHES and isinstance(value, str) else value
+
+
+def _review(section: str, command: Command, options: Mapping[str, Any]) -> Iterator[PlanWarning]:
+    for name in options:
+        if (problem := _problem(section, command, name)) is not None:
+            yield PlanWarning("unknown_slurm_option", f"{printable(f'{section}.{name}')}: {problem}")
+
+
+def _problem(section: str, command: Command, name: str) -> str | None:
+    """Why sbatch or srun will probably not accept an option; `None` if it is known, or may be one of a plugin.
+
+    Raises:
+        ConfigError: mimo-launch sets it itself, or it is not a long option at all.
+    """
+    key = printable(f"{section}.{name}")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*([-_][A-Za-z0-9]+)*", name, re.ASCII) or len(name) == 1:
+        close = alike(name)
+        hint = f"did you mean {close!r}?" if close is not None else f"write {command.name}'s long name without the dashes"
+        raise ConfigError(f"{key}: not the long name of an {command.name} option; {hint}")
+    other = SRUN if command is SBATCH else SBATCH
+    if (meant := command.completed(name)) in command.ours:
+        what = "mimo-launch sets this option itself" if meant == name else f"short for {meant}, which mimo-launch sets itself"
+        raise ConfigError(f"{key}: {what} ({command.ours[meant]}); leave it out")
+    if meant in command.options:
+        return None
+    if name in other.ours:
+        raise ConfigError(f"{key}: mimo-launch sets this option of {other.name} itself ({other.ours[name]}); leave it out")
+    if name in other.options:
+        place = f"{section}.srun" if other is SRUN else section.removesuffix(".srun")
+        return f"an option of {other.name}, not of {command.name}; write it under {printable(place)}"
+    close = alike(name)
+    return None if close is None else f"no known option of {command.name}; did you mean {close!r}? It is passed on unchanged"
+
+
+def _texts(section: str, options: Mapping[str, Any], *, refused: str) -> dict[str, str | None]:
+    """Options as text that has none of the refused characters."""
+    return {name: _value(f"{section}.{name}", value, refused) for name, value in options.items()}
+
+
+def _value(key: str, value: Any, refused: str) -> str | None:
     key = printable(key)
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name, re.ASCII):
-        close = difflib.get_close_matches(name.lstrip("-").replace("_", "-").lower(), _KNOWN, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; write sbatch's long name without the dashes"
-        raise ConfigError(f"{key}: not the long name of an sbatch option{hint}")
-    if name in _OURS:
-        raise ConfigError(f"{key}: mimo-launch sets this option itself ({_OURS[name]}); leave it out")
-    if name not in _KNOWN and (close := difflib.get_close_matches(name, [*_KNOWN, *_OURS], n=1, cutoff=0.8)):
-        raise ConfigError(f"{key}: not an sbatch option; did you mean {close[0]!r}?")
-    return True
-
-
-def _value(key: str, value: Any) -> str | None:
     if value is True:
         return None
     if isinstance(value, Mapping):
@@ -117,9 +160,26 @@ def _value(key: str, value: Any) -> str | None:
     for item in items:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             raise ConfigError(f"{key}: {_KINDS.get(type(item), 'a collection')} in a list; items must be text or numbers")
-    text = ",".join(map(text_of, items))
-    if any(character in text for character in "\n\r\0"):
-        raise ConfigError(f"{key}: an option of a job script cannot contain a line break")
-    if len(text) > LONGEST:
-        raise ConfigError(f"{key}: {len(text)} characters; sbatch accepts {LONGEST}")
+    text = ",".join(map(str, items))
+    if any(character in text for character in refused):
+        found = "a zero byte" if "\0" in text else "a line break"
+        raise ConfigError(f"{key}: an option of a job script cannot contain {found}")
     return text
+
+
+def _shown(texts: OptionTexts, name: str) -> str:
+    if name not in texts:
+        return "not given"
+    value = texts[name]
+    return "given" if value is None else printable(shortened(value))
+
+
+def _check_texts(section: str, texts: OptionTexts) -> None:
+    """Check what does not depend on one option's name alone."""
+    if {"requeue", "no-requeue"} <= texts.keys():
+        raise ConfigError(f"{section}: requeue and no-requeue contradict each other")
+    if (texts.get("signal") or "").upper().startswith("B:"):
+        raise ConfigError(f"{section}.signal={texts['signal']}: B: signals the job script only, not the ranks")
+    for name in sorted(_LIMITED & texts.keys()):
+        if len(texts[name] or "") > LONGEST:
+            raise ConfigError(f"{section}.{name}: {len(texts[name] or '')} characters; sbatch accepts {LONGEST}")

@@ -2,18 +2,24 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.exit_code import ExitCode
-from launcher.schedulers.sbatch_options import LONGEST, check_options, seconds_of
+from launcher.schedulers.sbatch_options import LONGEST, OptionTexts, check_options, seconds_of
 
 JOB_ID = "${app_id}"
 """torchx's macro for the id of the job, which is known only once the job has been submitted."""
 
 TORCHX_JOB_ID = "TORCHX_JOB_ID"
 """The variable in which torchx uses this macro."""
+
+_PROGRAM = "mimo-launch"
+
+_FROM_IMAGE = f'/bin/sh -c \'exec "$(command -v {_PROGRAM} || echo "$0")" "$@"\''
+"""Starts the image's own installation, if it has one, in place of the one that submitted the job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +30,15 @@ class Component:
     nodes: int
     cpus_per_task: str | None
     """CPUs of the one task per node; `None` if other options set them."""
-    options: Mapping[str, str | None]
-    """sbatch options; `None` for one without a value."""
+    options: OptionTexts
+    """sbatch's options."""
+    step_options: OptionTexts = field(default_factory=dict)
+    """srun's options."""
+
+    @property
+    def is_in_container(self) -> bool:
+        """Whether pyxis runs the component's tasks in a container."""
+        return not self.step_options.keys().isdisjoint({"container-image", "container-name"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +69,8 @@ def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], 
     Raises:
         ConfigError: an option that would break the job.
     """
-    own = check_options(pool, options)
+    checked = check_options(pool, options)
+    own = dict(checked.sbatch)
     limit = seconds_of(own.get("time") or "")
     # SLURM may signal up to 60 s early, and 0 is no limit: sbatch(1), --signal and --time.
     if "signal" not in own and limit and limit <= warning_s + 60:
@@ -72,7 +86,7 @@ def component(pool: str, nodes: int, procs: int, options: Mapping[str, object], 
     has_node = own.get("exclusive", "") is None
     if cpus is None and not has_node and "cpus-per-gpu" not in own:
         cpus = str(procs)
-    return Component(pool=pool, nodes=nodes, cpus_per_task=cpus, options=own)
+    return Component(pool=pool, nodes=nodes, cpus_per_task=cpus, options=own, step_options=checked.srun)
 
 
 def script_of(job: SbatchJob) -> str:
@@ -90,7 +104,7 @@ def script_of(job: SbatchJob) -> str:
         f"cd {shlex.quote(job.cwd)} || exit {ExitCode.USER_ERROR.value}",
         f"run=({shlex.join(job.command)})",
         "code=0",
-        _srun(job.components),
+        _srun(job),
         "# SLURM requeues a preempted job that still runs at the end of its grace time, but not one that ended before.",
         f'if [ "$code" -ne 0 ] && [ "$code" -ne {ExitCode.REQUEUE.value} ] &&',
         '  [[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --Format=PreemptTime 2>/dev/null)" == [0-9]* ]]; then',
@@ -142,19 +156,32 @@ def _with_job_id(value: str) -> str:
     return '"$SLURM_JOB_ID"'.join(shlex.quote(part) if part else "" for part in value.split(JOB_ID))
 
 
-def _srun(components: Sequence[Component]) -> str:
-    """One step over all components, with the CPUs: since Slurm 22.05, srun does not inherit them from sbatch."""
+def _srun(job: SbatchJob) -> str:
+    """One step over all components."""
     groups = []
-    for index, part in enumerate(components):
-        words = [f"--het-group={index}"] if len(components) > 1 else []
-        words += [f"--nodes={part.nodes}", f"--ntasks={part.nodes}"]
-        if part.cpus_per_task is not None:
-            words.append(f"--cpus-per-task={shlex.quote(part.cpus_per_task)}")
-        # The task's ranks share all CPUs of the task.
-        words.append("--cpu-bind=none")
-        groups.append(" ".join(words) + ' "${run[@]}"')
+    for index, part in enumerate(job.components):
+        words = [f"--het-group={index}"] if len(job.components) > 1 else []
+        words += [_srun_word(name, value) for name, value in _step_options(part, job.cwd).items()]
+        words += [_FROM_IMAGE] if part.is_in_container and Path(job.command[0]).name == _PROGRAM else []
+        groups.append(" ".join([*words, '"${run[@]}"']))
     joined = " : \\\n  ".join(groups)
     return f"srun --kill-on-bad-exit=1 {joined} || code=$?"
+
+
+def _step_options(part: Component, cwd: str) -> dict[str, str | None]:
+    """srun's options, with the CPUs: since Slurm 22.05, srun does not inherit them from sbatch."""
+    own: dict[str, str | None] = {"nodes": str(part.nodes), "ntasks": str(part.nodes)}
+    if part.cpus_per_task is not None:
+        own["cpus-per-task"] = part.cpus_per_task
+    # The task's ranks share all CPUs of the task.
+    own["cpu-bind"] = "none"
+    if part.is_in_container:
+        own["container-workdir"] = cwd
+    return own | dict(part.step_options)
+
+
+def _srun_word(name: str, value: str | None) -> str:
+    return f"--{name}" if value is None else f"--{name}={shlex.quote(value)}"
 
 
 def _one_line(text: str) -> str:

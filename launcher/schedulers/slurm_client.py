@@ -1,6 +1,7 @@
 """The state of a SLURM job: from squeue, else from sacct where there is accounting."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,11 @@ def run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def error_of(done: "subprocess.CompletedProcess[str]") -> str:
-    """The error message of a command that failed."""
-    return done.stderr.strip() or f"exit code {done.returncode}"
+    """The error messages of a command that failed, on one line; a fatal one alone."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    fatal = [line for line in lines if re.match(r"\S+: fatal: ", line)]
+    shown = [re.sub(r"^\S+: (error|fatal): ", "", line) for line in fatal or lines]
+    return "; ".join(shown) or f"exit code {done.returncode}"
 
 
 def find(job_id: str, runner: Runner = run) -> SlurmJob | None:
@@ -89,7 +93,10 @@ def find(job_id: str, runner: Runner = run) -> SlurmJob | None:
     Raises:
         LaunchError: SLURM's commands are not installed, or fail.
     """
-    return _from_squeue(job_id, runner) or _from_sacct(job_id, runner)
+    try:
+        return _from_squeue(job_id, runner) or _from_sacct(job_id, runner)
+    except LaunchError as error:
+        raise LaunchError(f"job {job_id}: {error}, or give the job's run directory instead") from None
 
 
 def is_over(job_id: str, runner: Runner = run) -> bool:
@@ -127,7 +134,7 @@ def _from_squeue(job_id: str, runner: Runner) -> SlurmJob | None:
     if done.returncode != 0:
         if "Invalid job id" in done.stderr:
             return None
-        raise LaunchError(f"squeue failed: {error_of(done)}")
+        raise LaunchError(f"squeue failed: {error_of(done)}; run this on a machine of the cluster")
     jobs = [job for job in _jobs(done.stdout, "squeue") if str(_plain(job.get("het_job_id")) or job["job_id"]) == job_id]
     if not jobs:
         return None
@@ -192,7 +199,7 @@ def _jobs(text: str, command: str) -> list[Mapping[str, Any]]:
     try:
         jobs: list[Mapping[str, Any]] = json.loads(text)["jobs"]
     except (ValueError, KeyError, TypeError):
-        raise LaunchError(f"{command} --json: the output is not JSON with jobs; that needs Slurm 21.08 or newer") from None
+        raise LaunchError(f"{command} --json: the output is not JSON with jobs; use Slurm 21.08 or newer") from None
     return jobs
 
 

@@ -34,6 +34,8 @@ if [ "$GPUS" -gt 0 ]; then
   for i in $(seq 0 $((GPUS - 1))); do mknod "$LAB/gpu$i" c 1 3; done
   echo "Name=gpu File=$LAB/gpu[0-$((GPUS - 1))]" >"$LAB/gres.conf"; gres="Gres=gpu:$GPUS"
 fi
+gcc -Wall -Werror -shared -fPIC -o "$LAB/plugin.so" "$(dirname "$0")/plugin.c" || die "cannot compile plugin.c"
+echo "required $LAB/plugin.so" >"$LAB/plugstack.conf"
 acct=none head="slurmctld -D -i"
 if [ "$ACCT" = 1 ]; then
   acct=slurmdbd
@@ -67,7 +69,7 @@ SlurmctldPidFile=$LAB/run/slurmctld.own.pid
 SlurmdPidFile=$LAB/run/slurmd.%n.own.pid
 SlurmctldLogFile=$LAB/log/slurmctld.log
 SlurmdLogFile=$LAB/log/slurmd.%n.log
-PlugStackConfig=/dev/null
+PlugStackConfig=$LAB/plugstack.conf
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none

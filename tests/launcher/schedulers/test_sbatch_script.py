@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import ConfigError
-from launcher.schedulers.sbatch_options import check_options, seconds_of
 from launcher.schedulers.sbatch_script import Component, SbatchJob, component, quote_directive, script_of
 from launcher.schedulers.submit import dry_run
 from tests.launcher.schedulers.plans import request
@@ -42,6 +42,16 @@ CASES = [
             "runtime.warning_s=300",
         ],
         id="options",
+    ),
+    pytest.param(
+        "step_options",
+        [
+            'pools.encoders.slurm={gpu_cmode: shared, srun: {label: true, task-prolog: "/home/me/it\'s a prolog.sh"}}',
+            "pools.llm.slurm={partition: h100, container-image: /images/a b.sqsh, container-mounts: ['/data:/data', '/home']}",
+            "pools.llm.slurm.no-container-mount-home=true",
+            "pools.llm.slurm.srun={cpu-bind: verbose, container-env: $HOME, mpi: null, container-remap-root: false}",
+        ],
+        id="step options",
     ),
 ]
 
@@ -112,12 +122,12 @@ def test_sbatch_reads_a_quoted_value_unchanged(value):
     assert sbatch_reads(f"--comment={quote_directive(value)}") == [f"--comment={value}"]
 
 
-@given(name=ANY, title=ANY, cwd=ANY, value=ANY, words=st.lists(ANY, min_size=1, max_size=4))
-def test_names_that_look_like_code_stay_data_in_a_real_bash(name, title, cwd, value, words):
+@given(name=ANY, title=ANY, cwd=ANY, value=ANY, option=ANY, words=st.lists(ANY, min_size=1, max_size=4))
+def test_names_that_look_like_code_stay_data_in_a_real_bash(name, title, cwd, value, option, words):
     """srun prints its arguments, the directory and a variable; cd is a function, since the directory does not exist."""
     parts = (
-        Component(pool="p", nodes=2, cpus_per_task="4", options={}),
-        Component(pool="q", nodes=1, cpus_per_task=None, options={}),
+        Component(pool="p", nodes=2, cpus_per_task="4", options={}, step_options={"a": option, "b": None}),
+        Component(pool="q", nodes=1, cpus_per_task=None, options={}, step_options={"cpu-bind": option}),
     )
     text = script_of(SbatchJob(name=name, title=title, components=parts, command=tuple(words), cwd=cwd, env={"ODD": value}))
     tools = """
@@ -132,8 +142,9 @@ scontrol() { printf '%s\\0' scontrol "$@"; }
     assert (done.returncode, done.stderr) == (75, b"")
     assert printed == [
         *(cwd, value, "--kill-on-bad-exit=1"),
-        *("--het-group=0", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--cpu-bind=none", *words, ":"),
-        *("--het-group=1", "--nodes=1", "--ntasks=1", "--cpu-bind=none", *words),
+        *("--het-group=0", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--cpu-bind=none", f"--a={option}", "--b"),
+        *(*words, ":"),
+        *("--het-group=1", "--nodes=1", "--ntasks=1", f"--cpu-bind={option}", *words),
         *("scontrol", "requeue", "12"),
     ]
 
@@ -156,56 +167,6 @@ def test_a_job_that_cannot_be_requeued_prints_a_message_and_keeps_its_exit_code(
     )
     assert done.returncode == 75
     assert "mimo-launch: cannot requeue job 12 from" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"nodes": 3},
-            "pools.p.slurm.nodes: mimo-launch sets this option itself (pools set it); leave it out",
-        ),
-        ({"gpus-per-task": 1}, "use gpus-per-node or gres"),
-        ({"export": "A=1"}, "variables are set by env in the config"),
-        ({"partitoin": "x"}, "not an sbatch option; did you mean 'partition'?"),
-        ({"cpus_per_task": 4}, "not the long name of an sbatch option; did you mean 'cpus-per-task'?"),
-        ({"-p": "x"}, "not the long name of an sbatch option; write sbatch's long name without the dashes"),
-        ({"comment": "a\nb"}, "an option of a job script cannot contain a line break"),
-        ({"comment": "x" * 1025}, "1025 characters; sbatch accepts 1024"),
-        ({"gres": {"gpu": 4}}, "an option's value cannot be a mapping"),
-        ({"signal": "B:USR1@60"}, "=B:USR1@60: B: signals the job script only, not the ranks"),
-        ({"clusters": "a,b"}, "status, logs and cancel use the cluster of this machine"),
-    ],
-)
-def test_options_that_would_break_the_script_are_refused(options, message):
-    with pytest.raises(ConfigError) as error:
-        check_options("p", options)
-    assert str(error.value).startswith(f"pools.p.slurm.{next(iter(options))}")
-    assert message in str(error.value)
-
-
-def test_options_of_newer_releases_and_plugins_pass():
-    assert check_options("p", {"brand-new": 1, "exclusive": True, "hold": False, "qos": None, "nodelist": ["a", "b"]}) == {
-        "brand-new": "1",
-        "exclusive": None,
-        "nodelist": "a,b",
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90", 5400),
-        ("90:30", 5430),
-        ("1:00:00", 3600),
-        ("1-12", 129600),
-        ("1-0:30", 88200),
-        ("1-0:0:5", 86405),
-        ("UNLIMITED", None),
-    ],
-)
-def test_time_limits_are_read_as_sbatch_reads_them(text, seconds):
-    assert seconds_of(text) == seconds
 
 
 def test_a_time_limit_shorter_than_the_warning_is_refused():
@@ -236,7 +197,7 @@ def test_jobs_are_requeued_unless_the_config_disables_it():
     for refusal in ({"requeue": False}, {"no-requeue": True}):
         assert component("p", 1, 1, refusal, 120.0).options.keys() & {"requeue", "no-requeue"} == {"no-requeue"}
     with pytest.raises(ConfigError, match=r"pools.p.slurm: requeue and no-requeue contradict each other"):
-        check_options("p", {"requeue": True, "no-requeue": True})
+        component("p", 1, 1, {"requeue": True, "no-requeue": True}, 120.0)
 
 
 @pytest.mark.parametrize(("answer", "calls"), [("2026-11-25T00:53:03 ", 1), ("N/A ", 0), ("", 0)])
@@ -253,3 +214,32 @@ def test_a_preempted_job_whose_ranks_have_exited_is_requeued(answer, calls):
 def test_the_options_of_a_pool_are_in_its_part_of_the_script(tmp_path, monkeypatch):
     text = script(tmp_path, monkeypatch, "pools.llm.slurm.licenses=" + json.dumps("a:1"))
     assert text.index("--nodes=1") < text.index("#SBATCH hetjob") < text.index("--licenses=a:1")
+
+
+def starts_in(image: Path, job: SbatchJob) -> list[str]:
+    """What the job script's srun would start in a container with this image, whose programs come first on PATH."""
+    tools = f"""srun() {{ while [[ $1 == --* ]]; do shift; done; PATH='{image}/bin:/usr/bin:/bin' "$@"; }}\n"""
+    done = subprocess.run(["bash", "-c", tools + script_of(job)], capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_container_starts_its_own_mimo_launch_or_else_the_one_that_submitted(tmp_path):
+    for folder in ("host", "image"):
+        program = tmp_path / f"a {folder}" / "bin" / "mimo-launch"
+        program.parent.mkdir(parents=True)
+        program.write_text(f"""#!/bin/sh\nprintf '%s\\n' {folder} "$@"\n""")
+        program.chmod(0o755)
+    host = str(tmp_path / "a host" / "bin" / "mimo-launch")
+    boxed = component("p", 1, 1, {"container-image": "/i.sqsh"}, 120.0)
+    job = SbatchJob(name="n", title="t", components=(boxed,), command=(host, "run", "a plan"), cwd=str(tmp_path))
+    assert starts_in(tmp_path / "a image", job) == ["image", "run", "a plan"]
+    assert starts_in(tmp_path / "without", job) == ["host", "run", "a plan"]
+    plain = component("p", 1, 1, {"srun": {"container-mounts": "/a:/a"}}, 120.0)
+    assert starts_in(tmp_path / "a image", replace(job, components=(plain,))) == ["host", "run", "a plan"]
+
+
+def test_a_container_runs_in_the_folder_of_the_job_unless_the_config_has_another():
+    for options, folder in (({}, "/home/me"), ({"container-workdir": "/workspace"}, "/workspace")):
+        part = component("p", 1, 1, {"container-name": "box", "srun": options}, 120.0)
+        text = script_of(SbatchJob(name="n", title="t", components=(part,), command=("x",), cwd="/home/me"))
+        assert text.count("--container-workdir") == text.count(f"--container-workdir={folder} ") == 1

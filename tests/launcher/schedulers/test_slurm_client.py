@@ -128,11 +128,47 @@ def test_a_job_unknown_to_squeue_and_sacct_is_none(sacct):
     assert find("9", answers(squeue=(0, {"jobs": []}, ""), sacct=sacct)) is None
 
 
-def test_an_unreachable_controller_is_an_error():
-    with pytest.raises(LaunchError, match="squeue failed: slurm_load_jobs error: Unable to contact slurm controller"):
-        find("9", answers(squeue=(1, "", "slurm_load_jobs error: Unable to contact slurm controller")))
+UNCONFIGURED = """\
+squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+squeue: error: fetch_config: DNS SRV lookup failed
+squeue: error: _establish_config_source: failed to fetch config
+squeue: fatal: Could not establish a configuration source
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        pytest.param(UNCONFIGURED, "Could not establish a configuration source", id="no configuration"),
+        pytest.param(
+            "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n",
+            "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+            id="no controller",
+        ),
+        pytest.param("squeue: error: a\n\nsqueue: error: b: c\n", "a; b: c", id="two errors"),
+        pytest.param("", "exit code 1", id="nothing printed"),
+    ],
+)
+def test_a_squeue_that_fails_is_an_error_of_one_line(printed, shown):
+    with pytest.raises(LaunchError) as error:
+        find("4711", answers(squeue=(1, "", printed)))
+    assert str(error.value) == (
+        f"job 4711: squeue failed: {shown}; run this on a machine of the cluster, or give the job's run directory instead"
+    )
+
+
+def test_a_machine_without_squeue_is_an_error_that_names_the_job(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(LaunchError) as error:
+        find("4711")
+    assert str(error.value) == (
+        "job 4711: squeue: not found on PATH; run this on a machine with SLURM's commands, "
+        "or give the job's run directory instead"
+    )
 
 
 def test_output_without_json_is_an_error():
-    with pytest.raises(LaunchError, match=r"the output is not JSON with jobs; that needs Slurm 21.08 or newer"):
+    with pytest.raises(
+        LaunchError, match=r"the output is not JSON with jobs; use Slurm 21.08 or newer, or give the job's run directory"
+    ):
         find("9", answers(squeue=(0, "unknown option", "")))
