@@ -101,27 +101,33 @@ def _run(arguments: argparse.Namespace) -> int:
     if place.node_rank == 0:
         _warn(plan)
     plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
-    streams = Console(out=sys.stdout, err=sys.stderr, say=_say, fold_s=FOLD_S if arguments.log_fold == "on" else 0.0)
-    outcome = lifecycle.run_node(plan, place, config_text, streams)
+    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s=FOLD_S if arguments.log_fold == "on" else 0.0)
+    outcome = lifecycle.run_node(plan, place, config_text, console)
     if outcome.message is not None:
         _say(outcome.message)
     return outcome.exit_code
 
 
 def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig]":
+    from dataclasses import replace
+
     from launcher.config.loader import load
     from launcher.config.yaml_reader import source_of
     from launcher.plan.planner import make_plan
-    from launcher.schedulers.sbatch_options import check_options
+    from launcher.schedulers.sbatch_options import check_options, review
 
     config, config_text = load(arguments.config, arguments.overrides)
+    options = {}
     for name, pool in (config.pools or {}).items():
         try:
-            check_options(name, pool.slurm)
+            options[name] = check_options(name, pool.slurm)
         except ConfigError as error:
             key = str(error).partition(":")[0].partition("=")[0]
             raise ConfigError(f"{source_of(arguments.config, key, arguments.overrides)}: {error}") from None
-    return make_plan(config, arguments.config, arguments.script_args, arguments.overrides), config_text, config
+    plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
+    used = dict.fromkeys(node.pool for node in plan.nodes if node.pool in options)
+    found = review({name: options[name] for name in used})
+    return replace(plan, warnings=(*plan.warnings, *found)), config_text, config
 
 
 def _submit(arguments: argparse.Namespace) -> int:
@@ -145,13 +151,11 @@ def _submit(arguments: argparse.Namespace) -> int:
         image=arguments.image,
         options=tuple(arguments.option),
     )
+    _warn(plan)
     if arguments.dry_run:
-        text = dry_run(request)
-        _warn(plan)
-        print(text, end="")
+        print(dry_run(request), end="")
         return ExitCode.SUCCESS
     job = submit(request)
-    _warn(plan)
     print(job.handle)
     if job.folder is not None:
         _say(f"submitted; {job.folder}\n  mimo-launch status {job.handle}\n  mimo-launch logs {job.handle} --follow")

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
+from launcher.terminal.bottom_lines import BottomLines
+from mimo_role.host import environ
+
 FOLD_S = 0.2
 """How long a line is held for other ranks to write it too."""
 
@@ -19,3 +22,12 @@ class Console:
     say: Say
     fold_s: float = FOLD_S
     """A line that several ranks write within so many seconds is printed once; 0: once per rank."""
+    bottom: BottomLines | None = None
+    """Shows progress bars; `None`: their states are printed as lines, rarely."""
+
+    @classmethod
+    def of_process(cls, out: TextIO, err: TextIO, say: Say, fold_s: float) -> "Console":
+        """The console of a command. Progress bars are redrawn in place if all of its output is on a terminal."""
+        is_terminal = out.isatty() and err.isatty() and environ.get("TERM") not in (None, "", "dumb")
+        bottom = BottomLines(err) if is_terminal else None
+        return cls(out=out, err=err, say=bottom.above(say) if bottom is not None else say, fold_s=fold_s, bottom=bottom)

@@ -11,7 +11,7 @@ if find_spec("torch") is None:
     for folder, names in {
         "launcher/agent": "*",
         "launcher/coordination": "coordinator single_node",
-        "launcher/logs": "reader",
+        "launcher/logs": "progress_bars reader",
         "launcher/preflight": "check",
         "launcher/run_dir": "reader",
         "launcher/schedulers": "*",

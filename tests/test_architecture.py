@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = {
     "launcher": (
-        "errors formatting console exit_code | outcome host | command_line config failures | init_project plan"
+        "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
         " | coordination run_dir | logs schedulers | hangs preflight | worker jobs | agent | cli | __main__"
     ),
     "mimo_role": (

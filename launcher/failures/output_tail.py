@@ -5,6 +5,8 @@ from linecache import getline
 from pathlib import Path
 
 from launcher.failures.crash import Crash, Frame, is_users
+from launcher.terminal.rows import Rows
+from launcher.terminal.text import text_of
 
 _TAIL_BYTES = 16_384
 _TAIL_LINES = 20
@@ -25,22 +27,23 @@ _RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
 def tail_of(path: Path) -> list[str]:
     """The last lines of a file; none if it does not exist. Bytes that are not UTF-8 are escaped."""
-    text, is_whole = _end_of(path)
-    lines = text.splitlines()
+    end, is_whole = _end_of(path)
+    rows = Rows(path.name)
+    lines = [text_of(line, errors="backslashreplace") for line in (*rows.feed(end), *rows.finish())]
     if is_whole:
         return lines[-_TAIL_LINES:]
     return lines[1:][-_TAIL_LINES:] or [f"... {line[-_CUT_LINE_CHARACTERS:]}" for line in lines]
 
 
-def _end_of(path: Path) -> tuple[str, bool]:
+def _end_of(path: Path) -> tuple[bytes, bool]:
     """The end of a file, and whether that is the whole file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
-            return file.read().decode(errors="backslashreplace"), size <= _TAIL_BYTES
+            return file.read(), size <= _TAIL_BYTES
     except OSError:
-        return "", True
+        return b"", True
 
 
 def fatal_in(path: Path) -> Crash | None:
@@ -55,7 +58,7 @@ def fatal_in(path: Path) -> Crash | None:
 
 def crash_in(path: Path) -> Crash | None:
     """The crash in C that faulthandler has written, or the traceback at the end of a Python program's output."""
-    text = _RANK_PREFIX.sub("", _end_of(path)[0])
+    text = _RANK_PREFIX.sub("", _end_of(path)[0].decode(errors="backslashreplace"))
     fatal = _FATAL.search(text)
     return _dumped(text[fatal.start() :], fatal[1]) if fatal is not None else _printed(text)
 

@@ -5,59 +5,32 @@ torchelastic's own tail has one prefix pattern for all ranks, a thread per file,
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TextIO
 
-from launcher.failures.crash import read_crash
-from launcher.logs.file_tail import FileTail
 from launcher.logs.folding import LineFolder
+from launcher.logs.followed import Followed
+from launcher.logs.states import Prefix, States
+from launcher.terminal.text import text_of
 
 _INTERVAL_S = 0.05
 _CHUNK_BYTES = 1 << 20
-
-Prefix = Callable[[Sequence[int]], str]
-
-
-class Followed:
-    """One output file of one rank."""
-
-    def __init__(self, path: Path, rank: int, sink: TextIO, error_file: Path | None = None) -> None:
-        """
-        Args:
-            path: the file.
-            rank: the rank that writes it.
-            sink: where its lines are printed.
-            error_file: the rank's record of the exception that ends it, written before the traceback is printed. The agent
-                reports the exception, so the traceback is left out here.
-        """
-        self.rank = rank
-        self.sink = sink
-        self.tail = FileTail(path, self._printed_traceback)
-        self._error_file = error_file
-        self._traceback: tuple[int, int] | None = None
-
-    def _printed_traceback(self) -> tuple[int, int] | None:
-        """The bytes of the file that are the traceback of the exception."""
-        if self._error_file is not None and self._traceback is None:
-            with suppress(OSError, ValueError):  # a script may write anything there
-                crash = read_crash(self._error_file.read_text(encoding="utf-8"))
-                self._traceback = crash.written if crash is not None else None
-        return self._traceback
 
 
 class Follower:
     """A thread that prints what is written to files, until it is stopped; then the remainder."""
 
-    def __init__(self, prefix: Prefix, fold_s: float) -> None:
+    def __init__(self, prefix: Prefix, fold_s: float, states: States) -> None:
         """
         Args:
             prefix: the prefix of a line that these ranks wrote.
             fold_s: how long a line is held for other ranks to write it too; 0: lines are not folded.
+            states: shows lines without an end.
         """
         self._prefix = prefix
         self._fold_s = fold_s
+        self._states = states
         self._followed: list[Followed] = []
         self._folders: list[tuple[TextIO, LineFolder]] = []
         self._lock = threading.Lock()
@@ -78,6 +51,7 @@ class Follower:
         """Print what has been written by now."""
         with self._lock:
             self._read()
+            self._states.clear()
             self._print()
 
     def stop(self) -> None:
@@ -90,35 +64,46 @@ class Follower:
         while not self._stop.wait(_INTERVAL_S):
             with self._lock:
                 self._read()
-                self._print(time.monotonic())
+                now = time.monotonic()
+                for followed, states in self._states.due(self._followed, now):
+                    self._add(followed, states)
+                self._print(now)
 
     def _read(self) -> None:
         for followed in self._followed:
-            self._add(followed, followed.tail.lines(_CHUNK_BYTES))
+            self._read_lines(followed, _CHUNK_BYTES)
+
+    def _read_lines(self, followed: Followed, limit: int) -> None:
+        ended = self._add(followed, followed.tail.lines(limit))
+        followed.pace.observe(ended=ended, now=time.monotonic())
 
     def _finish(self) -> None:
+        # Up to their present ends: a process that keeps writing is not waited for. In parts, which are printed one by one.
+        unread = [(followed, followed.tail.unread()) for followed in self._followed]
+        self._states.clear()
+        for begin in range(0, max((size for _, size in unread), default=0), _CHUNK_BYTES):
+            for followed, size in unread:
+                if begin < size:
+                    self._read_lines(followed, min(_CHUNK_BYTES, size - begin))
+            self._print(time.monotonic())
         for followed in self._followed:
-            # Up to its present end: a process that goes on writing is not waited for.
-            self._add(followed, followed.tail.lines())
-            self._add(followed, followed.tail.last_line())
+            self._add(followed, followed.tail.last_lines())
             followed.tail.close()
         self._print()
         self._followed, self._folders = [], []
 
-    def _add(self, followed: Followed, lines: Iterable[bytes]) -> None:
+    def _add(self, followed: Followed, lines: Iterable[bytes]) -> bool:
+        """Whether there were any."""
         folder = next(folder for sink, folder in self._folders if sink is followed.sink)
-        folder.add(followed.rank, map(_text, lines), time.monotonic())
+        texts = [*map(text_of, lines)]
+        folder.add(followed.rank, texts, time.monotonic())
+        return bool(texts)
 
     def _print(self, now: float | None = None) -> None:
         for sink, folder in self._folders:
             if released := folder.release(now):
                 text = "".join(f"{self._prefix(folded.ranks)} {folded.line}\n" for folded in released)
                 # The reader of our output may have exited, as in `mimo-launch run ... | head`; the files are complete.
-                with suppress(OSError, ValueError):
+                with self._states.lifted(), suppress(OSError, ValueError):
                     sink.write(text)
                     sink.flush()
-
-
-def _text(line: bytes) -> str:
-    """A line as a terminal would show it: a progress bar overwrites itself, and would overwrite the prefix."""
-    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")

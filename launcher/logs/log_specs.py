@@ -1,10 +1,14 @@
 """torchelastic's log interface over the run directory."""
 
+from functools import partial
+
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
 from launcher.console import Console
 from launcher.formatting import prefix_of
-from launcher.logs.follower import Followed, Follower
+from launcher.logs.followed import Followed
+from launcher.logs.follower import Follower
+from launcher.logs.states import StatesAsLines, StatesInPlace
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
 
@@ -15,7 +19,9 @@ class RunDirLogsSpecs(LogsSpecs):
     def __init__(self, plan: LaunchPlan, run_dir: RunDirLayout, console: Console) -> None:
         super().__init__(str(run_dir.logs_dir))
         self._run_dir = run_dir
-        self._follower = Follower(lambda ranks: prefix_of(plan.topology, ranks), console.fold_s)
+        prefix = partial(prefix_of, plan.topology)
+        states = StatesInPlace(console.bottom, prefix) if console.bottom is not None else StatesAsLines()
+        self._follower = Follower(prefix, console.fold_s, states)
         self._sinks = {"stdout": console.out, "stderr": console.err}
 
     @property

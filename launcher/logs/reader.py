@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain
 
 from launcher.errors import LaunchError
 from launcher.logs.file_tail import FileTail
+from launcher.logs.pace import Pace
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
+from launcher.terminal.text import text_of
 from mimo_role import Topology
 
 STREAMS = ("stdout", "stderr")
@@ -127,20 +128,35 @@ def _latest(run_dir: RunDirLayout | None) -> _Attempt | None:
 class _Tail:
     label: str
     file: FileTail
+    pace: Pace
 
 
 def _tails(attempt: _Attempt, labels: Mapping[int, str]) -> list[_Tail]:
-    return [
-        _Tail(label, FileTail(attempt.run_dir.log_file(attempt.number, rank, stream)))
-        for rank, label in labels.items()
-        for stream in STREAMS
-    ]
+    tails = []
+    for rank, label in labels.items():
+        for stream in STREAMS:
+            file = FileTail(attempt.run_dir.log_file(attempt.number, rank, stream))
+            tails.append(_Tail(label, file, Pace(file, time.monotonic())))
+    return tails
 
 
 def _lines(tails: Iterable[_Tail], *, last: bool) -> Iterator[str]:
-    """The lines written since the last call; with `last`, also a line without an end."""
+    """The lines written since the last call, and the states that are due; with `last`, also lines without an end."""
     for tail in tails:
         # No file stays open: a job can have tens of thousands.
-        with closing(tail.file) as file:
-            for line in chain(file.lines(), file.last_line() if last else ()):
-                yield f"{tail.label} {line.decode(errors='replace')}\n"
+        with closing(tail.file):
+            for line in _new_lines(tail, last=last):
+                yield f"{tail.label} {text_of(line)}\n"
+
+
+def _new_lines(tail: _Tail, *, last: bool) -> Iterator[bytes]:
+    ended = False
+    for line in tail.file.lines():
+        ended = True
+        yield line
+    if last:
+        yield from tail.file.last_lines()
+        return
+    now = time.monotonic()
+    tail.pace.observe(ended=ended, now=now)
+    yield from tail.pace.due(now)

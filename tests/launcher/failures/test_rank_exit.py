@@ -49,6 +49,10 @@ def crash_of(script, folder):
         pytest.param(b"x" * 20_000 + b"\nend\n", ["end"], id="a long line before"),
         pytest.param(b"x" * 99_000 + b"end", ["... " + "x" * 297 + "end"], id="one long line"),
         pytest.param("é".encode() * 10_000 + b"\nend", ["end"], id="cut inside a character"),
+        pytest.param(b"one\n\r 40%\r 50%", ["one", " 50%"], id="a progress bar"),
+        pytest.param(b"\r 50%" * 10_000, ["...  50%"], id="a long progress bar"),
+        pytest.param(b"\router\n\rinner 0\x1b[A\n\rinner 1\x1b[A", ["outer", "inner 1"], id="nested bars"),
+        pytest.param(b"\x1b[2Jone\x1b[A\n", ["one"], id="codes that move the cursor"),
     ],
 )
 def test_the_tail_has_the_last_lines_of_a_file(tmp_path, written, tail):

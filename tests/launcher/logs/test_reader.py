@@ -12,6 +12,8 @@ from launcher.logs.reader import LogFilter, lines_of, ranks_from
 from launcher.run_dir.layout import RunDirLayout
 from tests.launcher.schedulers.plans import request
 
+NESTED_BARS = "\repoch 0\n\rbatch 0\x1b[A\n\rbatch 1\x1b[A\n\r       \x1b[A\repoch 1\n"
+
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
@@ -146,3 +148,31 @@ def test_a_plan_that_was_made_earlier_can_be_run(tmp_path, monkeypatch):
     (tmp_path / "kept.json").write_text("{}")
     assert "kept.json: not a plan of this mimo-launch" in mimo(tmp_path, "run", "kept.json").stderr
     assert mimo(tmp_path, "run", "gone.json").stderr == "mimo-launch: gone.json: no such file\n"
+
+
+def test_of_a_bar_the_last_state_is_printed(plan, tmp_path):
+    write(tmp_path, 0, 0, "\r  0%\r100%\n" + NESTED_BARS, "stderr")
+    write(tmp_path, 0, 1, "\r 42%\r 43%", "stderr")
+    assert list(lines_of(lambda: RunDirLayout(tmp_path), plan, LogFilter(module="vision"))) == [
+        "[vision.dp0 r0] 100%\n",
+        "[vision.dp0 r0] epoch 1\n",
+        "[vision.dp1 r1]  43%\n",
+    ]
+
+
+def test_codes_that_would_change_other_lines_are_not_printed(plan, tmp_path):
+    write(tmp_path, 0, 0, "\x1b[2J\x1b[31mred\x1b[0m\x1b[H\n")
+    assert list(lines_of(lambda: RunDirLayout(tmp_path), plan, LogFilter(ranks=(0,)))) == [
+        "[vision.dp0 r0] \x1b[31mred\x1b[0m\n"
+    ]
+
+
+def test_following_prints_the_state_of_a_bar_without_a_line_end(plan, tmp_path):
+    write(tmp_path, 0, 0, "\r 42%\r 43%", "stderr")
+    over = threading.Event()
+    lines = lines_of(lambda: RunDirLayout(tmp_path), plan, LogFilter(ranks=(0,)), over.is_set)
+    assert next(lines) == "[vision.dp0 r0]  43%\n"
+    with (tmp_path / "logs" / "attempt0" / "rank0.stderr.log").open("a") as file:
+        file.write("\r100%\n")
+    over.set()
+    assert list(lines) == ["[vision.dp0 r0] 100%\n"]
