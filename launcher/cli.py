@@ -13,6 +13,8 @@ from launcher.host.interpreter_exit import exit_without_teardown
 from mimo_role.errors import MimoError
 
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from launcher.config.schema import JobConfig
     from launcher.plan.launch_plan import LaunchPlan
 
@@ -86,8 +88,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from launcher.agent import lifecycle
     from launcher.console import FOLD_S, Console
     from launcher.coordination import node_identity
+    from launcher.host.init_process import become_child_of_init
+    from launcher.plan.debugging import with_debuggers
     from launcher.plan.plan_file import is_plan, load_plan
     from launcher.plan.render import summary
+
+    become_child_of_init()
 
     if is_plan(arguments.config):
         if arguments.overrides or arguments.script_args:
@@ -101,11 +107,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if place.node_rank == 0:
         _warn(plan)
     plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
-    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s=FOLD_S if arguments.log_fold == "on" else 0.0)
+    plan = with_debuggers(plan, arguments.debug, arguments.debug_port, has_terminal=_is_terminal(sys.stdin))
+    fold_s = FOLD_S if arguments.log_fold == "on" else 0.0
+    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s, redraws=arguments.debug is None)
     outcome = lifecycle.run_node(plan, place, config_text, console)
     if outcome.message is not None:
         _say(outcome.message)
     return outcome.exit_code
+
+
+def _is_terminal(stream: "TextIO | None") -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig]":

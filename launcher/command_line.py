@@ -129,6 +129,8 @@ def _add_run(parser: _Parser, commands: _Commands) -> None:
     run.add_argument("--node-rank", metavar="I", help="the index of this node in the plan, or POOL:K within a pool; from 0")
     run.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet: node 0's host, and a free port there")
     run.add_argument("--no-preflight", action="store_true", help="do not compare the ranks' versions and files first")
+    run.add_argument("--debug", metavar="N[,N-M...]", help="let pdb of these ranks use this terminal; nothing times out")
+    run.add_argument("--debug-port", metavar="PORT", type=int, help="let debugpy of --debug's ranks, or rank 0, listen here")
     run.add_argument(
         "--log-fold",
         choices=["on", "off"],

@@ -26,8 +26,13 @@ class Console:
     """Shows progress bars; `None`: their states are printed as lines, rarely."""
 
     @classmethod
-    def of_process(cls, out: TextIO, err: TextIO, say: Say, fold_s: float) -> "Console":
-        """The console of a command. Progress bars are redrawn in place if all of its output is on a terminal."""
-        is_terminal = out.isatty() and err.isatty() and environ.get("TERM") not in (None, "", "dumb")
+    def of_process(cls, out: TextIO, err: TextIO, say: Say, fold_s: float, *, redraws: bool = True) -> "Console":
+        """The console of a command. Progress bars are redrawn in place if all of its output is on a terminal.
+
+        Args:
+            out, err, say, fold_s: as the fields.
+            redraws: `False` if another program uses the terminal, too.
+        """
+        is_terminal = redraws and out.isatty() and err.isatty() and environ.get("TERM") not in (None, "", "dumb")
         bottom = BottomLines(err) if is_terminal else None
         return cls(out=out, err=err, say=bottom.above(say) if bottom is not None else say, fold_s=fold_s, bottom=bottom)

@@ -1,5 +1,6 @@
 """Ranks, counts and lists as they are written in messages."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ LONGEST_SHOWN = 200
 """Characters of one piece of user input that a message repeats."""
 
 _NAMED_RANKS = 3
+_LONGEST_RANGE = 100_000
 _LISTED = 8
 
 
@@ -54,6 +56,21 @@ def runs_of(ranks: Iterable[int]) -> list[str]:
         else:
             runs.append((rank, rank))
     return [f"{first}-{last}" if last > first else str(first) for first, last in runs]
+
+
+def parse_ranges(text: str) -> tuple[int, ...]:
+    """The inverse of `ranges`; at most 100,000 of each range.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(text)
+        found += range(int(match[1]), min(int(match[2] or match[1]), int(match[1]) + _LONGEST_RANGE) + 1)
+    return tuple(found)
 
 
 def listed(names: Sequence[str], limit: int = _LISTED) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 from functools import partial
 from signal import Signals
 from typing import Any
@@ -11,19 +10,21 @@ from torch.distributed.elastic.agent.server.api import RunResult, Worker, Worker
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import PContext, SignalException
 
-import launcher.worker.entrypoint
 from launcher.agent.job_monitor import Decision, JobMonitor
 from launcher.agent.node_job import NodeJob
-from launcher.agent.torchelastic_private import exit_codes_of, silence_torchelastic
+from launcher.agent.rank_context import RankContext
+from launcher.agent.torchelastic_private import processes_made_by, silence_torchelastic
 from launcher.coordination.rendezvous import PlanRendezvous
 from launcher.errors import LaunchError
+from launcher.host.fork_server import PROGRAM, Request, interpreter
 from launcher.logs.log_specs import RunDirLogsSpecs
-from launcher.outcome import Outcome
+from launcher.outcome import Outcome, Terminated
 from mimo_role.host import environ
 
 logger = logging.getLogger(__name__)
 
 MONITOR_INTERVAL_S = 0.05
+_ENDING = (Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT)
 _STATES = {
     Decision.WAIT: WorkerState.HEALTHY,
     Decision.RESTART: WorkerState.FAILED,
@@ -40,23 +41,16 @@ class ElasticAgent(LocalElasticAgent):
         self._monitor = monitor
         self._logs = logs
         self._plan_rendezvous = PlanRendezvous(monitor.job.nodes)
-        runtime = monitor.job.plan.runtime
-        super().__init__(
-            _spec(monitor.job, self._plan_rendezvous),
-            logs,
-            start_method=runtime.start_method.value,
-            shutdown_timeout=max(1, round(runtime.grace_s)),
-        )
+        grace_s = max(1, round(monitor.job.plan.runtime.grace_s))
+        super().__init__(_spec(monitor.job, self._plan_rendezvous), logs, shutdown_timeout=grace_s)
 
     def run_job(self) -> Outcome:
-        """Start the ranks of this node, and wait until those of all nodes have ended.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C; the ranks have ended.
-        """
+        """Start the ranks of this node, and wait until those of all nodes have ended."""
         silence_torchelastic()
-        # SIGINT stays Python's: torchelastic would pass it on, and a rank inside a collective does not handle it.
-        environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT"})
+        # One that is ignored stays so, as SIGHUP under nohup. SIGINT is handled here.
+        handled = [each.name for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN]
+        environ.export({"TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(handled)})
+        self._monitor.interrupts.listen()
         signal.signal(Signals.SIGUSR1, lambda number, _: self._monitor.warn(Signals(number)))
         try:
             self.run()
@@ -64,6 +58,11 @@ class ElasticAgent(LocalElasticAgent):
         except SignalException as ending:
             _ignore_signals()
             return self._monitor.outcome_after_signal(Signals(ending.sigval))
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            _ignore_signals()
+            return self._monitor.outcome_after_signal(Signals.SIGINT)
         except OSError as error:
             _ignore_signals()
             return self._monitor.outcome_without_start(error)
@@ -79,13 +78,10 @@ class ElasticAgent(LocalElasticAgent):
         # The budget is the whole job's: restarts because of other nodes count too.
         self._remaining_restarts = self._monitor.restarts.left(attempt)
         self._monitor.prepare_attempt(attempt)
-        # Ranks that are programs of their own inherit it: a warning would end them until they have a handler.
-        handler = signal.signal(Signals.SIGUSR1, signal.SIG_IGN)
-        try:
+        job = self._monitor.job
+        with processes_made_by(partial(RankContext, job.server, _request(job))):
             pids: dict[int, Any] = super()._start_workers(worker_group)
-        finally:
-            signal.signal(Signals.SIGUSR1, handler)
-        first = self._monitor.job.node.first_rank
+        first = job.node.first_rank
         started = {first + local_rank: pid for local_rank, pid in pids.items()}
         self._monitor.begin_attempt(attempt, started, partial(_exit_codes, self._pcontext, first))
         return pids
@@ -113,8 +109,12 @@ class ElasticAgent(LocalElasticAgent):
         values = {worker.global_rank: None for worker in worker_group.workers} if decision is Decision.DONE else {}
         return RunResult(state=_STATES[decision], return_values=values)
 
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
+    def _shutdown(self, death_sig: Signals = Signals.SIGTERM, timeout: int = 30) -> None:
+        """End the ranks. After Ctrl-C they get SIGINT first, which Python raises as `KeyboardInterrupt`."""
         self._monitor.stop_ranks()
+        super()._shutdown(death_sig, timeout)
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
         self._shutdown(timeout=self._shutdown_timeout)
 
     def _exit_barrier(self) -> None:
@@ -122,30 +122,31 @@ class ElasticAgent(LocalElasticAgent):
 
 
 def _exit_codes(context: PContext | None, first_rank: int) -> dict[int, int | None]:
-    return {first_rank + local_rank: code for local_rank, code in exit_codes_of(context).items()}
+    codes = context.exit_codes() if isinstance(context, RankContext) else {}
+    return {first_rank + local_rank: code for local_rank, code in codes.items()}
 
 
 def _ignore_signals() -> None:
     """torchelastic's handlers would raise in the middle of the clean-up, which is bounded."""
-    for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT, Signals.SIGUSR1):
+    for number in (Signals.SIGINT, *_ENDING, Signals.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
+def _request(job: NodeJob) -> Request:
+    """What the process of each rank runs."""
+    arguments = (str(job.run_dir.plan_file), job.run_dir.run_id, job.node.name)
+    if job.plan.is_forked:
+        return Request("run", arguments)
+    command = "run" if job.plan.entry.command is None else "exec"
+    return Request("exec", (*interpreter(), PROGRAM, command, *arguments))
+
+
 def _spec(job: NodeJob, rendezvous: PlanRendezvous) -> WorkerSpec:
-    plan, run_dir = job.plan, job.run_dir
-    # torchelastic looks for its macros, such as ${local_rank}, in arguments.
-    arguments = tuple(text.replace("$", "$$") for text in (str(run_dir.plan_file), run_dir.run_id, job.node.name))
-    if plan.entry.command is not None:
-        entrypoint: Any = sys.executable
-        arguments = (launcher.worker.entrypoint.__file__.replace("$", "$$"), *arguments)
-    else:
-        entrypoint = launcher.worker.entrypoint.run_python
     return WorkerSpec(
         role="mimo",
         local_world_size=job.node.procs,
-        entrypoint=entrypoint,
-        args=arguments,
+        entrypoint=PROGRAM,
         rdzv_handler=rendezvous,
-        max_restarts=plan.runtime.max_restarts,
+        max_restarts=job.plan.runtime.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
     )

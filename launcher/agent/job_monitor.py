@@ -2,13 +2,13 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from signal import Signals
 
 from launcher.agent.failure_collector import FailureCollector
+from launcher.agent.interrupts import Interrupts
 from launcher.agent.node_job import NodeJob
 from launcher.agent.rank_processes import RankProcesses
 from launcher.agent.requeue import Requeue
@@ -17,7 +17,7 @@ from launcher.failures.rank_exit import RankExit, first_failure
 from launcher.failures.report import headline
 from launcher.failures.restart_policy import Attempt, RestartPolicy
 from launcher.hangs.detector import HangDetector
-from launcher.host import fork_server, reaper
+from launcher.host import reaper
 from launcher.outcome import AbortReason, Outcome
 from launcher.preflight.check import PreflightCheck
 from mimo_role.host import node_dir
@@ -46,6 +46,7 @@ class JobMonitor:
         runtime = job.plan.runtime
         self.job = job
         self.restarts = RestartPolicy(runtime.max_restarts)
+        self.interrupts = Interrupts()
         self.restart_reason = ""
         """Why the last `RESTART` was decided."""
         self._requeue = Requeue(runtime.grace_s, runtime.warning_s)
@@ -96,7 +97,7 @@ class JobMonitor:
 
     def stop_ranks(self) -> None:
         """End the ranks of this node."""
-        self._ranks.stop(self.job.plan.runtime.grace_s)
+        self._ranks.stop(self.job.plan.runtime.grace_s, self.interrupts, self.job.say)
 
     def warn(self, number: Signals) -> None:
         """Pass a warning that the job is about to end on to the ranks, and to no other process."""
@@ -117,7 +118,8 @@ class JobMonitor:
     def outcome_after_signal(self, number: Signals) -> Outcome:
         """How the job has ended where a signal ended mimo-launch: the ranks may have saved, and asked to be requeued."""
         nodes, state, exit_codes = self.job.nodes, self.job.nodes.state, self._ranks.exit_codes()
-        is_requeue = self._requeue.is_complete(self.attempt, exit_codes)
+        # A user who presses Ctrl-C does not ask for a new start.
+        is_requeue = number != Signals.SIGINT and self._requeue.is_complete(self.attempt, exit_codes)
         if self._is_done or is_requeue:
             self._report_done(exit_codes)
             # Ranks of other nodes may still be saving.
@@ -126,8 +128,10 @@ class JobMonitor:
                 return self._complete(self._outcome_of_all_nodes())
         if is_requeue:
             return self._complete(self._requeue_all())
-        nodes.abort(AbortReason(node=nodes.node_rank, message=f"ended by {number.name} on {nodes.member}", code=128 + number))
-        return self._complete(Outcome.signalled(number))
+        outcome = Outcome.signalled(number)
+        reason = f"{outcome.message} on {nodes.member}"
+        nodes.abort(AbortReason(node=nodes.node_rank, message=reason, code=outcome.exit_code))
+        return self._complete(outcome)
 
     def outcome_without_start(self, error: OSError) -> Outcome:
         """How the job has ended where the ranks of this node could not be started."""
@@ -140,8 +144,7 @@ class JobMonitor:
 
     def _end_leftovers(self) -> None:
         """End what earlier ranks have started and left, and ranks that have lost their fork server."""
-        left = reaper.end_all(self.job.run_dir.agent_id, self.job.plan.runtime.grace_s, spare=os.getpid())
-        if left:
+        if left := self.job.server.end_leftovers():
             logger.warning("could not kill: %s", ", ".join(map(reaper.describe, left)))
 
     def _track(
@@ -174,12 +177,12 @@ class JobMonitor:
     def _decide_about_failure(self) -> Decision:
         if self.restarts.left(self.attempt) == 0:
             # Before the other ranks of this node end, which takes time, and fails ranks of other nodes.
-            if not fork_server.has_died() and (failure := _first_failure(self._ranks.exits())) is not None:
+            if not self.job.server.has_died and (failure := _first_failure(self._ranks.exits())) is not None:
                 self._failures.abort_after(failure, self._ranks)
             return Decision.ABORT
         self.stop_ranks()
         failure = first_failure(self._ranks.final_exits())
-        if failure is None or fork_server.has_died():
+        if failure is None or self.job.server.has_died:
             self.restart_reason = "the fork server of the ranks has died"
             return Decision.RESTART
         if not self.restarts.allows(self._attempts_of_all_nodes(failure)):
@@ -203,7 +206,7 @@ class JobMonitor:
             return Outcome.aborted(self._reason)
         if self._requeue.is_complete(self.attempt, self._ranks.exit_codes()):
             return self._requeue_all()
-        if fork_server.has_died() and (reason is None or reason.node == self.job.nodes.node_rank):
+        if self.job.server.has_died and (reason is None or reason.node == self.job.nodes.node_rank):
             text = "the fork server, from which the ranks are forked, was killed or stopped; its ranks on"
             return Outcome.aborted(self._abort(f"{text} {self.job.nodes.member} ended with it"))
         report = self._failures.report(self._ranks, self.restarts.refusal)

@@ -5,17 +5,17 @@ import gc
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from launcher.config.schema import StartMethod
 from launcher.console import Console
 from launcher.coordination.node_identity import LocalNode
-from launcher.host import fork_server, reaper
+from launcher.errors import LaunchError
+from launcher.host import limits, reaper
+from launcher.host.fork_server import ForkServer
 from launcher.outcome import Outcome, Terminated
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight import capacity
@@ -47,8 +47,8 @@ def run_node(plan: LaunchPlan, node: LocalNode, config_text: str, console: Conso
 
 def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str, console: Console) -> Outcome:
     try:
-        with _session(plan, node, agent_id) as node_directory:
-            _import_torch(plan)
+        with _session(plan, node, agent_id) as (node_directory, server):
+            _import_torch()
             from launcher.agent.elastic_agent import ElasticAgent
             from launcher.agent.job_monitor import JobMonitor
             from launcher.agent.node_job import NodeJob
@@ -63,7 +63,7 @@ def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str,
                 logger.info("run directory %s, run id %s", run_dir.path, run_dir.run_id)
                 if nodes.node_rank == 0:
                     run_dir.write_nodes(plan.nodes, [member.host for member in nodes.state.members])
-                job = NodeJob(plan=plan, nodes=nodes, run_dir=run_dir, node_dir=node_directory, say=console.say)
+                job = NodeJob(plan=plan, nodes=nodes, server=server, run_dir=run_dir, node_dir=node_directory, say=console.say)
                 agent = ElasticAgent(JobMonitor(job), RunDirLogsSpecs(plan, run_dir, console))
                 return nodes.as_seen_by_scheduler(agent.run_job())
     except Terminated:
@@ -80,8 +80,8 @@ def _take_run_dir(
 
 
 @contextlib.contextmanager
-def _session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[Path]:
-    """What this process needs to start ranks: signal handlers, environment, and the node directory, which is returned.
+def _session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple[Path, ForkServer]]:
+    """What this process needs to start ranks: signal handlers, environment, the node directory and the fork server.
 
     No process of the run outlives the session.
     """
@@ -89,18 +89,15 @@ def _session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[Path]
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # An exception until torchelastic handles it, so that the job is aborted on the other nodes.
     signal.signal(signal.SIGTERM, _raise_terminated)
-    fork_server.start_tracker()
-    node_directory = node_dir.create(agent_id)
+    node_directory = node_dir.create(agent_id, plan.nodes[node.node_rank].procs)
     _set_environment(plan, node, agent_id, node_directory)
-    command = [sys.executable, "-I", "-S", reaper.__file__, agent_id, str(plan.runtime.grace_s), str(node_directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
-        try:
-            yield node_directory
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            if process.wait() != 0:  # it was killed
-                reaper.clean_up(agent_id, plan.runtime.grace_s, str(node_directory))
+    try:
+        server = ForkServer(agent_id, plan.runtime.grace_s, node_directory, preload=plan.is_forked)
+    except OSError as error:
+        node_directory.rmdir()
+        raise LaunchError(f"no process can be started: {limits.explain(error.errno or 0)}") from None
+    with contextlib.closing(server):
+        yield node_directory, server
 
 
 def _raise_terminated(*_: object) -> None:
@@ -118,11 +115,9 @@ def _set_environment(plan: LaunchPlan, node: LocalNode, agent_id: str, node_dire
     environ.export({**plan.env, reaper.AGENT_ID: agent_id, environ.NODE_DIR: str(node_directory)})
 
 
-def _import_torch(plan: LaunchPlan) -> None:
+def _import_torch() -> None:
     """Import torch, while the fork server does too."""
-    if plan.entry.command is None and plan.runtime.start_method is StartMethod.FORKSERVER:
-        fork_server.start()
-    gc.disable()  # as in preload.py
+    gc.disable()  # as in rank_server.py
     began = time.perf_counter()
     import launcher.agent.elastic_agent  # noqa: F401
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from launcher.console import Say
 from launcher.coordination.nodes import Nodes
+from launcher.host.fork_server import ForkServer
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.placement import Node
 from launcher.run_dir.writer import RunDir
@@ -17,6 +18,7 @@ class NodeJob:
     plan: LaunchPlan
     nodes: Nodes
     """All nodes of the job, as this one knows them."""
+    server: ForkServer
     run_dir: RunDir
     node_dir: Path
     say: Say

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from signal import Signals
 
+from launcher import formatting
+from launcher.agent.interrupts import Interrupts
+from launcher.console import Say
 from launcher.failures.rank_exit import FAULTS, RankExit, read_rank_exit
 from launcher.hangs.progress import ProgressWatch
 from launcher.host.exit_watcher import ExitWatcher
@@ -21,6 +24,8 @@ _PLACE_TIMEOUT_S = 1.0
 _KILL_TIMEOUT_S = 10.0
 """How long to wait for exit codes after SIGKILL. They come through the fork server, which is killed 6 s after it stopped."""
 _POLL_S = 0.01
+_PATIENCE_S = 1.0
+"""How long a user who has pressed Ctrl-C waits without a message."""
 _LAST = sys.maxsize
 
 
@@ -71,12 +76,37 @@ class RankProcesses:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
-    def stop(self, grace_s: float) -> None:
-        """End the ranks by SIGTERM, and after the grace time by SIGKILL; wait until all have ended."""
-        self.signal(Signals.SIGTERM)
-        if not self._wait(grace_s):
-            self.signal(Signals.SIGKILL)
-            self._wait(_KILL_TIMEOUT_S)
+    def stop(self, grace_s: float, interrupts: Interrupts, say: Say) -> None:
+        """End the ranks, and wait until all have ended: by SIGINT if the user has interrupted the job, then by SIGTERM, then
+        by SIGKILL.
+
+        Args:
+            grace_s: between two signals.
+            interrupts: if their number grows, the next signal is sent at once.
+            say: prints a message for a user who waits.
+        """
+        signals = [Signals.SIGTERM, Signals.SIGKILL]
+        if interrupts.count:
+            signals.insert(0, Signals.SIGINT)
+        for number, following in zip(signals, [*signals[1:], None], strict=True):
+            limit_s = _KILL_TIMEOUT_S if following is None else grace_s
+            if self._end_by(number, following, limit_s, interrupts, say):
+                return
+
+    def _end_by(self, number: Signals, following: Signals | None, limit_s: float, interrupts: Interrupts, say: Say) -> bool:
+        """Send a signal, and wait; return whether all ranks have ended."""
+        before = interrupts.count
+        self.signal(number)
+
+        def is_cut_short() -> bool:
+            return interrupts.count > before
+
+        has_user = before > 0 and following is not None
+        if has_user and not self._wait(min(_PATIENCE_S, limit_s), is_cut_short) and not is_cut_short():
+            assert following is not None
+            left = formatting.ranges(self.alive(self.exit_codes()))
+            say(f"{number.name} sent; waiting up to {limit_s:g} s for ranks {left} to end (Ctrl-C: {following.name} at once)")
+        return self._wait(limit_s, is_cut_short)
 
     def ended_elsewhere_before(self, place: int) -> bool:
         """Whether a rank of another node has ended before the one with this place."""
@@ -92,11 +122,11 @@ class RankProcesses:
         self._watcher.ended()
         return self.exits()
 
-    def _wait(self, timeout_s: float) -> bool:
+    def _wait(self, timeout_s: float, is_cut_short: Callable[[], bool]) -> bool:
         """Wait for all exit codes; return whether they are there in time."""
         deadline = time.monotonic() + timeout_s
         while None in self.exit_codes().values():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or is_cut_short():
                 return False
             time.sleep(_POLL_S)
         return True

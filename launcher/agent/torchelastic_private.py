@@ -4,29 +4,41 @@
 """
 
 import logging
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing import MultiprocessContext, PContext
-from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.agent.server import local_elastic_agent
+from torch.distributed.elastic.multiprocessing import PContext
 
 # Their messages repeat ours, in terms of local ranks and process ids.
 _SILENCED = ("torch.distributed.elastic", "torch.multiprocessing")
 
+_START = "start_processes"
+"""A function that the agent's module has imported."""
 
-def processes_of(context: PContext | None) -> dict[int, BaseProcess]:
-    """The ranks' process objects by local rank, none for a command.
 
-    They are private to torchelastic; `multiprocessing.active_children()` leaves out those that have ended already.
+@contextmanager
+def processes_made_by(make: Callable[..., PContext]) -> Iterator[None]:
+    """Let torchelastic's agent make its processes by `make`, within a block.
+
+    The agent calls `start_processes` with what it has decided about them, and that function has no interface for other
+    kinds of processes. `make` takes the arguments of a `PContext`.
     """
-    started = context._pc if isinstance(context, MultiprocessContext) else None
-    return dict(enumerate(started.processes)) if started is not None else {}
+    original = vars(local_elastic_agent)[_START]
 
+    def start(**arguments: Any) -> PContext:
+        for name in ("start_method", "numa_options"):
+            arguments.pop(name, None)
+        context = make(**arguments)
+        context.start()
+        return context
 
-def exit_codes_of(context: PContext | None) -> dict[int, int | None]:
-    """Exit codes by local rank, from the same private places."""
-    if isinstance(context, SubprocessContext):
-        return {local_rank: handler.proc.poll() for local_rank, handler in context.subprocess_handlers.items()}
-    return {local_rank: process.exitcode for local_rank, process in processes_of(context).items()}
+    setattr(local_elastic_agent, _START, start)
+    try:
+        yield
+    finally:
+        setattr(local_elastic_agent, _START, original)
 
 
 def silence_torchelastic() -> None:

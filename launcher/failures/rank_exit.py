@@ -104,7 +104,10 @@ class RankExit:
 
     @property
     def job_code(self) -> int:
-        """The exit code of a job that failed because of this rank: the rank's own, or 1 if a signal ended it."""
+        """The exit code of a job that failed because of this rank: the rank's own, or 1 if a signal ended it; 130 for SIGINT,
+        by which Python ends after a `KeyboardInterrupt`."""
+        if self.code == -signal.SIGINT:
+            return ExitCode.INTERRUPTED
         return self.code if self.code > 0 else ExitCode.FAILURE
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,53 +1,198 @@
-"""multiprocessing's helper processes: the fork server that ranks are forked from, and the resource tracker.
+"""The agent's side of the fork server, the process from which the ranks of a node are started.
 
-The two `ensure_running` functions start the helpers without a first child; they are not documented. The server's process id
-is private. `tests/launcher/host/test_fork_server.py` fails if any of it changes.
+The agent starts the reaper, which starts the fork server, which starts the ranks (`launcher/worker/program.py`). The agent
+and the fork server talk over a pair of connected sockets, which need no name in the file system. Each message is a length
+of four bytes and JSON; a request carries the descriptors of the rank's standard streams (`SCM_RIGHTS`, see unix(7)).
 """
 
-import multiprocessing
+import errno
+import json
 import os
+import select
 import signal
+import socket
+import struct
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver, resource_tracker
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import launcher
+from launcher.host import limits, reaper
 from launcher.host.reaper import state_of
 
+PROGRAM = str(Path(launcher.__path__[0], "worker", "program.py"))
+LENGTH = struct.Struct("!I")
+UNKNOWN_EXIT = 255
+"""The exit code of ranks whose fork server has died."""
 _INTERVAL_S = 1.0
 _STOPPED_POLLS = 5
 """Polls before a stopped fork server is killed: exit codes and new ranks depend on it."""
 
 
-def start_tracker() -> None:
-    """Start the resource tracker. It must outlive the run's processes, so it must not inherit their agent id: call it first."""
-    resource_tracker.ensure_running()
+@dataclass(frozen=True)
+class Request:
+    """What a rank's process runs."""
+
+    kind: str
+    """`run`: a forked process, the main program of `words`; `exec`: a command."""
+    words: tuple[str, ...]
 
 
-def start() -> None:
-    """Start the fork server, and return while it still imports torch."""
-    multiprocessing.set_forkserver_preload(["launcher.worker.preload"])
-    forkserver.ensure_running()
-    threading.Thread(target=_kill_if_stopped, name="mimo-launch fork server", daemon=True).start()
+def interpreter() -> list[str]:
+    """The command of a new interpreter with the options of this one."""
+    return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
 
 
-def has_died() -> bool:
-    """Whether the server was started and has exited: the exit codes of its ranks are then unknown."""
-    pid = _pid()
-    return pid is not None and state_of(pid) in ("", "Z")
+class ForkServer:
+    """The reaper and the fork server of one node. It is safe to use from several threads."""
+
+    def __init__(self, agent_id: str, grace_s: float, directory: Path, *, preload: bool) -> None:
+        """Start both, and return while the server still imports torch.
+
+        Args:
+            agent_id: of the run. Processes that the run starts have it in their environment.
+            grace_s: between SIGTERM and SIGKILL, for what is left once this process has ended.
+            directory: the node directory, which the reaper removes.
+            preload: whether the server imports torch, and forks ranks.
+        """
+        self._agent_id, self._grace_s, self._directory = agent_id, grace_s, directory
+        self._preload = preload
+        self._lock = threading.RLock()
+        self._channel, self._reaper = self._start()
+        reaper.adopt_orphans()  # those of a reaper that is killed
+        threading.Thread(target=self._kill_if_stopped, name="mimo-launch fork server", daemon=True).start()
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the server has exited: the exit codes of its ranks are then unknown."""
+        with self._lock:
+            self._channel.receive()
+            return self._channel.is_closed
+
+    def start_rank(self, request: Request, variables: Mapping[str, str], streams: Sequence[int]) -> int:
+        """Start a process, and return its id.
+
+        Args:
+            request: what it runs.
+            variables: its whole environment.
+            streams: the descriptors of its standard input, output and error. The caller closes them.
+
+        Raises:
+            OSError: the server has died, or could not start the process.
+        """
+        with self._lock:
+            own = {"environ": dict(variables), "open_files": limits.original_open_files()}
+            answer = self._channel.ask({"kind": request.kind, "words": request.words, **own}, streams)
+        if "error" in answer:
+            raise OSError(answer["error"], limits.explain(answer["error"]))
+        return int(answer["pid"])
+
+    def exit_code(self, pid: int) -> int | None:
+        """The exit code of a rank, negative for a signal; `None` while it runs."""
+        with self._lock:
+            self._channel.receive()
+            return self._channel.codes.get(pid, UNKNOWN_EXIT if self._channel.is_closed else None)
+
+    def end_leftovers(self) -> list[int]:
+        """End what earlier ranks have started and left; return the processes that could not be killed."""
+        root = self._reaper.pid if self._reaper.poll() is None else os.getpid()
+        return reaper.end_all(self._agent_id, self._grace_s, root, (os.getpid(), self._reaper.pid, self._channel.server))
+
+    def restart_if_dead(self) -> None:
+        """Start a new server in place of one that has died."""
+        if not self.has_died:
+            return
+        self.end_leftovers()
+        with self._lock:
+            self._channel.close()
+            self._reaper.kill()
+            self._reaper.communicate()
+            self._channel, self._reaper = self._start()
+
+    def close(self) -> None:
+        """End all processes of the run but this one, and remove the node directory."""
+        self._reaper.communicate()  # it waits for the end of its input
+        self._channel.close()
+        if self._reaper.returncode != 0:  # it was killed
+            reaper.clean_up(self._agent_id, self._grace_s, str(self._directory))
+
+    def _start(self) -> "tuple[_Channel, subprocess.Popen[bytes]]":
+        ours, theirs = socket.socketpair()
+        with theirs:
+            server = [*interpreter(), PROGRAM, "serve", str(theirs.fileno()), "preload" if self._preload else "bare"]
+            own = [self._agent_id, str(self._grace_s), str(self._directory), str(theirs.fileno())]
+            command = [sys.executable, "-I", "-S", reaper.__file__, *own, *server]
+            pass_on = (theirs.fileno(),)
+            started = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=pass_on, start_new_session=True)
+        return _Channel(ours), started
+
+    def _kill_if_stopped(self) -> None:
+        stopped = 0
+        while True:
+            time.sleep(_INTERVAL_S)
+            pid = self._channel.server
+            stopped = stopped + 1 if state_of(pid) == "T" else 0
+            if stopped > _STOPPED_POLLS:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
-def _kill_if_stopped() -> None:
-    stopped = 0
-    while True:
-        time.sleep(_INTERVAL_S)
-        pid = _pid()
-        stopped = stopped + 1 if pid is not None and state_of(pid) == "T" else 0
-        if stopped > _STOPPED_POLLS and pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+class _Channel:
+    """The agent's end of the connection to one fork server."""
 
+    def __init__(self, own: socket.socket) -> None:
+        self._socket = own
+        self._buffer = b""
+        self._answers: list[dict[str, Any]] = []
+        self.server = 0
+        """The server's process id, once it has reported it."""
+        self.codes: dict[int, int] = {}
+        """The exit codes of processes that have ended."""
+        self.is_closed = False
+        """Whether the server has exited."""
 
-def _pid() -> int | None:
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    return pid
+    def ask(self, request: Mapping[str, Any], streams: Sequence[int]) -> dict[str, Any]:
+        """Send a request, and wait for its answer."""
+        data = json.dumps(request).encode()
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: there will be no answer
+            socket.send_fds(self._socket, [LENGTH.pack(len(data))], list(streams))
+            self._socket.sendall(data)
+        while not self._answers and not self.is_closed:
+            self.receive(timeout_s=None)
+        return self._answers.pop(0) if self._answers else {"error": errno.ECONNRESET}
+
+    def receive(self, timeout_s: float | None = 0) -> None:
+        """Read what the server has reported; wait for it until the timeout."""
+        while not self.is_closed and select.select([self._socket], [], [], timeout_s)[0]:
+            timeout_s = 0
+            try:
+                data = self._socket.recv(1 << 16)
+            except ConnectionResetError:
+                data = b""
+            self.is_closed = not data
+            self._buffer += data
+            self._take_messages()
+
+    def close(self) -> None:
+        """Close this end: the server exits."""
+        self.is_closed = True
+        self._socket.close()
+
+    def _take_messages(self) -> None:
+        while len(self._buffer) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                return
+            message, self._buffer = json.loads(self._buffer[LENGTH.size : end]), self._buffer[end:]
+            if "server" in message:
+                self.server = message["server"]
+            elif "code" in message:
+                self.codes[message["pid"]] = message["code"]
+            else:
+                self._answers.append(message)

@@ -1,8 +1,12 @@
 """Ends every process that a mimo-launch started, even if mimo-launch itself was killed.
 
-Every process that mimo-launch starts inherits `MIMO_AGENT_ID` in its initial environment, also across double forks and new
-sessions. The reaper, a small process in its own session, waits on a pipe that mimo-launch holds open; the pipe closes when
-mimo-launch exits, for whatever reason.
+The reaper is a small process in its own session, and the ancestor of all ranks: mimo-launch starts it, and it starts the
+fork server. The kernel makes it the parent of every process below it that loses its own (`PR_SET_CHILD_SUBREAPER`, see
+prctl(2)), whatever a process does to its session, its environment or its name. It waits on a pipe that mimo-launch holds
+open; the pipe closes when mimo-launch exits, for whatever reason.
+
+If the reaper itself is killed, mimo-launch becomes the parent, and ends the processes. Processes that were started beside
+this tree are known by `MIMO_AGENT_ID` in their initial environment.
 
 It is started by its path in an isolated interpreter, so it imports the standard library only.
 """
@@ -11,37 +15,56 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 
 AGENT_ID = "MIMO_AGENT_ID"
+_PR_SET_CHILD_SUBREAPER = 36
 _KILL_TIMEOUT_S = 10.0
 """How long to wait for processes after SIGKILL."""
 _INTERVAL_S = 0.01
 
 
-def processes_of(agent_id: str) -> list[int]:
-    """The live processes, other than this one, with the agent's id in their initial environment."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of(agent_id, int(name))]  # noqa: PTH208 (pathlib would double this process's start-up)
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one that loses its own."""
+    import ctypes  # late: the fork server is started first
+
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_all(agent_id: str, grace_s: float, spare: int | None = None) -> list[int]:
-    """SIGTERM the run's processes, and SIGKILL those that remain after the grace time; return those that could not be killed.
+def processes_of(agent_id: str, root: int | None = None) -> list[int]:
+    """The live processes of a run, other than this one: those below `root`, and those with the agent's id in their
+    initial environment."""
+    own = os.getpid()
+    parents = {pid: int(fields[1]) for pid in _pids() if (fields := _stat(pid)) and fields[0] != "Z"}
+    below = _below(root, parents) if root is not None else set()
+    return [pid for pid in parents if pid != own and (pid in below or _has_mark(agent_id, pid))]
 
-    One that ignores SIGTERM is killed at once. Children of process `spare` are left alone.
+
+def end_all(agent_id: str, grace_s: float, root: int | None = None, spare: Collection[int] = ()) -> list[int]:
+    """SIGTERM a run's processes, and SIGKILL those that remain after the grace time; return those that could not be killed.
+
+    One that ignores SIGTERM is killed at once.
+
+    Args:
+        agent_id: of the run.
+        grace_s: the grace time.
+        root: the process that all others are below.
+        spare: processes to leave alone.
     """
     asked: set[int] = set()
     began = time.monotonic()
-    while left := [pid for pid in processes_of(agent_id) if spare is None or _parent_of(pid) != spare]:
+    while left := [pid for pid in processes_of(agent_id, root) if pid not in spare]:
         waited = time.monotonic() - began
         if waited > grace_s + _KILL_TIMEOUT_S:
             break
         for pid in left:
             if waited > grace_s or _signal_bit(pid, "SigIgn", signal.SIGTERM):
-                _send(agent_id, pid, signal.SIGKILL)
+                _send(agent_id, root, pid, signal.SIGKILL)
             elif pid not in asked:
                 asked.add(pid)
-                _send(agent_id, pid, signal.SIGTERM)
+                _send(agent_id, root, pid, signal.SIGTERM)
                 # A stopped process handles it once it continues.
-                _send(agent_id, pid, signal.SIGCONT)
+                _send(agent_id, root, pid, signal.SIGCONT)
         time.sleep(_INTERVAL_S)
     return left
 
@@ -51,14 +74,31 @@ def describe(pid: int) -> str:
     return f"process {pid} ({_read(pid, 'comm').decode(errors='replace').strip() or '?'})"
 
 
-def _send(agent_id: str, pid: int, number: int) -> None:
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (pathlib would double this process's start-up)
+
+
+def _below(root: int, parents: dict[int, int]) -> set[int]:
+    """The processes below one, by the parent of each."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    new = [root]
+    while new:
+        new = [child for pid in new for child in children.get(pid, ()) if child not in found]
+        found.update(new)
+    return found
+
+
+def _send(agent_id: str, root: int | None, pid: int, number: int) -> None:
     """Signal a process, but not another one that has since been given the same id."""
     try:
         process = os.pidfd_open(pid)
     except OSError:
         return
     try:
-        if _is_of(agent_id, pid):
+        if (root is not None and _is_below(root, pid)) or _has_mark(agent_id, pid):
             signal.pidfd_send_signal(process, number)
     except OSError:
         return
@@ -66,13 +106,16 @@ def _send(agent_id: str, pid: int, number: int) -> None:
         os.close(process)
 
 
-def _is_of(agent_id: str, pid: int) -> bool:
-    return pid != os.getpid() and f"{AGENT_ID}={agent_id}".encode() in _read(pid, "environ").split(b"\0")
+def _is_below(root: int, pid: int) -> bool:
+    while pid > 1 and (fields := _stat(pid)):
+        pid = int(fields[1])
+        if pid == root:
+            return True
+    return False
 
 
-def _parent_of(pid: int) -> int | None:
-    fields = _stat(pid)
-    return int(fields[1]) if fields else None
+def _has_mark(agent_id: str, pid: int) -> bool:
+    return f"{AGENT_ID}={agent_id}".encode() in _read(pid, "environ").split(b"\0")
 
 
 def state_of(pid: int) -> str:
@@ -117,19 +160,46 @@ def _remove(directory: str) -> None:
 
 
 def clean_up(agent_id: str, grace_s: float, directory: str) -> None:
-    """End the processes that a mimo-launch has left, and remove its node directory."""
-    if left := end_all(agent_id, grace_s):
+    """End the processes that a mimo-launch has left, those below this process among them, and remove its node directory."""
+    if left := end_all(agent_id, grace_s, os.getpid()):
         sys.stderr.write(f"mimo-launch: could not kill: {', '.join(map(describe, left))}\n")
     _remove(directory)
 
 
-def main(agent_id: str, grace_s: str, directory: str) -> None:
-    """Wait until mimo-launch exits, and clean up."""
+def _start_server(control: int, command: list[str]) -> None:
+    if os.fork() == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.execv(command[0], command)
+    os.close(control)
+
+
+def _reap(*_: object) -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def main(agent_id: str, grace_s: str, directory: str, control: str, *command: str) -> None:
+    """Start the fork server, wait until mimo-launch exits, and clean up.
+
+    Args:
+        agent_id: of the run.
+        grace_s: between SIGTERM and SIGKILL.
+        directory: the node directory.
+        control: the descriptor of the fork server's socket.
+        command: the fork server's.
+    """
+    _start_server(int(control), list(command))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, _reap)
+    adopt_orphans()
+    _reap()
     sys.stdin.buffer.read()
     clean_up(agent_id, float(grace_s), directory)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:])

@@ -1,12 +1,12 @@
 """Reads the ranks' output from a run directory: lines of selected ranks, to the end or as they are written."""
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from launcher.errors import LaunchError
+from launcher.formatting import parse_ranges
 from launcher.logs.file_tail import FileTail
 from launcher.logs.pace import Pace
 from launcher.plan.launch_plan import LaunchPlan
@@ -57,13 +57,10 @@ def ranks_from(text: str | None) -> tuple[int, ...]:
     Raises:
         LaunchError: not a list of ranks.
     """
-    found: list[int] = []
-    for part in text.split(",") if text is not None else ():
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise LaunchError(f"--rank {text}: not a list of ranks; write 7, or 0,3-5")
-        found += range(int(match[1]), min(int(match[2] or match[1]), int(match[1]) + 100_000) + 1)
-    return tuple(found)
+    try:
+        return parse_ranges(text) if text is not None else ()
+    except ValueError:
+        raise LaunchError(f"--rank {text}: not a list of ranks; write 7, or 0,3-5") from None
 
 
 def lines_of(

@@ -67,6 +67,10 @@ class LaunchPlan:
     """Whether ranks log the steps of joining."""
     preflight: bool = True
     """Whether ranks are compared before they join."""
+    debug: tuple[int, ...] = ()
+    """The ranks whose debuggers may use the terminal."""
+    debug_port: int | None = None
+    """Where the first of them listens for debugpy's clients; the next rank on the next port."""
 
     def env_of(self, rank: int) -> dict[str, str]:
         """The configured environment of one rank; of modules that share the rank, the last one has precedence."""
@@ -83,6 +87,11 @@ class LaunchPlan:
         """
         return {node.name: node for node in self.nodes}[name]
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether ranks are forked from a process that has imported torch."""
+        return self.entry.command is None and self.runtime.start_method is StartMethod.FORKSERVER
+
     def under(self, folder: Path) -> "LaunchPlan":
         """The plan with its relative paths resolved against a folder."""
         script = self.entry.script and str(folder / self.entry.script)
@@ -92,7 +101,7 @@ class LaunchPlan:
     def digest(self) -> str:
         """SHA-256 of everything that the nodes must agree on. Paths may differ between nodes."""
         value = json.loads(self.to_json())
-        for name in ("run_dir", "warnings", "verbose", "preflight"):
+        for name in ("run_dir", "warnings", "verbose", "preflight", "debug", "debug_port"):
             del value[name]
         value["entry"]["script"] = self.entry.script and Path(self.entry.script).name
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

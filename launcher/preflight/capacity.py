@@ -2,7 +2,7 @@
 
 from launcher.config.schema import Backend, StartMethod
 from launcher.errors import LaunchError
-from launcher.host import resources
+from launcher.host import limits, resources
 from launcher.plan.launch_plan import LaunchPlan
 
 MEMORY_PER_RANK = {StartMethod.FORKSERVER: 40 << 20, StartMethod.SPAWN: 250 << 20}
@@ -13,8 +13,9 @@ def check(plan: LaunchPlan, node_rank: int) -> None:
     """Refuse a plan whose ranks of this node cannot start here.
 
     Raises:
-        LaunchError: more ranks than GPUs or than memory, or NCCL without a GPU.
+        LaunchError: more ranks than GPUs, memory or open files, or NCCL without a GPU.
     """
+    limits.allow_open_files(plan.nodes[node_rank].procs)
     ranks, gpus = plan.nodes[node_rank].procs, resources.gpus()
     if plan.runtime.backend is Backend.NCCL and not gpus:
         raise LaunchError("runtime.backend=nccl, but this machine has no NVIDIA GPU; use gloo, or auto")

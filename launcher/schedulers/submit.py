@@ -177,7 +177,7 @@ def _program() -> list[str]:
     As a module it might import another `launcher` from the working directory.
     """
     script = Path(sys.executable).with_name("mimo-launch")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "launcher"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "mimo_launch"]
 
 
 def _call(scheduler: str, function: Callable[[], _Answer]) -> _Answer:

@@ -1,12 +1,13 @@
 """The process of one rank, from its start to the user's script."""
 
+import atexit
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +16,12 @@ from typing import NoReturn
 from launcher.config.schema import Join
 from launcher.errors import LaunchError
 from launcher.exit_code import ExitCode
-from launcher.host.interpreter_exit import run_exit_functions
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import read_plan
 from launcher.preflight import facts
+from launcher.worker import debugging, late_variables
 from launcher.worker.fresh_process import become_fresh
-from launcher.worker.script import record_error, run_as_main, script_frames
+from launcher.worker.main_program import prepare_path, record_error, run_as_main, script_frames
 from mimo_role.errors import MimoError
 from mimo_role.host import environ
 from mimo_role.monitoring import diagnostics
@@ -30,39 +31,45 @@ _KILLED_WITHIN_S = 60.0
 """After a failed preflight check the agent ends all ranks; one that is not ended by then exits by itself."""
 
 
-def run_python(plan_file: str, run_id: str, node: str) -> NoReturn:
-    """torchelastic's entry point for a script or module: prepare the rank, run the entry as `__main__`, and exit.
+def run_python(plan_file: str, run_id: str, node: str, *, started_with: Collection[str]) -> None:
+    """Prepare the rank, and run the script or module as the main program.
 
-    It always ends the process: torchelastic would wait without limit for a rank that exits without returning.
+    The caller returns to the interpreter, which joins the threads, calls the exit functions and ends.
+
+    Args:
+        plan_file, run_id, node: the plan, the run and this process's node in it.
+        started_with: the modules that were imported before mimo-launch's own.
     """
     plan = prepare(Path(plan_file), run_id, node)
+    if "torch" in sys.modules:
+        late_variables.apply("the environment of a module")
+    else:
+        late_variables.remember()
     become_fresh()
+    _shut_down_at_exit()
     try:
         _enable_diagnostics()
         _arrive(plan)
         if plan.runtime.join is Join.LAUNCHER:
             _join(plan)
-        run_as_main(plan.entry)
-    except SystemExit:
-        raise
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)  # torch.multiprocessing treats the exception itself as success
-    except BaseException as error:
+    except Exception as error:
+        _leave_groups_alone()
         _report(error)
         sys.exit(ExitCode.FAILURE)
-    finally:
-        # multiprocessing does not call what a script registers with atexit.
-        run_exit_functions()
-        _flush()
-    _shut_down()
-    sys.exit()
+    _offer_debuggers(plan)
+    prepare_path(plan.entry, started_with)
+    late_variables.hide_torch()
+    run_as_main(plan.entry, on_failure=_leave_groups_alone)
 
 
-def _flush() -> None:
-    """Flush the rank's log files. The script may have closed a stream, and the disk may be full."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(ValueError, OSError):
-            stream.flush()
+def _offer_debuggers(plan: LaunchPlan) -> None:
+    rank = environ.rank()
+    assert rank is not None
+    label = f"rank {rank} ({plan.topology.label_of(rank)})"
+    if plan.debug_port is not None and rank in plan.debug:
+        debugging.wait_for_debugger(label, plan.debug_port + plan.debug.index(rank))
+    else:
+        debugging.offer_terminal(label, allowed=rank in plan.debug, is_only=len(plan.debug) == 1)
 
 
 def _enable_diagnostics() -> None:
@@ -160,12 +167,26 @@ def _log_shown() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _shut_down() -> None:
-    """Call `mimo_role.shutdown()`, if the script or the launcher has called `init()`.
+_rank_to_shut_down: int | None = None
+"""The process that leaves its groups when it exits."""
 
-    Without an import: the exit functions have run, and those of torch have removed what importing its modules needs.
-    """
-    if (lifecycle := sys.modules.get("mimo_role.lifecycle")) is not None:
+
+def _shut_down_at_exit() -> None:
+    """Call `mimo_role.shutdown()` at the end, after the script's own exit functions, in a rank that ends well."""
+    global _rank_to_shut_down
+    _rank_to_shut_down = os.getpid()
+    atexit.register(_shut_down)
+
+
+def _leave_groups_alone() -> None:
+    """A rank that fails does not wait for others."""
+    global _rank_to_shut_down
+    _rank_to_shut_down = None
+
+
+def _shut_down() -> None:
+    lifecycle = sys.modules.get("mimo_role.lifecycle")
+    if lifecycle is not None and os.getpid() == _rank_to_shut_down:
         lifecycle.shutdown()
 
 
@@ -174,7 +195,8 @@ def _report(error: BaseException) -> None:
     with suppress(OSError):  # a full disk
         sys.stdout.flush()
     by_joining = isinstance(error, MimoError) and _is_from_joining(error.__traceback__)
-    record_error(error, None if by_joining else script_frames(error.__traceback__), to_stderr=True)
+    frames = error.__traceback__
+    record_error(error, None if by_joining else script_frames(frames) or frames, to_stderr=True)
 
 
 def _is_from_joining(frames: TracebackType | None) -> bool:
@@ -183,7 +205,3 @@ def _is_from_joining(frames: TracebackType | None) -> bool:
             return True
         frames = frames.tb_next
     return False
-
-
-if __name__ == "__main__":
-    exec_command(*sys.argv[1:4])

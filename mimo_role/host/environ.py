@@ -40,6 +40,12 @@ def export(values: Mapping[str, str]) -> list[str]:
     return added
 
 
+def replace(values: Mapping[str, str]) -> None:
+    """Make this the whole environment."""
+    os.environ.clear()
+    os.environ.update(values)
+
+
 @contextmanager
 def defaults(values: Mapping[str, str]) -> Iterator[None]:
     """Set the variables that are not set, within a block."""
@@ -119,8 +125,8 @@ def elastic_restarts() -> int:
 
 
 def threads() -> int | None:
-    """`OMP_NUM_THREADS`, if it is set to one number; OpenMP also takes lists of numbers."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
+    """`OMP_NUM_THREADS`, else `MKL_NUM_THREADS`, if it is set to one number; OpenMP also takes lists of numbers."""
+    value = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS", "")
     return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
 
 

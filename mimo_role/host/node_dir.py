@@ -3,6 +3,7 @@
 The agent creates it and `MIMO_NODE_DIR` names it to the ranks. It exists as long as the agent does.
 """
 
+import errno
 import os
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
@@ -10,20 +11,34 @@ from tempfile import gettempdir, mkdtemp
 from mimo_role.errors import ContextError
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 (a directory of our own is made there)
+_FIXED_BYTES = 32 << 10
+_BYTES_PER_RANK = 32 << 10
+"""Heartbeat, facts, stacks and pending collectives."""
 
 
-def create(agent_id: str) -> Path:
-    """Make the node directory. The reaper removes it.
+def create(agent_id: str, ranks: int) -> Path:
+    """Make the node directory, in memory if there is room for the files of so many ranks. The reaper removes it.
 
     Raises:
         ContextError: it cannot be created.
     """
-    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(gettempdir())
-    try:
-        # Containers that share the memory may have agents with equal ids.
-        return Path(mkdtemp(prefix=f"mimo-{agent_id}-", dir=parent))
-    except OSError as error:
-        raise ContextError(f"{parent}: {error.strerror}; the node directory for ranks and agent is created there") from None
+    problems = []
+    for parent in dict.fromkeys((_MEMORY, Path(gettempdir()))):
+        try:
+            if _room(parent) < _FIXED_BYTES + ranks * _BYTES_PER_RANK:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Containers that share the memory may have agents with equal ids.
+            return Path(mkdtemp(prefix=f"mimo-{agent_id}-", dir=parent))
+        except OSError as error:
+            problems.append(f"{parent}: {error.strerror}")
+    found = "; ".join(problems)
+    raise ContextError(f"the node directory, for files that ranks and agent share, cannot be created: {found}; set TMPDIR")
+
+
+def _room(directory: Path) -> int:
+    """Bytes that files in a directory may take."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
 
 
 def clear(node_dir: Path) -> None:
@@ -66,6 +81,11 @@ def facts_file(node_dir: Path, rank: int) -> Path:
 def verdict_file(node_dir: Path) -> Path:
     """The result of the preflight check."""
     return node_dir / "verdict"
+
+
+def terminal_lock(node_dir: Path) -> Path:
+    """Locked by the rank that uses the terminal."""
+    return node_dir / "terminal.lock"
 
 
 def error_file(node_dir: Path, rank: int) -> Path:

@@ -1,7 +1,8 @@
 """Preemption notices: the warning that a job is about to be terminated.
 
 A scheduler announces it by SIGTERM or SIGUSR1 to the job's processes; mimo-launch forwards both to the ranks. By default
-SIGTERM ends a rank. After `listen()` either signal is a notice that the script can check between two steps.
+SIGTERM ends a rank. After `listen()` either signal is a notice that the script can check between two steps; in a rank of
+mimo-launch, which forwards Ctrl-C as SIGINT, that signal too.
 """
 
 import os
@@ -44,8 +45,10 @@ _listening = False
 def listen(grace_s: float | None = None, warning_s: float | None = None, notice_file: Path | None = None) -> None:
     """Treat SIGTERM and SIGUSR1 as notices from now on. It does nothing if called again.
 
+    With a `notice_file`, SIGINT is a notice too, unless the script handles it.
+
     Args:
-        grace_s: seconds from SIGTERM to the termination.
+        grace_s: seconds from SIGTERM or SIGINT to the termination.
         warning_s: seconds from SIGUSR1 to the termination.
         notice_file: exists if SIGUSR1 came before this process started; its modification time is when.
 
@@ -57,7 +60,8 @@ def listen(grace_s: float | None = None, warning_s: float | None = None, notice_
         return
     if threading.current_thread() is not threading.main_thread():
         raise MimoError("listen() must run in the main thread, the only one in which Python handles signals")
-    times = {signal.SIGTERM: grace_s, signal.SIGUSR1: warning_s}
+    times = {signal.SIGTERM: grace_s, signal.SIGINT: grace_s, signal.SIGUSR1: warning_s}
+    is_interruptible = notice_file is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def handle(number: int, _: FrameType | None) -> None:
         global _notice
@@ -66,7 +70,7 @@ def listen(grace_s: float | None = None, warning_s: float | None = None, notice_
         if _notice is None or (new.seconds_left or 0.0) < (_notice.seconds_left or 0.0):
             _notice = new
 
-    for number in SIGNALS:
+    for number in (*SIGNALS, signal.SIGINT) if is_interruptible else SIGNALS:
         signal.signal(number, handle)
     _listening = True
     with suppress(OSError):

@@ -16,7 +16,7 @@ from launcher import cli
 from launcher.host import reaper
 from tests.launcher.jobs import ROOT, Job
 
-_MARK = "MIMO_FAULT_TEST"
+MARK = "MIMO_FAULT_TEST"
 _CONFIG = """\
 name: fault
 layout: {layout}
@@ -43,8 +43,10 @@ def talk():
     "What ranks do that have not failed: they talk, where they have joined."
     while True:
         time.sleep(0.01)
-        if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
-            sys.modules["torch"].distributed.all_reduce(sys.modules["torch"].ones(()))
+        if "mimo_role.lifecycle" in sys.modules:
+            import torch.distributed
+            if torch.distributed.is_initialized():
+                torch.distributed.all_reduce(torch.ones(()))
 
 wait_for(*(f"pid{attempt}.{other}" for other in range(size)))
 """
@@ -149,16 +151,18 @@ class Run:
         return int((self.job.folder / f"pid{attempt}.{number}").read_text())
 
     def fork_server(self) -> int:
-        """The process that ranks are forked from."""
-        (found,) = [
-            pid
-            for pid in reaper.processes_of(self.agent_id)
-            if parent_of(pid) == self.process.pid and b"forkserver" in words_of(pid)
-        ]
+        """The process that ranks are started from."""
+        self.wait_until(self._fork_servers, "the fork server")
+        (found,) = self._fork_servers()
         return found
 
+    def _fork_servers(self) -> list[int]:
+        reapers = [pid for pid in reaper.processes_of(self.agent_id) if reaper.__file__.encode() in words_of(pid)]
+        below = [pid for pid in reaper.processes_of(self.agent_id) if parent_of(pid) in reapers]  # orphans too
+        return [pid for pid in below if b"program.py" in words_of(pid)]
+
     def ranks(self) -> list[int]:
-        """The processes forked from the server, in the order of their ranks unless process numbers have begun anew."""
+        """The processes started from the server, in the order of their ranks unless process numbers have begun anew."""
         server = self.fork_server()
         return sorted(pid for pid in reaper.processes_of(self.agent_id) if parent_of(pid) == server)
 
@@ -193,7 +197,7 @@ def running(job: Job, fault: Fault) -> Iterator[Run]:
     """Start a run; whatever becomes of the test, none of its processes stays."""
     mark = uuid.uuid4().hex
     job.config = fault.place.config
-    job.environ |= {_MARK: mark}
+    job.environ |= {MARK: mark}
     script = (PRELUDE if fault.has_prelude else "") + fault.script
     process = job.start(script, *fault.words)
     try:
@@ -233,7 +237,6 @@ def check_nothing_is_left(run: Run) -> None:
     """Neither processes nor the folder in memory. Who was not killed itself has seen to it before it ended."""
     if run.process.returncode > 0:
         assert reaper.processes_of(run.agent_id) == []
-    # multiprocessing's resource tracker ends when it finds mimo-launch gone.
     wait_until_gone(run.mark)
     assert not list(Path("/dev/shm").glob(f"mimo-{run.agent_id}-*"))
 
@@ -271,7 +274,7 @@ def mimo_launch(*words: str) -> str:
 
 def marked(mark: str) -> list[int]:
     """The processes that live with this mark in their environment."""
-    entry = f"{_MARK}={mark}".encode()
+    entry = f"{MARK}={mark}".encode()
     found = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if entry in _read(path).split(b"\0")]
     return [pid for pid in found if pid != os.getpid()]
 

@@ -5,8 +5,7 @@ import signal
 
 import pytest
 
-from launcher.host import reaper
-from tests.faults.harness import LAYOUTS, Fault, Run, parent_of, suffer, words_of
+from tests.faults.harness import LAYOUTS, Fault, Run, suffer, words_of
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120)]
 
@@ -82,8 +81,7 @@ def stop_a_rank_at_its_start(run: Run) -> None:
 
 
 def _spawned(run: Run) -> list[int]:
-    found = [pid for pid in reaper.processes_of(run.agent_id) if parent_of(pid) == run.process.pid]
-    return sorted(pid for pid in found if b"multiprocessing-fork" in words_of(pid))
+    return [pid for pid in run.ranks() if b"program.py\0run" in words_of(pid)]
 
 
 def hang(layout: str, script: str, *says: str, **more) -> Fault:

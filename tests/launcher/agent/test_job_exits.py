@@ -63,8 +63,8 @@ def test_a_signal_to_mimo_launch_ends_everything(job, number, code, last, start_
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
-    # After SIGKILL, multiprocessing's resource tracker prints what it cleans up.
-    assert without_waiting(errors) == last or number == signal.SIGKILL
+    shown = without_waiting(errors).splitlines(keepends=True)
+    assert "".join(line for line in shown if "SIGINT sent" not in line) == last  # on a busy machine
     wait_until_gone(run_id)
 
 
@@ -100,10 +100,9 @@ def test_what_a_script_leaves_running_ends_with_the_run(job):
 
 def test_the_death_of_the_fork_server_ends_the_run(job):
     process, run_id = start(job)
-    parents = {os.getpid()}
-    for pid in reaper.processes_of(run_id):
-        parents.add(_parent_of(pid))
-    (server,) = [pid for pid in reaper.processes_of(run_id) if pid in parents and _parent_of(pid) == process.pid]
+    (reaper_pid,) = [pid for pid in reaper.processes_of(run_id) if "reaper.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    below = [pid for pid in reaper.processes_of(run_id) if _parent_of(pid) == reaper_pid]  # orphans too
+    (server,) = [pid for pid in below if "program.py" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(server, signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode not in (0, None)

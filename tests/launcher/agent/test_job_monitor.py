@@ -10,6 +10,7 @@ from launcher.agent.job_monitor import Decision, JobMonitor
 from launcher.agent.node_job import NodeJob
 from launcher.config.loader import load
 from launcher.coordination.single_node import SingleNode
+from launcher.host.fork_server import ForkServer
 from launcher.outcome import AbortReason
 from launcher.plan.planner import make_plan
 from launcher.run_dir.writer import RunDir
@@ -55,7 +56,8 @@ class Started:
         plan = make_plan(load(folder / "job.yaml", overrides)[0], folder / "job.yaml", ())
         run_dir = RunDir(folder / "run", "", plan.to_json(), "agent-1", "agent-1")
         self.nodes = SingleNode(plan, "alpha", "agent-1")
-        job = NodeJob(plan=plan, nodes=self.nodes, run_dir=run_dir, node_dir=folder / "node", say=str)
+        self.server = ForkServer("agent-1", plan.runtime.grace_s, folder / "node", preload=False)
+        job = NodeJob(plan=plan, nodes=self.nodes, server=self.server, run_dir=run_dir, node_dir=folder / "node", say=str)
         self.monitor = JobMonitor(job)
         self.attempts = []
         self.begin(0)
@@ -74,6 +76,7 @@ class Started:
         self.monitor.close()
         for ranks in self.attempts:
             ranks.close()
+        self.server.close()
 
 
 @pytest.fixture
@@ -154,10 +157,10 @@ def test_ranks_that_do_not_save_in_time_are_killed_and_the_job_is_requeued(start
     job.ranks.end(0, 75)
     job.ranks.end(1, 75)
     assert job.decide() is Decision.WAIT
-    while None in job.ranks.exit_codes().values():
-        assert job.decide() is Decision.WAIT
+    while (decision := job.decide()) is Decision.WAIT:
+        pass
     assert job.ranks.exit_codes()[2] == -signal.SIGKILL
-    assert job.decide() is Decision.REQUEUE
+    assert decision is Decision.REQUEUE
 
 
 def test_a_reason_of_another_node_aborts_the_job(start):

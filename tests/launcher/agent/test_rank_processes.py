@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from launcher.agent.interrupts import Interrupts
 from launcher.agent.rank_processes import RankProcesses
 from launcher.hangs.progress import ProgressWatch
 from launcher.run_dir.writer import RunDir
@@ -97,7 +98,7 @@ def test_ranks_are_stopped_by_sigterm_and_signals_reach_those_that_run(tmp_path,
     processes = watched(tmp_path, ranks, lambda _: 1)
     end(ranks, 1)
     assert processes.alive(exit_codes_of(ranks)).keys() == {0, 2}
-    processes.stop(grace_s=20)
+    processes.stop(20, Interrupts(), str)
     assert exit_codes_of(ranks) == {0: -signal.SIGTERM, 1: 0, 2: -signal.SIGTERM}
 
 
@@ -105,5 +106,34 @@ def test_ranks_that_ignore_sigterm_are_killed_after_the_grace_time(tmp_path):
     script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        watched(tmp_path, {0: process}, lambda _: 1).stop(grace_s=0.1)
+        watched(tmp_path, {0: process}, lambda _: 1).stop(0.1, Interrupts(), str)
         assert process.returncode == -signal.SIGKILL
+
+
+STAGES = """
+import signal, sys, time
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: print(number, flush=True))
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+def test_after_an_interrupt_each_further_one_sends_the_next_signal_at_once(tmp_path):
+    interrupts, messages = Interrupts(), []
+
+    def press(message):
+        messages.append(message)
+        interrupts.count += 1
+
+    interrupts.count = 1
+    with subprocess.Popen([sys.executable, "-c", STAGES], stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        watched(tmp_path, {0: process}, lambda _: 1).stop(1000, interrupts, press)
+        assert process.communicate()[0].split() == [str(signal.SIGINT.value), str(signal.SIGTERM.value)]
+    assert process.returncode == -signal.SIGKILL
+    assert messages == [
+        "SIGINT sent; waiting up to 1000 s for ranks 0 to end (Ctrl-C: SIGTERM at once)",
+        "SIGTERM sent; waiting up to 1000 s for ranks 0 to end (Ctrl-C: SIGKILL at once)",
+    ]

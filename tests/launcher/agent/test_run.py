@@ -217,7 +217,7 @@ while True:
         ("exit code at once", 7, "exit code 7"),
         ("exit with text", 1, "exit code 1 (a reason)"),
         ("signal", 1, "killed by SIGKILL"),
-        ("interrupt", 130, "exit code 130"),
+        ("interrupt", 130, "KeyboardInterrupt"),
     ],
 )
 def test_the_first_failing_rank_gives_the_exit_code_and_is_named(job, ending, code, told):

@@ -1,35 +1,119 @@
-"""The process from which ranks are forked."""
+"""The process from which ranks are started."""
 
-import multiprocessing
-import subprocess
+import os
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 
-FORK_SERVER = """
-import multiprocessing, os
-from launcher.host import fork_server
+from launcher.host import limits, reaper
+from launcher.host.fork_server import UNKNOWN_EXIT, ForkServer, Request
+from mimo_role.host import environ
 
-def parent():
-    return os.getppid()
 
-if __name__ == "__main__":
-    fork_server.start_tracker()
-    fork_server.start()
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        server = pool.apply(parent)
-        pool.close()  # the server's children ignore SIGTERM, by which a pool is ended otherwise
-        pool.join()
-    print(server != os.getpid(), os.getpgid(server) == server)
-    modules = open(f"/proc/{server}/maps").read()
-    print("libtorch" in modules)
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "node"
+    folder.mkdir()
+    started = ForkServer(f"test-{os.getpid()}", 5.0, folder, preload=False)
+    yield started
+    started.close()
+    assert not folder.exists()
+
+
+class Rank:
+    """A process with its output in files."""
+
+    def __init__(self, server, folder, *words, **variables):
+        self.server = server
+        self.out = folder / f"out{len(list(folder.iterdir()))}"
+        with Path(os.devnull).open() as nothing, self.out.open("w") as out:
+            streams = (nothing.fileno(), out.fileno(), out.fileno())
+            self.pid = server.start_rank(Request("exec", words), dict(environ.variables()) | variables, streams)
+
+    def exit_code(self):
+        while (code := self.server.exit_code(self.pid)) is None:
+            os.sched_yield()
+        return code
+
+
+def python(server, folder, code, **variables):
+    return Rank(server, folder, sys.executable, "-c", code, **variables)
+
+
+def test_exit_codes_and_signals_are_reported(server, tmp_path):
+    ranks = [python(server, tmp_path, f"import os, sys; {end}") for end in ("sys.exit(3)", "os.kill(os.getpid(), 9)", "pass")]
+    assert [rank.exit_code() for rank in ranks] == [3, -9, 0]
+
+
+def test_a_rank_has_its_own_session_streams_and_environment(server, tmp_path):
+    code = "import os, sys; print(os.getsid(0) == os.getpid(), os.environ['OWN'], repr(sys.stdin.read()), end=' ');"
+    code += "print(*os.listdir('/proc/self/fd')[:-1])"
+    rank = python(server, tmp_path, code, OWN="x")
+    assert rank.exit_code() == 0
+    assert rank.out.read_text() == "True x '' 0 1 2\n"
+
+
+def test_a_command_that_does_not_exist_is_named(server, tmp_path):
+    rank = Rank(server, tmp_path, "no-such-command")
+    assert rank.exit_code() == 127
+    assert rank.out.read_text() == "mimo-launch: cannot start no-such-command: No such file or directory\n"
+
+
+def words_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+
+
+FORGETFUL = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sleep", ["sleep", "1000"], {})
+    os._exit(0)
+time.sleep(1000)
 """
 
 
-@pytest.mark.ranks
-def test_the_fork_server_has_imported_torch_and_has_its_own_process_group(tmp_path):
-    """Fails if the undocumented functions behind it change."""
-    (tmp_path / "serve.py").write_text(FORK_SERVER)
-    done = subprocess.run([sys.executable, str(tmp_path / "serve.py")], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["True", "True", "True"]
-    assert multiprocessing.get_start_method(allow_none=True) in (None, "fork")
+def test_processes_without_mark_session_or_parent_end_with_the_server(tmp_path):
+    folder = tmp_path / "node"
+    folder.mkdir()
+    server = ForkServer("test-leftovers", 5.0, folder, preload=False)
+    rank = python(server, tmp_path, FORGETFUL)
+    own = os.getpid()
+    while not (below := [pid for pid in reaper.processes_of("test-leftovers", own) if "sleep" in reaper.describe(pid)]):
+        os.sched_yield()
+    server.close()
+    assert [reaper.state_of(pid) for pid in (*below, rank.pid)] == ["", ""]
+
+
+def test_leftovers_end_before_the_next_attempt_and_the_server_stays(server, tmp_path):
+    rank = python(server, tmp_path, "import time; print(flush=True); time.sleep(1000)")
+    while not rank.out.stat().st_size:
+        os.sched_yield()
+    assert server.end_leftovers() == []
+    assert rank.exit_code() == -signal.SIGTERM
+    assert python(server, tmp_path, "").exit_code() == 0
+
+
+def test_a_server_that_has_died_is_reported_and_replaced(server, tmp_path):
+    rank = python(server, tmp_path, "import time; time.sleep(1000)")
+    (pid,) = [
+        pid for pid in reaper.processes_of("none", os.getpid()) if words_of(pid)[-1:] == ["bare"] and "-I" not in words_of(pid)
+    ]
+    os.kill(pid, signal.SIGKILL)
+    while not server.has_died:
+        os.sched_yield()
+    assert rank.exit_code() == UNKNOWN_EXIT
+    with pytest.raises(OSError, match="has died"):
+        python(server, tmp_path, "")
+    server.restart_if_dead()
+    assert reaper.state_of(rank.pid) == ""
+    assert python(server, tmp_path, "").exit_code() == 0
+
+
+def test_limits_are_named_with_the_command_that_shows_them():
+    assert "ulimit -n" in limits.explain(24)
+    assert "ulimit -u" in limits.explain(11)
+    assert limits.explain(2) == os.strerror(2)

@@ -1,0 +1,127 @@
+"""Environment variables that torch reads when it is imported, in a rank in which it is imported before the script.
+
+A script may set such a variable and import torch afterwards. Here torch is hidden until the script imports it. At that
+moment the variables that have changed are applied, where torch can still be set accordingly; for the others there is a
+warning. Variables that torch reads at their first use, such as those of the CUDA allocator and of NCCL, need nothing.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from mimo_role.host import environ
+
+_LIBRARIES = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS|GOTO|MKLDNN|ONEDNN|DNNL|NPY|PYTORCH_JIT|TORCHDYNAMO|TORCHEXPORT)(_\w+)?")
+_OF_TORCH = re.compile(
+    r"KINETO_USE_DAEMON|PYTORCH_API_USAGE_STDERR|TORCHINDUCTOR_FORCE_DISABLE_CACHES|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE"
+    r"|BLAS_PREFER_\w+|COMPILE_\w+|CPP_LOG_LEVEL|CUDAGRAPH_GC|CUDA_SANITIZER|CUSTOM_TERMINATE|DEVICE_BACKEND_AUTOLOAD"
+    r"|DISTRIBUTED_USE_TORCHCOMMS|DTRACE|FAKE_TENSOR_DEBUG|LINALG_PREFER_\w+|SHOW_CPP_STACKTRACES|USE_RTLD_GLOBAL)"
+)
+"""Names that torch 2.13 was seen to read while it is imported, by `getenv` and by `os.environ`."""
+
+_seen: dict[str, str] = {}
+
+
+def remember() -> None:
+    """Remember the environment in which torch is imported."""
+    _seen.clear()
+    _seen.update(environ.variables())
+
+
+def apply(origin: str) -> None:
+    """Apply the variables that have changed since the import of torch.
+
+    Args:
+        origin: who has set them, for a warning.
+    """
+    now = dict(environ.variables())
+    changed = {name for name in now.keys() | _seen.keys() if now.get(name) != _seen.get(name)}
+    remember()
+    appliers = {_APPLIED[name]: None for name in sorted(changed & _APPLIED.keys())}
+    for applier in appliers:
+        applier()
+    late = sorted(name for name in changed - _APPLIED.keys() if _OF_TORCH.fullmatch(name) or _LIBRARIES.fullmatch(name))
+    if late:
+        names, example = ", ".join(late), late[0]
+        sys.stderr.write(
+            f"mimo-launch: {names}, set by {origin}, has no effect: torch was imported before, and read it then. Set it in the "
+            f"config, for the whole job (`env: {{{example}: ...}}`), or use `runtime: {{start_method: spawn, join: script}}`\n"
+        )
+
+
+def hide_torch() -> None:
+    """Let torch look as if it had not been imported yet; importing it brings it back, and applies the changed variables."""
+    hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torch"}
+    if "torch" in hidden:
+        sys.meta_path.insert(0, _HiddenTorch(hidden))
+        for name in hidden:
+            del sys.modules[name]
+
+
+class _HiddenTorch(MetaPathFinder, Loader):
+    """Finds the modules of a torch that has been imported already."""
+
+    def __init__(self, modules: Mapping[str, ModuleType]) -> None:
+        self._modules = modules
+        self._specs = {name: module.__spec__ for name, module in modules.items()}
+
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """The specification of a hidden module."""
+        original = self._specs.get(name)
+        if original is None:
+            return None
+        spec = ModuleSpec(name, self, origin=original.origin, is_package=original.submodule_search_locations is not None)
+        spec.submodule_search_locations = original.submodule_search_locations
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Bring all hidden modules back."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for name, module in self._modules.items():
+            sys.modules.setdefault(name, module)
+        return self._modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """The module has been executed: keep its own specification, and apply the variables."""
+        module.__spec__ = self._specs[module.__name__]
+        if module.__name__ == "torch":
+            apply("the script")
+
+
+def _set_threads() -> None:
+    import torch
+
+    if (threads := environ.threads()) is not None:
+        torch.set_num_threads(threads)
+
+
+def _set_debug_level() -> None:
+    import torch.distributed as dist
+
+    dist.set_debug_level_from_env()  # type: ignore[attr-defined]
+
+
+def _set_up_logs() -> None:
+    """Private to torch; the public `set_logs` does nothing while TORCH_LOGS is set."""
+    import torch._logging
+
+    torch._logging._init_logs()  # type: ignore[attr-defined]
+
+
+_APPLIED: dict[str, Callable[[], None]] = {
+    "OMP_NUM_THREADS": _set_threads,
+    "MKL_NUM_THREADS": _set_threads,
+    "TORCH_DISTRIBUTED_DEBUG": _set_debug_level,
+    "TORCH_LOGS": _set_up_logs,
+    "TORCH_LOGS_FORMAT": _set_up_logs,
+    "TORCH_LOGS_OUT": _set_up_logs,
+}

@@ -1,0 +1,231 @@
+"""The fork server: starts the ranks of one node, and reports how they end.
+
+It imports torch once; every rank begins as a copy of it. A forked rank leaves `serve` and goes on as the main program
+would in a new interpreter: it has a session of its own, the signal handlers, streams and environment of a new process,
+and it ends as the interpreter ends a program, except for two things that would only cost time. The modules that the server
+has imported are not taken apart, and the C libraries that it has loaded do not clean up.
+"""
+
+import atexit
+import ctypes
+import errno
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import Any, NoReturn
+
+from launcher.host import limits
+from launcher.host.fork_server import LENGTH
+from launcher.worker import late_variables
+from mimo_role.host import environ
+
+_STREAMS = 3
+_RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Python ignores them in its own process."""
+_NOT_STARTED = 127
+_kept: list[Any] = []
+
+
+def serve(descriptor: int, *, preload: bool) -> list[str]:
+    """Start processes until the agent closes its end of the socket.
+
+    It returns in the processes of forked ranks only.
+
+    Args:
+        descriptor: of the socket to the agent.
+        preload: whether to import torch.
+
+    Returns:
+        The arguments of the rank's program.
+    """
+    ignored = _leave_the_terminal()
+    server = _Server(socket.socket(fileno=descriptor), ignored)
+    server.send({"server": os.getpid()})
+    if preload:
+        _import_torch()
+    words = server.run()
+    return words if words is not None else _exit()
+
+
+def _leave_the_terminal() -> set[signal.Signals]:
+    """Take a session of its own, and ignore signals; return those that were ignored already, as by `nohup`.
+
+    Ctrl-C in a terminal signals its foreground process group, and a scheduler every process of a job. This process must
+    stay, to report the exit codes of the ranks.
+    """
+    os.setsid()
+    ignored = {number for number in signal.Signals if signal.getsignal(number) == signal.SIG_IGN} - {*_RESTORED}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    return ignored
+
+
+def _import_torch() -> None:
+    """Import what every rank needs. It does not initialize CUDA, which a forked child could not use afterwards."""
+    atexit.register(_keep_modules)  # the first to be registered is the last to be called
+    gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
+    late_variables.remember()
+    for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint"):
+        import_module(name)
+    _kept.extend((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
+    # Collecting does not write to frozen objects, so their memory stays shared with the ranks.
+    gc.freeze()
+    gc.enable()
+    _skip_clean_up_of_libraries()
+
+
+_TORN_DOWN = {*sys.stdlib_module_names, "__main__"}
+"""Modules that an ending interpreter uses itself."""
+
+
+def _keep_modules() -> None:
+    """Let the interpreter end without taking apart what the server has imported: that copies most of the shared memory."""
+    for name, module in _kept:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
+
+
+def _skip_clean_up_of_libraries() -> None:
+    """End a process after the exit functions of the C libraries that are loaded later, and before those of torch.
+
+    C calls its exit functions in the opposite order of their registration. The two that are registered here write all
+    buffered output (`fcloseall`) and end the process (`_exit`). See on_exit(3), which the GNU C library has.
+    """
+    library = ctypes.CDLL(None)
+    with suppress(AttributeError):
+        library.on_exit(library._exit, None)
+        library.on_exit(library.fcloseall, None)
+
+
+class _Server:
+    """The server's loop."""
+
+    def __init__(self, own: socket.socket, ignored: set[signal.Signals]) -> None:
+        self._socket = own
+        self._ignored = ignored
+        self._children: set[int] = set()
+
+    def run(self) -> list[str] | None:
+        """Answer requests. In a forked rank it returns the rank's arguments, in the server `None` at the end."""
+        with _child_signals() as woken:
+            while True:
+                ready = select.select([self._socket.fileno(), woken], [], [])[0]
+                if woken in ready:
+                    os.read(woken, 1 << 12)
+                    self._report_ended()
+                if self._socket.fileno() in ready:
+                    received = self._receive()
+                    if received is None:
+                        return None
+                    words = self._start(*received)
+                    if words is not None:
+                        break
+        return words
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message to the agent, unless that has ended."""
+        data = json.dumps(message).encode()
+        with suppress(OSError):
+            self._socket.sendall(LENGTH.pack(len(data)) + data)
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]] | None:
+        try:
+            head, streams, _, _ = socket.recv_fds(self._socket, LENGTH.size, _STREAMS)
+        except ConnectionResetError:
+            return None
+        if len(head) < LENGTH.size:
+            return None
+        (left,), parts = LENGTH.unpack(head), []
+        while left:
+            parts.append(self._socket.recv(left))
+            left -= len(parts[-1])
+            if not parts[-1]:
+                return None
+        return json.loads(b"".join(parts)), streams
+
+    def _start(self, request: dict[str, Any], streams: list[int]) -> list[str] | None:
+        pid = -1
+        answer: dict[str, Any] = {"error": errno.EMFILE}  # descriptors that this process has no room for are dropped
+        if len(streams) == _STREAMS:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                answer = {"error": error.errno}
+        if pid == 0:
+            return self._become_rank(request, streams)
+        if pid > 0:
+            self._children.add(pid)
+            answer = {"pid": pid}
+        for stream in streams:
+            os.close(stream)
+        self.send(answer)
+        return None
+
+    def _become_rank(self, request: dict[str, Any], streams: list[int]) -> list[str]:
+        os.setsid()
+        self._socket.close()
+        _take_streams(streams)
+        self._restore_signals()
+        limits.restore_open_files(request["open_files"])
+        environ.replace(request["environ"])
+        words: list[str] = request["words"]
+        if request["kind"] == "exec":
+            _execute(words)
+        return words
+
+    def _restore_signals(self) -> None:
+        """Those of a process that the agent's own parent would have started. A rank ignores SIGUSR1 until it handles it: a
+        scheduler warns all processes by it."""
+        for number in {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD} - self._ignored:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def _report_ended(self) -> None:
+        for pid in list(self._children):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._children.remove(pid)
+                self.send({"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+@contextmanager
+def _child_signals() -> Iterator[int]:
+    """A descriptor from which a byte can be read after each SIGCHLD."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(reader)
+        os.close(writer)
+
+
+def _take_streams(streams: list[int]) -> None:
+    for target, stream in enumerate(streams):
+        os.dup2(stream, target)
+    for stream in streams:
+        if stream >= _STREAMS:
+            os.close(stream)
+
+
+def _execute(words: list[str]) -> NoReturn:
+    for number in _RESTORED:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(words[0], words)
+    except OSError as error:
+        os.write(2, f"mimo-launch: cannot start {words[0]}: {error.strerror}\n".encode())
+        os._exit(_NOT_STARTED)
+
+
+def _exit() -> NoReturn:
+    os._exit(0)
