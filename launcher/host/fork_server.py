@@ -101,6 +101,9 @@ class ForkServer:
 
     def end_leftovers(self) -> list[int]:
         """End what earlier ranks have started and left; return the processes that could not be killed."""
+        with self._lock:
+            while not self._channel.server and not self._channel.is_closed:
+                self._channel.receive(timeout_s=None)
         root = self._reaper.pid if self._reaper.poll() is None else os.getpid()
         return reaper.end_all(self._agent_id, self._grace_s, root, (os.getpid(), self._reaper.pid, self._channel.server))
 

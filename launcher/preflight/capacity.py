@@ -15,7 +15,6 @@ def check(plan: LaunchPlan, node_rank: int) -> None:
     Raises:
         LaunchError: more ranks than GPUs, memory or open files, or NCCL without a GPU.
     """
-    limits.allow_open_files(plan.nodes[node_rank].procs)
     ranks, gpus = plan.nodes[node_rank].procs, resources.gpus()
     if plan.runtime.backend is Backend.NCCL and not gpus:
         raise LaunchError("runtime.backend=nccl, but this machine has no NVIDIA GPU; use gloo, or auto")
@@ -27,3 +26,4 @@ def check(plan: LaunchPlan, node_rank: int) -> None:
             f"{ranks} ranks take about {needed / 2**30:.1f} GiB before they have a model, but this machine has "
             f"{free / 2**30:.1f} GiB left; make the modules smaller, or spread them over nodes with pools"
         )
+    limits.allow_open_files(ranks)

@@ -98,7 +98,9 @@ def test_leftovers_end_before_the_next_attempt_and_the_server_stays(server, tmp_
 
 
 def test_a_server_that_has_died_is_reported_and_replaced(server, tmp_path):
-    rank = python(server, tmp_path, "import time; time.sleep(1000)")
+    rank = python(server, tmp_path, "import time; print(flush=True); time.sleep(1000)")
+    while not rank.out.stat().st_size:
+        os.sched_yield()
     (pid,) = [
         pid for pid in reaper.processes_of("none", os.getpid()) if words_of(pid)[-1:] == ["bare"] and "-I" not in words_of(pid)
     ]
