@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class RankContext(PContext):
         """Signal the ranks that run; return whether all have ended in time."""
         for local_rank, code in self.exit_codes().items():
             if code is None:
-                os.kill(self._pids[local_rank], number)
+                with suppress(ProcessLookupError):
+                    os.kill(self._pids[local_rank], number)
         deadline = time.monotonic() + timeout_s
         while None in self.exit_codes().values():
             if time.monotonic() > deadline:
