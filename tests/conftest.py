@@ -7,7 +7,7 @@ settings.register_profile("mimo", deadline=None)
 settings.load_profile("mimo")
 
 if find_spec("torch") is None:
-    collect_ignore_glob = ["cluster/*", "examples/*", "faults/*"]
+    collect_ignore_glob = ["cluster/*", "examples/*", "faults/*", "unchanged/*"]
     for folder, names in {
         "launcher/agent": "*",
         "launcher/coordination": "coordinator single_node",

@@ -1,6 +1,8 @@
-"""Ctrl-C, pressed once or several times."""
+"""Signals that end a job: Ctrl-C, pressed once or several times, and signals that come at a bad time."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -19,3 +21,18 @@ class Interrupts:
         self.count += 1
         if self.count == 1:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def held_back(*numbers: signal.Signals) -> Iterator[None]:
+    """Handle signals after a block instead of in it: C++ code that torch runs at its import drops exceptions of handlers."""
+    arrived: list[int] = []
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for late in arrived:
+        signal.raise_signal(late)

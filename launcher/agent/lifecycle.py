@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+from launcher.agent.interrupts import held_back
 from launcher.console import Console
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
@@ -119,7 +120,8 @@ def _import_torch() -> None:
     """Import torch, while the fork server does too."""
     gc.disable()  # as in rank_server.py
     began = time.perf_counter()
-    import launcher.agent.elastic_agent  # noqa: F401
+    with held_back(signal.SIGINT, signal.SIGTERM):
+        import launcher.agent.elastic_agent  # noqa: F401
 
     gc.enable()
     logger.info("imported torch in %.2f s", time.perf_counter() - began)

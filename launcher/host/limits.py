@@ -30,9 +30,9 @@ def allow_open_files(ranks: int) -> None:
     """
     needed = _OWN_FILES + _FILES_PER_RANK * ranks
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY in (soft, hard) or soft >= needed:
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return
-    if hard < needed:
+    if hard != resource.RLIM_INFINITY and hard < needed:
         raise LaunchError(
             f"the limit of open files is {hard} (ulimit -Hn), and mimo-launch needs {needed} for {ranks} ranks; "
             "raise it, in a container by --ulimit nofile=65536, or put fewer ranks on a machine"

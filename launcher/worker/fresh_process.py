@@ -8,10 +8,12 @@ and `uuid4` and `secrets`, which read the system's generator; umask, limits, loc
 inherited as by a fresh process. The seed of `hash(str)` cannot be changed: every dictionary of the server depends on it.
 """
 
+import io
 import multiprocessing
 import os
 import sys
 import tempfile
+from typing import Any
 
 
 def become_fresh() -> None:
@@ -24,11 +26,13 @@ def become_fresh() -> None:
 
 
 def _replace_streams() -> None:
-    """Output is line-buffered. A script may close its streams."""
+    """Output is written at once, as under torchrun: nothing is lost if the rank is killed. A script may close its streams."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         kept = getattr(sys, name)
-        buffering = 1 if mode == "w" else -1
-        own = open(kept.fileno(), mode, buffering, encoding=kept.encoding, errors=kept.errors, closefd=False)  # noqa: SIM115
+        binary: Any = open(kept.fileno(), f"{mode}b", -1 if mode == "r" else 0, closefd=False)  # noqa: SIM115
+        (binary.raw if mode == "r" else binary).name = f"<{name}>"
+        own: Any = io.TextIOWrapper(binary, kept.encoding, kept.errors, newline="\n", write_through=True)
+        own.mode = mode
         setattr(sys, name, own)
         setattr(sys, f"__{name}__", own)
 

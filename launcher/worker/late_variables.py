@@ -16,9 +16,10 @@ from mimo_role.host import environ
 
 _LIBRARIES = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS|GOTO|MKLDNN|ONEDNN|DNNL|NPY|PYTORCH_JIT|TORCHDYNAMO|TORCHEXPORT)(_\w+)?")
 _OF_TORCH = re.compile(
-    r"KINETO_USE_DAEMON|PYTORCH_API_USAGE_STDERR|TORCHINDUCTOR_FORCE_DISABLE_CACHES|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE"
-    r"|BLAS_PREFER_\w+|COMPILE_\w+|CPP_LOG_LEVEL|CUDAGRAPH_GC|CUDA_SANITIZER|CUSTOM_TERMINATE|DEVICE_BACKEND_AUTOLOAD"
-    r"|DISTRIBUTED_USE_TORCHCOMMS|DTRACE|FAKE_TENSOR_DEBUG|LINALG_PREFER_\w+|SHOW_CPP_STACKTRACES|USE_RTLD_GLOBAL)"
+    r"KINETO_USE_DAEMON|PYTORCH_(API_USAGE_STDERR|MATCHER_LOGLEVEL)|TORCHINDUCTOR_FORCE_DISABLE_CACHES"
+    r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|COMPILE_\w+|CPP_LOG_LEVEL|CUDAGRAPH_GC|CUDA_SANITIZER|CUSTOM_TERMINATE"
+    r"|DEVICE_BACKEND_AUTOLOAD|DISTRIBUTED_(COMPILE_ON_ONE_RANK|USE_TORCHCOMMS)|ENRICH_RPOFILER_STACK_TRACE|FAKE_TENSOR_DEBUG"
+    r"|LINALG_PREFER_\w+|PYTHON_NATIVE_USER_GRAPH_ORDER_FN|SHOW_CPP_STACKTRACES|USE_RTLD_GLOBAL)"
 )
 """Names that torch 2.13 was seen to read while it is imported, by `getenv` and by `os.environ`."""
 
@@ -40,10 +41,9 @@ def apply(origin: str) -> None:
     now = dict(environ.variables())
     changed = {name for name in now.keys() | _seen.keys() if now.get(name) != _seen.get(name)}
     remember()
-    appliers = {_APPLIED[name]: None for name in sorted(changed & _APPLIED.keys())}
-    for applier in appliers:
-        applier()
-    late = sorted(name for name in changed - _APPLIED.keys() if _OF_TORCH.fullmatch(name) or _LIBRARIES.fullmatch(name))
+    is_applied = {apply_it: apply_it() for apply_it in {_APPLIED[name] for name in changed & _APPLIED.keys()}}
+    remaining = {name for name in changed if name not in _APPLIED or not is_applied[_APPLIED[name]]}
+    late = sorted(name for name in remaining if _OF_TORCH.fullmatch(name) or _LIBRARIES.fullmatch(name))
     if late:
         names, example = ", ".join(late), late[0]
         sys.stderr.write(
@@ -97,31 +97,40 @@ class _HiddenTorch(MetaPathFinder, Loader):
             apply("the script")
 
 
-def _set_threads() -> None:
+def _set_threads() -> bool:
     import torch
 
-    if (threads := environ.threads()) is not None:
+    threads = environ.threads()
+    if threads is not None:
         torch.set_num_threads(threads)
+    return threads is not None
 
 
-def _set_debug_level() -> None:
+def _set_debug_level() -> bool:
     import torch.distributed as dist
 
     dist.set_debug_level_from_env()  # type: ignore[attr-defined]
+    return True
 
 
-def _set_up_logs() -> None:
+def _set_up_logs() -> bool:
     """Private to torch; the public `set_logs` does nothing while TORCH_LOGS is set."""
-    import torch._logging
+    from torch._logging import _internal
 
-    torch._logging._init_logs()  # type: ignore[attr-defined]
+    _internal.LOG_TRACE_HANDLER = None  # it keeps the folder of its creation
+    _internal._init_logs()
+    return True
 
 
-_APPLIED: dict[str, Callable[[], None]] = {
+_APPLIED: dict[str, Callable[[], bool]] = {
     "OMP_NUM_THREADS": _set_threads,
     "MKL_NUM_THREADS": _set_threads,
     "TORCH_DISTRIBUTED_DEBUG": _set_debug_level,
     "TORCH_LOGS": _set_up_logs,
     "TORCH_LOGS_FORMAT": _set_up_logs,
     "TORCH_LOGS_OUT": _set_up_logs,
+    "TORCH_LOGS_TRACE_ID_FILTER": _set_up_logs,
+    "TORCH_TRACE": _set_up_logs,
+    "TORCH_DTRACE": _set_up_logs,
 }
+"""How a variable is applied; each returns whether it could."""

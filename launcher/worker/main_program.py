@@ -201,7 +201,7 @@ def _hide_own_frames(*, print_it: bool = True) -> None:
     """Let the script's `sys.excepthook` receive the traceback as if there were no launcher."""
     hook = _hook()
 
-    def call_hook(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    def call_hook(_: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
         sys.excepthook = hook
         shown = script_frames(frames)
         sys.last_traceback = shown
@@ -218,9 +218,8 @@ def _display(hook: Any, error: BaseException) -> None:
     except SystemExit:
         raise
     except BaseException as second:
-        assert second.__traceback__ is not None
         sys.stderr.write("Error in sys.excepthook:\n")
-        own = second.with_traceback(second.__traceback__.tb_next)
+        own = second.with_traceback(second.__traceback__ and second.__traceback__.tb_next)
         sys.__excepthook__(type(own), own, own.__traceback__)
         sys.stderr.write("\nOriginal exception was:\n")
         sys.__excepthook__(type(error), error, error.__traceback__)

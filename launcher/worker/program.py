@@ -14,7 +14,7 @@ _STARTED_WITH = frozenset(sys.modules)
 def _load_own_packages() -> None:
     folder = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib is imported from sys.path)
     root = os.path.dirname(os.path.dirname(folder))  # noqa: PTH120
-    if sys.path[:1] == [folder]:
+    if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
     sys.path.insert(0, root)
     import launcher  # noqa: F401

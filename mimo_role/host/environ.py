@@ -125,9 +125,12 @@ def elastic_restarts() -> int:
 
 
 def threads() -> int | None:
-    """`OMP_NUM_THREADS`, else `MKL_NUM_THREADS`, if it is set to one number; OpenMP also takes lists of numbers."""
-    value = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS", "")
-    return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else None
+    """`MKL_NUM_THREADS`, else `OMP_NUM_THREADS`, of whose list the first number counts, as for torch; `None` if none is set."""
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        first = os.environ.get(name, "").partition(",")[0].strip()
+        if first.isascii() and first.isdigit() and int(first) > 0:
+            return int(first)
+    return None
 
 
 def is_on_one_host() -> bool:

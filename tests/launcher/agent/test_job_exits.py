@@ -118,6 +118,63 @@ def test_a_command_and_its_children_end_with_a_killed_mimo_launch(job):
     wait_until_gone(run_id)
 
 
+RENAMED = """
+import multiprocessing, os, sys, time
+import setproctitle
+
+def note(name):
+    with open(f"{name}{rank}.new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(f"{name}{rank}.new", f"{name}{rank}.pid")
+
+def help_out():
+    setproctitle.setproctitle("helper " + rank)
+    if os.fork():
+        note("helper")
+    elif os.fork() == 0:
+        os.setsid()
+        setproctitle.setproctitle("background")
+        note("background")
+    time.sleep(1000)
+
+rank = os.environ["RANK"]
+setproctitle.setproctitle("trainer " + rank)
+note("rank")
+multiprocessing.get_context("fork").Process(target=help_out, daemon=True).start()
+while not all(os.path.exists(f"{name}{other}.pid") for name in ("helper", "background") for other in range(3)):
+    time.sleep(0.01)
+print("up", flush=True)
+while rank == "1" and not os.path.exists("fail"):
+    time.sleep(0.01)
+if rank == "1":
+    os._exit(3)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("kind", ["forkserver", "spawn", "command"])
+@pytest.mark.parametrize("end", ["failure", "SIGKILL"])
+def test_processes_that_have_overwritten_their_name_and_environment_end_too(job, kind, end):
+    pytest.importorskip("setproctitle")
+    if kind == "command":
+        job.config = job.config.replace("script: script.py", f"command: ['{sys.executable}', script.py]")
+    start_method = "spawn" if kind == "spawn" else "forkserver"
+    process = job.start(RENAMED, f"runtime={{start_method: {start_method}, join: script, grace_s: 2}}")
+    assert [process.stdout.readline().split()[-1] for _ in range(3)] == ["up"] * 3
+    pids = {file.stem: int(file.read_text()) for file in job.folder.glob("*.pid")}
+    assert len(pids) == 3 * 3
+    if end == "failure":
+        (job.folder / "fail").touch()
+    else:
+        process.kill()
+    process.communicate(timeout=30)
+    assert process.returncode == (3 if end == "failure" else -signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while left := [name for name, pid in pids.items() if reaper.state_of(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
 def test_processes_of_other_runs_are_left_alone():
     environ = {name: value for name, value in os.environ.items() if name != reaper.AGENT_ID}
     sleepers = [

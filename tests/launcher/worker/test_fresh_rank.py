@@ -39,7 +39,7 @@ DIFFERENT_UNDER_TORCHRUN = {
     "modules": "mimo_role is imported before the script",
     "path hooks": "torch is hidden until the script imports it",
     "environment": "MIMO_*, GLOO_SOCKET_IFNAME, and torchelastic's names of the run",
-    "streams": "output is line-buffered, not unbuffered",
+    "streams": "log files have other names",
     "variables for agents": "only agents read it",
 }
 """The facts in which ranks of both start methods differ from those of torchrun, and why."""

@@ -1,0 +1,3 @@
+"""A module of the user's own."""
+
+OWN = "config of the script"

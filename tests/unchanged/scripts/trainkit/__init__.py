@@ -1,0 +1,3 @@
+"""A project that is started by `-m trainkit.train`."""
+
+STEPS = 3
