@@ -16,6 +16,8 @@ from launcher import cli
 from launcher.host import reaper
 from tests.launcher.jobs import ROOT, Job
 
+IS_SPAWNED_RANK = "'run' in sys.orig_argv and any(word.endswith('program.py') for word in sys.orig_argv)"
+"""For `sitecustomize.py`: whether this interpreter is that of a rank with `start_method: spawn`."""
 MARK = "MIMO_FAULT_TEST"
 _CONFIG = """\
 name: fault

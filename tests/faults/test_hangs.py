@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.faults.harness import LAYOUTS, Fault, Run, suffer, words_of
+from tests.faults.harness import IS_SPAWNED_RANK, LAYOUTS, Fault, Run, suffer, words_of
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120)]
 
@@ -208,9 +208,7 @@ def test_a_hang_ends_and_says_who_holds_up_whom(job, fault):
 
 def test_ranks_that_never_start(job):
     """An interpreter that does not come to its first line: something in the environment, such as a home that hangs."""
-    (job.folder / "sitecustomize.py").write_text(
-        "import sys, time\nif '--multiprocessing-fork' in sys.orig_argv:\n    time.sleep(1000)\n"
-    )
+    (job.folder / "sitecustomize.py").write_text(f"import sys, time\nif {IS_SPAWNED_RANK}:\n    time.sleep(1000)\n")
     job.environ["PYTHONPATH"] = f"{job.folder}:{job.whole_environ()['PYTHONPATH']}"
     says = ("r0 vision on node0", "r1 language.tp0 on node0", "r2 language.tp1 on node0", "language: 0 of 2 are here")
     suffer(

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host import reaper
-from tests.faults.harness import PRELUDE, mimo_launch
+from tests.faults.harness import IS_SPAWNED_RANK, PRELUDE, mimo_launch, parent_of
 from tests.launcher.jobs import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -46,7 +45,7 @@ sys.meta_path.insert(0, Later())
 """
 PATCH = "import platform\nplatform.python_version = lambda: f'{sys.version_info[0]}.{sys.version_info[1]}.99'\nimport sys\n"
 OURS = "import mimo_role\nmimo_role.__version__ = '9.9.9'\n"
-NEVER = "import sys, time\nif '--multiprocessing-fork' in sys.orig_argv:\n    time.sleep(1000)\n"
+NEVER = f"import sys, time\nif {IS_SPAWNED_RANK}:\n    time.sleep(1000)\n"
 
 
 def write(agents, script):
@@ -214,7 +213,7 @@ def test_sigkill_to_the_mimo_launch_of_node_1(agents):
 def test_sigkill_to_the_fork_server_of_node_1(agents):
     write(agents, STEPS + "talk()\n")
     started = [agents.start(node) for node in range(3)]
-    server = reaper._parent_of(pid_on(agents, 1))
+    server = parent_of(pid_on(agents, 1))
     os.kill(server, signal.SIGKILL)
     found = agents.finish(started, BOUND_S)
     check(agents, found, code=1, outcome="failed", names="the fork server")
