@@ -21,9 +21,19 @@ if TYPE_CHECKING:
 
 def entry() -> NoReturn:
     """The console script: run the command and end the process with its exit code."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     exit_without_teardown(main())
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null in place of standard streams that the caller has closed, so that no other file gets their numbers."""
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def main(argv: list[str] | None = None) -> int:

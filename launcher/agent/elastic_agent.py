@@ -16,6 +16,7 @@ from launcher.agent.rank_context import RankContext
 from launcher.agent.torchelastic_private import processes_made_by, silence_torchelastic
 from launcher.coordination.rendezvous import PlanRendezvous
 from launcher.errors import LaunchError
+from launcher.host import limits
 from launcher.host.fork_server import PROGRAM, Request, interpreter
 from launcher.logs.log_specs import RunDirLogsSpecs
 from launcher.outcome import Outcome, Terminated
@@ -53,7 +54,8 @@ class ElasticAgent(LocalElasticAgent):
         self._monitor.interrupts.listen()
         signal.signal(Signals.SIGUSR1, lambda number, _: self._monitor.warn(Signals(number)))
         try:
-            self.run()
+            with limits.threads_as_os_errors():
+                self.run()
             return self._monitor.outcome()
         except SignalException as ending:
             _ignore_signals()

@@ -48,7 +48,7 @@ def run_node(plan: LaunchPlan, node: LocalNode, config_text: str, console: Conso
 
 def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str, console: Console) -> Outcome:
     try:
-        with _session(plan, node, agent_id) as (node_directory, server):
+        with limits.threads_as_os_errors(), _session(plan, node, agent_id) as (node_directory, server):
             _import_torch()
             from launcher.agent.elastic_agent import ElasticAgent
             from launcher.agent.job_monitor import JobMonitor
@@ -71,6 +71,8 @@ def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str,
         return Outcome.signalled(signal.SIGTERM)
     except KeyboardInterrupt:
         return Outcome.signalled(signal.SIGINT)
+    except BlockingIOError as error:
+        raise LaunchError(f"no thread can be started: {error.strerror}") from None
 
 
 def _take_run_dir(
@@ -93,9 +95,11 @@ def _session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple
     node_directory = node_dir.create(agent_id, plan.nodes[node.node_rank].procs)
     _set_environment(plan, node, agent_id, node_directory)
     try:
-        server = ForkServer(agent_id, plan.runtime.grace_s, node_directory, preload=plan.is_forked)
+        with limits.threads_as_os_errors():
+            server = ForkServer(agent_id, plan.runtime.grace_s, node_directory, preload=plan.is_forked)
     except OSError as error:
-        node_directory.rmdir()
+        with contextlib.suppress(OSError):
+            node_directory.rmdir()
         raise LaunchError(f"no process can be started: {limits.explain(error.errno or 0)}") from None
     with contextlib.closing(server):
         yield node_directory, server

@@ -168,6 +168,18 @@ def _disk(failure: FailureContext) -> str | None:
     return f"free some space on {failure.record.host}, or choose another directory with run_dir=..."
 
 
+def _processes(failure: FailureContext) -> str | None:
+    crash = failure.record.crash
+    last = crash.frames[-1].source if crash is not None and crash.frames else ""
+    is_fork = failure.kind == "BlockingIOError" and "fork" in last
+    if not is_fork and not re.search(r"can't start new thread|Thread creation failed|pthread_create", failure.text):
+        return None
+    return (
+        f"{failure.record.host} starts no further process or thread (ulimit -u, or pids.max of the container): raise the limit, "
+        "or use fewer ranks or data-loader workers there"
+    )
+
+
 def _joined_twice(failure: FailureContext) -> str | None:
     if not failure.joined_by_launcher or "default process group twice" not in failure.text:
         return None
@@ -194,6 +206,7 @@ _KNOWN: Iterable[Callable[[FailureContext], str | None]] = (
     _import,
     _port,
     _disk,
+    _processes,
     _file,
     _timeout,
     _nccl,

@@ -45,8 +45,9 @@ class Request:
 
 
 def interpreter() -> list[str]:
-    """The command of a new interpreter with the options of this one."""
-    return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+    """The command of a new interpreter with the options of this one. Like torchrun's ranks it writes output at once (`-u`):
+    C code too."""
+    return [sys.executable, "-u", *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
 
 
 class ForkServer:
@@ -66,7 +67,11 @@ class ForkServer:
         self._lock = threading.RLock()
         self._channel, self._reaper = self._start()
         reaper.adopt_orphans()  # those of a reaper that is killed
-        threading.Thread(target=self._kill_if_stopped, name="mimo-launch fork server", daemon=True).start()
+        try:
+            threading.Thread(target=self._kill_if_stopped, name="mimo-launch fork server", daemon=True).start()
+        except RuntimeError:
+            self.close()
+            raise
 
     @property
     def has_died(self) -> bool:

@@ -3,6 +3,8 @@
 import errno
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from launcher.errors import LaunchError
 
@@ -48,6 +50,17 @@ def original_open_files() -> int:
 def restore_open_files(soft: int) -> None:
     """Set the soft limit of a rank."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+@contextmanager
+def threads_as_os_errors() -> Iterator[None]:
+    """Raise an `OSError` for a thread that cannot be started, as for a process. Python has a `RuntimeError` for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise OSError(errno.EAGAIN, explain(errno.EAGAIN)) from None
 
 
 def explain(number: int) -> str:

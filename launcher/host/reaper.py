@@ -167,7 +167,11 @@ def clean_up(agent_id: str, grace_s: float, directory: str) -> None:
 
 
 def _start_server(control: int, command: list[str]) -> None:
-    if os.fork() == 0:
+    try:
+        is_server = os.fork() == 0
+    except OSError as error:
+        sys.exit(f"mimo-launch: the fork server: {error.strerror}; see ulimit -u, and pids.max of the container")
+    if is_server:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execv(command[0], command)
     os.close(control)

@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 
 from launcher.agent.rank_context import RankContext
 from launcher.host.fork_server import ForkServer, Request
@@ -32,9 +33,9 @@ def make(tmp_path, monkeypatch):
             Request("exec", (sys.executable, "-c", "import os; exec(os.environ['CODE'])")),
             name="test",
             entrypoint="",
-            args={rank: () for rank in range(len(codes))},
+            args=dict.fromkeys(range(len(codes)), ()),
             envs={rank: {"CODE": code} for rank, code in enumerate(codes)},
-            logs_specs=DefaultLogsSpecs(log_dir=str(tmp_path), redirects=3),
+            logs_specs=DefaultLogsSpecs(log_dir=str(tmp_path), redirects=Std.ALL),
         )
         context.start()
         made.append(context)
@@ -58,7 +59,7 @@ def test_ranks_inherit_the_environment_but_for_what_is_for_agents(make):
     context = make(f"print(*(os.environ.get(name) for name in ({names})))", "pass")
     result = wait_for(context)
     assert not result.is_failed()
-    assert open(result.stdouts[0]).read() == "yes None\n"
+    assert Path(result.stdouts[0]).read_text() == "yes None\n"
     assert context.exit_codes() == {0: 0, 1: 0}
 
 
@@ -78,7 +79,7 @@ def test_a_failure_has_its_rank_process_and_exit_code(make):
 def test_ranks_end_by_the_given_signal_or_else_by_sigkill(make):
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
     context = make("print('ready', flush=True); import signal; signal.pause()", deaf)
-    while not all(os.path.getsize(context.stdouts[rank]) for rank in (0, 1)):
+    while not all(Path(context.stdouts[rank]).stat().st_size for rank in (0, 1)):
         time.sleep(0.01)
     context.close(signal.SIGTERM, timeout=1)
     assert context.exit_codes() == {0: -signal.SIGTERM, 1: -signal.SIGKILL}

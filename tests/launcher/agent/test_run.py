@@ -1,6 +1,7 @@
 """Runs of real scripts on real ranks."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.jobs import lines_of
+from tests.launcher.jobs import SMALL, Job, lines_of
 
 pytestmark = pytest.mark.ranks
 
@@ -395,3 +396,22 @@ def test_a_closed_stdout_stops_neither_the_run_nor_its_exit_code(job):
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert (job.folder / "runs" / "small" / "logs" / "attempt0" / "rank0.stdout.log").stat().st_size > 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_empty_and_no_other_file_takes_their_place(job, closed):
+    job.program = ["sh", "-c", f'exec "$0" "$@" {closed}', *job.program]
+    done = job.run("import sys; print(repr(sys.stdin.read()))", "runtime.join=script")
+    assert (done.returncode, done.stderr) == (0, "")
+    logs = (job.folder / "runs" / "small" / "logs" / "attempt0").glob("rank*.stdout.log")
+    assert [log.read_text() for log in logs] == ["''\n"] * 3
+
+
+def test_arguments_and_folders_may_be_no_text(job):
+    folder = job.folder / os.fsdecode(b"b\xe9d")
+    folder.mkdir()
+    done = Job(folder, SMALL).run(
+        "import os, sys; print(*map(ascii, (sys.argv[1], os.getcwd()[-3:])))", "--", os.fsdecode(b"\xff")
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_of(done.stdout, RANKS[0]) == [r"'\udcff' 'b\udce9d'"]

@@ -75,9 +75,9 @@ class Programs:
         return str(path)
 
     def by_python(self, *words: str, **variables: str) -> Ended:
-        """Run `python WORDS`."""
+        """Run `python -u WORDS`, as torchrun runs a rank."""
         done = subprocess.run(
-            [sys.executable, *words],
+            [sys.executable, "-u", *words],
             cwd=self.folder,
             env=self._environ | variables,
             stdin=subprocess.DEVNULL,

@@ -19,11 +19,11 @@ def run(tmp_path_factory):
         yield found
 
 
-# C prints from a buffer of its own, which it writes when the process exits, and calls exit functions after Python's.
+# C calls its exit functions after Python's, and then writes what is in buffers of its own.
 AFTER_THE_LAST_LINE = """
 import atexit, ctypes, pickle, sys, threading, time
 library = ctypes.CDLL(None)
-library.strdup.restype = ctypes.c_void_p
+library.strdup.restype = library.fdopen.restype = ctypes.c_void_p
 
 class State:
     def __init__(self, name): self.name = name
@@ -39,7 +39,7 @@ def save(name):
 
 sys.stdout = Tee(sys.stdout)
 state = State("a global")
-library.printf(b"from C; ")
+library.fputs(b"from C", ctypes.c_void_p(library.fdopen(1, b"w")))
 library.__cxa_atexit(library.puts, ctypes.c_void_p(library.strdup(b"exit function of C")), None)
 for number in range(2):
     atexit.register(print, "exit function", number)
@@ -67,6 +67,10 @@ ENDINGS = {
     "exception without a text": "class Mute(Exception):\n    def __str__(self): raise RuntimeError\nraise Mute",
     "syntax error in what it imports": "exec(compile('x = (', 'other.py', 'exec'))",
     "KeyboardInterrupt": "import atexit\natexit.register(print, 'exit function')\nraise KeyboardInterrupt('by hand')",
+    "SIGKILL after output of C and of Python": (
+        "import ctypes, os, signal\nctypes.CDLL(None).printf(b'from C')\nprint('from Python', end='')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    ),
     "SIGTERM": "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)",
     "SIGPIPE is ignored": "import signal; print(signal.getsignal(signal.SIGPIPE), signal.getsignal(signal.SIGINT))",
     "SIGINT": "import os, signal, threading\nos.kill(os.getpid(), signal.SIGINT)\nthreading.Event().wait(9)",
@@ -114,9 +118,34 @@ ENDINGS = {
         "alone, in_a_circle = Witness(), Witness()\nalone.others, in_a_circle.others = None, [in_a_circle]\n"
         "atexit.register(print, 'exit function')"
     ),
+    "children are waited for, or ended": (
+        "import multiprocessing, time\ndef late(seconds):\n    time.sleep(seconds)\n    print('late', flush=True)\n"
+        "for seconds in (0.2, 100):\n"
+        "    multiprocessing.get_context('fork').Process(target=late, args=(seconds,), daemon=seconds > 1).start()\n"
+        "print('last line', flush=True)"
+    ),
+    "work of a pool is finished": (
+        "import concurrent.futures, time\npool = concurrent.futures.ThreadPoolExecutor(1)\n"
+        "for number in range(3):\n    pool.submit(lambda number=number: (time.sleep(0.1), print('done', number)))\n"
+        "print('last line')"
+    ),
+    "finalizers": (
+        "import atexit, os, tempfile, weakref\nclass Own: pass\nown = Own()\nweakref.finalize(own, print, 'finalized')\n"
+        "folder = tempfile.TemporaryDirectory()\natexit.register(lambda: print(os.path.exists(folder.name)))"
+    ),
+    "own breakpoint hook": "import sys\nsys.breakpointhook = lambda: print('own')\nbreakpoint()",
+    "breakpoints are switched off": "import os\nos.environ['PYTHONBREAKPOINT'] = '0'\nbreakpoint()\nprint('went on')",
+    "own start method": (
+        "import multiprocessing\nmultiprocessing.set_start_method('spawn')\nprint(multiprocessing.get_start_method())"
+    ),
+    "script that imports itself": "import script, sys\nprint(__name__, script is sys.modules['__main__'])",
+    "subprocesses of asyncio": (
+        "import asyncio\nasync def main():\n    child = await asyncio.create_subprocess_exec('sh', '-c', 'exit 3')\n"
+        "    print(await child.wait())\nasyncio.run(main())"
+    ),
     "warnings": "import warnings\nwarnings.warn('careful')",
     "end of input": "input()",
-    "streams": "import sys\nprint(sys.stdin, sys.stdout, sys.stderr, sys.stdout.mode, sys.stdout.buffer.raw.name)",
+    "streams": "import sys\nprint(sys.stdin, sys.stdout, sys.stderr, sys.stdout.mode, sys.stdout.buffer)",
     "exception in asyncio": "import asyncio\nasync def main(): raise ValueError('x')\nasyncio.run(main())",
     "thread that outlives an exception": (
         "import threading\ndef late():\n    threading.main_thread().join(0.2)\n    print('late')\n"
@@ -137,8 +166,8 @@ def test_what_a_script_does_after_its_last_line_is_done_in_pythons_order(run):
     path = run.write("late.py", AFTER_THE_LAST_LINE)
     expected = run.by_python(path)
     assert expected.code == 0
-    assert [line.split()[0] for line in expected.out.splitlines()] == ["last", "saved", "the", "exit", "exit", "from"]
-    assert expected.out.endswith("\nfrom C; exit function of C\n")
+    assert [line.split()[0] for line in expected.out.splitlines()] == ["last", "saved", "the", "exit", "exit", "exit", "from"]
+    assert expected.out.endswith("\nexit function of C\nfrom C")
     for start_method in START_METHODS:
         assert run.as_rank(start_method, {"script": path}) == expected, start_method
 
