@@ -172,11 +172,23 @@ def _processes(failure: FailureContext) -> str | None:
     crash = failure.record.crash
     last = crash.frames[-1].source if crash is not None and crash.frames else ""
     is_fork = failure.kind == "BlockingIOError" and "fork" in last
-    if not is_fork and not re.search(r"can't start new thread|Thread creation failed|pthread_create", failure.text):
+    # The last one is what std::thread of C++ raises.
+    threads = r"can't start new thread|Thread creation failed|pthread_create|^Resource temporarily unavailable$"
+    if not is_fork and not re.search(threads, failure.text):
         return None
     return (
-        f"{failure.record.host} starts no further process or thread (ulimit -u, or pids.max of the container): raise the limit, "
-        "or use fewer ranks or data-loader workers there"
+        f"{failure.record.host} starts no further process or thread (ulimit -u, or pids.max of the container): raise the "
+        "limit, or use fewer ranks or data-loader workers there"
+    )
+
+
+def _open_files(failure: FailureContext) -> str | None:
+    # The second one is what data loaders of torch end in.
+    if not re.search(r"Too many open files|received \d+ items of ancdata", failure.text):
+        return None
+    return (
+        f"the limit of open files on {failure.record.host} is too low (ulimit -n); raise it, or for data loaders "
+        "torch.multiprocessing.set_sharing_strategy('file_system')"
     )
 
 
@@ -207,6 +219,7 @@ _KNOWN: Iterable[Callable[[FailureContext], str | None]] = (
     _port,
     _disk,
     _processes,
+    _open_files,
     _file,
     _timeout,
     _nccl,

@@ -4,8 +4,17 @@ import signal
 
 import pytest
 
+from launcher.failures.crash import Frame
 from launcher.failures.hints import FailureContext, hint_for
-from tests.launcher.failures.rank_exits import GLOO_LOST_A_PEER, NCCL_LOST_A_PEER, STORE_LOST_A_PEER, TOPOLOGY, crash, record
+from tests.launcher.failures.rank_exits import (
+    GLOO_LOST_A_PEER,
+    NCCL_LOST_A_PEER,
+    SCRIPT,
+    STORE_LOST_A_PEER,
+    TOPOLOGY,
+    crash,
+    record,
+)
 
 # Messages of torch 2.13; CUDA's from pytorch/pytorch#16417, NCCL's from awslabs/awsome-distributed-ai#192.
 CUDA_MEMORY = (
@@ -36,6 +45,13 @@ NO_NAME = ("ImportError", "cannot import name 'nothing' from 'json' (/usr/lib/py
 
 def failed(kind, text, *bases, rank=3, code=1):
     return record(rank, code, crash=crash(kind, text, bases=(kind, *bases)))
+
+
+def failed_in(source):
+    """A process could not be started, or something would have blocked."""
+    last = Frame("/usr/lib/python3.11/file.py", 66, "function", source, is_users=False)
+    kind, text = "BlockingIOError", "[Errno 11] Resource temporarily unavailable"
+    return record(3, 1, crash=crash(kind, text, bases=(kind, "OSError"), frames=(SCRIPT, last)))
 
 
 def with_output(text, rank=3, code=1):
@@ -156,6 +172,30 @@ def with_output(text, rank=3, code=1):
             failed("torch.distributed.DistNetworkError", STORE_LOST_A_PEER),
             "a peer exited without reporting an error, or the network",
             id="a store whose server has exited",
+        ),
+        pytest.param(
+            failed("RuntimeError", "can't start new thread"),
+            "hosta starts no further process or thread (ulimit -u, or pids.max of the container)",
+            id="a thread of Python",
+        ),
+        pytest.param(
+            failed("RuntimeError", "Resource temporarily unavailable"), "hosta starts no further process", id="a thread of gloo"
+        ),
+        pytest.param(
+            with_output("libgomp: Thread creation failed: Resource temporarily unavailable"),
+            "hosta starts no further process",
+            id="a thread of OpenMP",
+        ),
+        pytest.param(failed_in("self.pid = os.fork()"), "hosta starts no further process", id="a data-loader worker"),
+        pytest.param(failed_in("self.pid = _fork_exec("), "hosta starts no further process", id="a subprocess"),
+        pytest.param(failed_in("data = os.read(pipe, 10)"), None, id="a pipe that would block"),
+        pytest.param(
+            failed("OSError", "[Errno 24] Too many open files: 'x'"),
+            "the limit of open files on hosta is too low (ulimit -n)",
+            id="open files",
+        ),
+        pytest.param(
+            failed("RuntimeError", "received 0 items of ancdata"), "the limit of open files", id="open files of a data loader"
         ),
         pytest.param(
             failed("Segmentation fault", "", code=-signal.SIGSEGV),

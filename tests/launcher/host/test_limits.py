@@ -1,6 +1,8 @@
 """Limits of the machine under which a job starts, or is refused in one message."""
 
+import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,39 @@ def test_the_soft_limit_is_raised_as_far_as_needed_and_never_lowered(soft, hard,
             raised, kept = now[-1]
             assert kept == hard
             assert raised == resource.RLIM_INFINITY or raised >= max(40 + 4 * ranks, soft)
+
+
+def test_a_thread_that_cannot_be_started_is_an_os_error_that_names_the_limit():
+    named = r"Resource temporarily unavailable: the limit of processes is .*pids\.max"
+    with pytest.raises(BlockingIOError, match=named), limits.threads_as_os_errors():
+        raise RuntimeError("can't start new thread")
+    with pytest.raises(RuntimeError, match="another"), limits.threads_as_os_errors():
+        raise RuntimeError("another")
+
+
+@pytest.fixture
+def control_group():
+    """A control group that limits the number of processes and threads."""
+    roots = (Path("/sys/fs/cgroup", name) for name in ("pids", ""))
+    root = next(path for path in roots if (path / "cgroup.procs").exists())
+    group = root / f"mimo-test-{os.getpid()}"
+    group.mkdir()
+    yield group
+    while (group / "cgroup.procs").read_text():
+        time.sleep(0.01)
+    group.rmdir()
+
+
+@pytest.mark.cluster
+@pytest.mark.ranks
+@pytest.mark.parametrize("most", [2, 3, 4, 6, 8, 10, 11, 12])
+def test_too_few_processes_are_named_wherever_mimo_launch_or_a_rank_meets_the_limit(job, control_group, most):
+    (control_group / "pids.max").write_text(str(most))
+    job.program = ["sh", "-c", f'echo $$ > {control_group}/cgroup.procs; exec "$0" "$@"', *job.program]
+    done = job.run("", "runtime={join: script, grace_s: 1}")
+    assert done.returncode in (1, 2), done.stderr
+    assert "pids.max" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 TRAINS = (ROOT / "launcher" / "templates" / "plain" / "train.py").read_text(encoding="utf-8")
