@@ -24,6 +24,7 @@ _OF_TORCH = re.compile(
 """Names that torch 2.13 was seen to read while it is imported, by `getenv` and by `os.environ`."""
 
 _seen: dict[str, str] = {}
+_names: list[str] = []
 
 
 def remember() -> None:
@@ -52,10 +53,21 @@ def apply(origin: str) -> None:
         )
 
 
+def list_modules() -> None:
+    """List the modules to hide: torch and `torch.NAME`, one of which comes first in any import.
+
+    The fork server does so for all ranks. Reading each name, or hiding each of the thousand modules, writes to its count of
+    references, and so copies memory that ranks share.
+    """
+    if not _names:
+        _names.extend(name for name in sys.modules if name.partition(".")[0] == "torch" and name.count(".") <= 1)
+
+
 def hide_torch() -> None:
     """Let torch look as if it had not been imported yet; importing it brings it back, and applies the changed variables."""
-    hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torch"}
-    if "torch" in hidden:
+    list_modules()
+    hidden = {name: sys.modules[name] for name in _names if name in sys.modules}
+    if hidden:
         sys.meta_path.insert(0, _HiddenTorch(hidden))
         for name in hidden:
             del sys.modules[name]

@@ -74,6 +74,7 @@ def _import_torch() -> None:
     late_variables.remember()
     for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint"):
         import_module(name)
+    late_variables.list_modules()
     _kept.extend((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
     # Collecting does not write to frozen objects, so their memory stays shared with the ranks.
     gc.freeze()
