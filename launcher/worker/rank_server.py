@@ -82,7 +82,19 @@ def _import_torch() -> None:
     _skip_clean_up_of_libraries()
 
 
-_TORN_DOWN = {*sys.stdlib_module_names, "__main__"}
+_TORN_DOWN = {
+    "__main__",
+    "builtins",
+    "codecs",
+    "encodings",
+    "io",
+    "linecache",
+    "os",
+    "sys",
+    "threading",
+    "traceback",
+    "warnings",
+}
 """Modules that an ending interpreter uses itself."""
 
 
