@@ -145,7 +145,9 @@ class ForkServer:
         while True:
             time.sleep(_INTERVAL_S)
             pid = self._channel.server
-            stopped = stopped + 1 if state_of(pid) == "T" else 0
+            # The process id of a server that has exited may be another process's.
+            is_stopped = not self._channel.is_closed and state_of(pid) == "T"
+            stopped = stopped + 1 if is_stopped else 0
             if stopped > _STOPPED_POLLS:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

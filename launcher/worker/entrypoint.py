@@ -19,7 +19,7 @@ from launcher.exit_code import ExitCode
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import read_plan
 from launcher.preflight import facts
-from launcher.worker import debugging, late_variables
+from launcher.worker import late_variables
 from launcher.worker.fresh_process import become_fresh
 from launcher.worker.main_program import prepare_path, record_error, run_as_main, script_frames
 from mimo_role.errors import MimoError
@@ -63,6 +63,8 @@ def run_python(plan_file: str, run_id: str, node: str, *, started_with: Collecti
 
 
 def _offer_debuggers(plan: LaunchPlan) -> None:
+    from launcher.worker import debugging  # late: ranks that become a command do without pdb
+
     rank = environ.rank()
     assert rank is not None
     label = f"rank {rank} ({plan.topology.label_of(rank)})"

@@ -18,6 +18,7 @@ from launcher.failures import crash
 from launcher.plan.launch_plan import Entry
 from mimo_role.host import environ, node_dir
 
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _WORKER = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120
 _RUNPY = (runpy.__file__, "<frozen runpy>")
 _MODULE_SUFFIXES = tuple(all_suffixes())
@@ -55,11 +56,12 @@ def prepare_path(entry: Entry, started_with: Collection[str]) -> None:
         entry: what will run.
         started_with: the modules that every interpreter imports at its start, before it looks into that folder.
     """
-    if getattr(sys.flags, "safe_path", False):
-        return
-    folder = os.getcwd() if entry.script is None else str(_folder_of(Path(entry.script)))  # noqa: PTH109
-    sys.path.insert(0, folder)
-    _forget_modules_of_other_folders(folder, started_with)
+    names: set[str] = set()
+    if not getattr(sys.flags, "safe_path", False):
+        folder = os.getcwd() if entry.script is None else str(_folder_of(Path(entry.script)))  # noqa: PTH109
+        sys.path.insert(0, folder)
+        names = {name for name in _modules_in(folder) if not _is_from(folder, sys.modules.get(name))} - {*started_with}
+    _forget_modules(names)
 
 
 def record_error(error: BaseException, frames: TracebackType | None, *, to_stderr: bool) -> None:
@@ -70,8 +72,9 @@ def record_error(error: BaseException, frames: TracebackType | None, *, to_stder
         frames: the part of its traceback that is shown.
         to_stderr: whether to print the traceback too.
     """
-    file, folder, rank = environ.get("TORCHELASTIC_ERROR_FILE"), environ.node_dir(), environ.rank()
-    assert file is not None, "log_specs.py sets it"
+    file, folder, rank = environ.get(_ERROR_FILE), environ.node_dir(), environ.rank()
+    if file is None:  # the script has emptied its environment
+        return
     fallback = node_dir.error_file(folder, rank) if folder is not None and rank is not None else None
     crash.write_crash(error, frames, Path(file), to_stderr=to_stderr, fallback=fallback)
 
@@ -147,13 +150,9 @@ def _set_command_line(words: list[str]) -> None:
     sys.orig_argv = [sys.executable, *subprocess._args_from_interpreter_flags(), *words]  # type: ignore[attr-defined]
 
 
-def _forget_modules_of_other_folders(folder: str, started_with: Collection[str]) -> None:
-    """Forget imported modules for which the script's folder has one of the same name: the script imports its own.
-
-    `launcher` is forgotten in any case: the script may have a package of that name elsewhere.
-    """
-    own = {name for name in _modules_in(folder) if name not in started_with and not _is_from(folder, sys.modules.get(name))}
-    for name in [name for name in sys.modules if name.partition(".")[0] in {"launcher", *own}]:
+def _forget_modules(names: set[str]) -> None:
+    """Forget imported modules, so that the script imports its own; and `launcher`, of which it may have one anywhere."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"launcher", *names}]:
         del sys.modules[name]
 
 
@@ -179,7 +178,7 @@ def _record(error: BaseException) -> None:
         if not isinstance(error.code, int):  # the interpreter prints it
             record_error(error, None, to_stderr=False)
         return
-    is_default = _prints_only(_hook()) and sys.stderr is sys.__stderr__
+    is_default = _prints_only(_hook()) and sys.stderr is sys.__stderr__ and environ.get(_ERROR_FILE) is not None
     record_error(error, frames, to_stderr=is_default)
     _hide_own_frames(print_it=not is_default)
 

@@ -51,7 +51,9 @@ def serve(descriptor: int, *, preload: bool) -> list[str]:
     if preload:
         _import_torch()
     words = server.run()
-    return words if words is not None else _exit()
+    if words is None:
+        os._exit(0)
+    return words
 
 
 def _leave_the_terminal() -> set[signal.Signals]:
@@ -72,7 +74,7 @@ def _import_torch() -> None:
     atexit.register(_keep_modules)  # the first to be registered is the last to be called
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
     late_variables.remember()
-    for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint"):
+    for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging"):
         import_module(name)
     late_variables.list_modules()
     _kept.extend((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
@@ -238,7 +240,3 @@ def _execute(words: list[str]) -> NoReturn:
     except OSError as error:
         os.write(2, f"mimo-launch: cannot start {words[0]}: {error.strerror}\n".encode())
         os._exit(_NOT_STARTED)
-
-
-def _exit() -> NoReturn:
-    os._exit(0)

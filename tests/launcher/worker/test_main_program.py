@@ -71,6 +71,7 @@ ENDINGS = {
         "import ctypes, os, signal\nctypes.CDLL(None).printf(b'from C')\nprint('from Python', end='')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     ),
+    "exception without an environment": "import os\nos.environ.clear()\n1/0",
     "SIGTERM": "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)",
     "SIGPIPE is ignored": "import signal; print(signal.getsignal(signal.SIGPIPE), signal.getsignal(signal.SIGINT))",
     "SIGINT": "import os, signal, threading\nos.kill(os.getpid(), signal.SIGINT)\nthreading.Event().wait(9)",

@@ -75,14 +75,16 @@ def test_a_module_finds_those_of_the_current_folder_before_all_others(tmp_path):
             assert run.as_rank(start_method, {"module": "package.train"}, *OWN) == expected, start_method
 
 
-def test_a_folder_on_pythonpath_may_have_a_package_named_launcher(run):
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_a_folder_on_pythonpath_may_have_a_package_named_launcher(run, safe_path):
     path = run.write("alone/script.py", "import launcher, launcher.own\nprint(launcher.__file__, launcher.own.MINE)")
     run.write("library/launcher/__init__.py", "")
     run.write("library/launcher/own.py", "MINE = True")
     library = str(run.folder / "library")
-    expected = run.by_python(path, PYTHONPATH=library)
+    variables = {"PYTHONPATH": library, "PYTHONSAFEPATH": safe_path}
+    expected = run.by_python(path, **variables)
     assert expected.out.endswith("launcher/__init__.py True\n")
-    assert run.as_rank("spawn", {"script": path}, PYTHONPATH=library) == expected
+    assert run.as_rank("spawn", {"script": path}, **variables) == expected
 
 
 SHADOWS = [
