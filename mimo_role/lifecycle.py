@@ -22,6 +22,7 @@ from mimo_role.host import environ, node_dir
 from mimo_role.joining import check_same_topology, connect_peers, device_of, join
 from mimo_role.monitoring.diagnostics import enable_diagnostics
 from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.torch_groups import keep_in_forked_children
 from mimo_role.preemption.agreement import PreemptionAgreement
 from mimo_role.rank_environ import RankEnviron
 from mimo_role.topology.topology import Topology
@@ -81,6 +82,7 @@ def init(
     schedule(topology, options)  # refuses unknown modules and axes before anything is joined
     owns_world = not dist.is_initialized()
     device = join(topology, backend, timeout) if owns_world else device_of(uses_nccl() and torch.cuda.is_available())
+    keep_in_forked_children()
     own_groups = None
     try:
         check_same_topology(topology, options, device)

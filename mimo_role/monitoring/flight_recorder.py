@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mimo_role.monitoring import torch_groups
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupTrace:
@@ -55,7 +57,7 @@ def traces() -> list[GroupTrace]:
     # NCCL has a recorder of its own, which builds of torch without CUDA lack.
     readers = [getattr(c10d, "_dump_nccl_trace_json", None), getattr(c10d, "_dump_fr_trace_json", None)]
     dumps = [json.loads(read(True, False)) for read in readers if read is not None]
-    return from_dump({"entries": [entry for dump in dumps for entry in dump.get("entries", ())]}, _members())
+    return from_dump({"entries": [entry for dump in dumps for entry in dump.get("entries", ())]}, torch_groups.members())
 
 
 def from_dump(dump: Mapping[str, Any], members: Mapping[str, tuple[int, ...]]) -> list[GroupTrace]:
@@ -79,10 +81,3 @@ def from_dump(dump: Mapping[str, Any], members: Mapping[str, tuple[int, ...]]) -
         )
         for name, entries in found.items()
     ]
-
-
-def _members() -> dict[str, tuple[int, ...]]:
-    from torch.distributed.distributed_c10d import _world
-
-    world = _world.default_pg
-    return {group.group_name: tuple(ranks) for group, ranks in _world.pg_group_ranks.items() if group is not world}

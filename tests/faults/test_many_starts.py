@@ -42,6 +42,7 @@ def test_starts_and_ends_leave_no_process_and_no_file(tmp_path):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     mark = uuid.uuid4().hex
+    others = children_of(os.getpid())
     job = Job(tmp_path, CONFIG, environ={"TMPDIR": str(temporary), MARK: mark})
     for number in range(STARTS):
         fails = number % 2 == 1
@@ -51,7 +52,7 @@ def test_starts_and_ends_leave_no_process_and_no_file(tmp_path):
         assert list(temporary.iterdir()) == []
         run_id = (tmp_path / "runs" / "again" / "run_id").read_text()
         assert [path.name for path in Path("/dev/shm").iterdir() if mark in path.name or run_id in path.name] == []
-    assert children_of(os.getpid()) == []
+    assert set(children_of(os.getpid())) <= set(others)
 
 
 def children_of(parent):

@@ -218,7 +218,7 @@ while True:
         ("exit code at once", 7, "exit code 7"),
         ("exit with text", 1, "exit code 1 (a reason)"),
         ("signal", 1, "killed by SIGKILL"),
-        ("interrupt", 130, "KeyboardInterrupt"),
+        ("interrupt", 130, "killed by SIGINT (KeyboardInterrupt)"),
     ],
 )
 def test_the_first_failing_rank_gives_the_exit_code_and_is_named(job, ending, code, told):
