@@ -21,7 +21,7 @@ from mimo_role.groups.rounds import schedule
 from mimo_role.host import environ, node_dir
 from mimo_role.joining import check_same_topology, connect_peers, device_of, join
 from mimo_role.monitoring.diagnostics import enable_diagnostics
-from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.heartbeat import Heartbeat, recorded_joining
 from mimo_role.monitoring.torch_groups import keep_in_forked_children
 from mimo_role.preemption.agreement import PreemptionAgreement
 from mimo_role.rank_environ import RankEnviron
@@ -44,6 +44,7 @@ class _Session:
 _session: _Session | None = None
 
 
+@recorded_joining()
 def init(
     topology: Topology | None = None,
     *,

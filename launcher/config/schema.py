@@ -43,6 +43,19 @@ class Join(Enum):
     """The script itself."""
 
 
+class NumaBinding(Enum):
+    """Which CPU cores near its GPU a rank is bound to: the modes of torchrun's `--numa-binding`."""
+
+    NODE = "node"
+    """Those of the GPU's NUMA node."""
+    SOCKET = "socket"
+    """Those of all NUMA nodes of the GPU's socket."""
+    EXCLUSIVE = "exclusive"
+    """The rank's share of those of the NUMA node, divided among the node's GPUs."""
+    CORE_COMPLEX = "core-complex"
+    """Those of one core complex of the NUMA node, which share a cache."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModuleConfig(ModuleSizes):
     """One module: the sizes of its axes, its ranks, their nodes, and their process groups."""
@@ -119,6 +132,8 @@ class RuntimeConfig:
     """
     warning_s: float = field(default=120.0, metadata=_ABOVE_0)
     """Seconds before a scheduler's time limit at which the ranks are warned by SIGUSR1."""
+    numa_binding: NumaBinding | None = None
+    """Bind each rank to CPU cores near its GPU, as torchrun's `--numa-binding`. Default: ranks are not bound."""
 
 
 @dataclass(frozen=True, kw_only=True)

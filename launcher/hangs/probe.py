@@ -34,6 +34,8 @@ class RankSnapshot:
     state: str
     """The kernel's letter: R running, S sleeping, D waiting for a device, T stopped; empty if it has exited."""
     step: int | None
+    joining_s: float | None = None
+    """For how long it has been joining; `None` if it is not."""
     frames: tuple[Frame, ...] = ()
     """The stack of its main thread, outermost first; empty if it does not respond."""
     traces: tuple[GroupTrace, ...] | None = None

@@ -1,15 +1,15 @@
-"""Whether the ranks of a node make progress, by their heartbeats in the node directory."""
+"""Whether the ranks of a node join and make progress, by their heartbeat files in the node directory."""
 
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 from mimo_role.host.node_dir import heartbeat_file
-from mimo_role.monitoring.heartbeat import Pulse, read_pulse
+from mimo_role.monitoring.heartbeat import Pulse, is_joining, read_pulse
 
 _INTERVAL_S = 1.0
 _POLLS = 20
-"""The least number of polls within the stall timeout."""
+"""The least number of polls within a limit."""
 
 
 class ProgressWatch:
@@ -60,3 +60,33 @@ class ProgressWatch:
         self._still_s = self._still_s + waited if beats and beats == self._seen else 0.0
         self._seen = beats
         return self._still_s > self._limit_s
+
+
+class JoiningWatch:
+    """Measures for how long each rank has been joining."""
+
+    def __init__(self, node_dir: Path, ranks: range, limit_s: float) -> None:
+        """
+        Args:
+            node_dir: the node directory.
+            ranks: the ranks of this node.
+            limit_s: how long they may take.
+        """
+        self._node_dir = node_dir
+        self._ranks = ranks
+        self._limit_s = limit_s
+        self._interval_s = min(_INTERVAL_S, limit_s / _POLLS)
+        self._polled_at = 0.0
+        self.seconds: dict[int, float] = {}
+        """For how long each rank has been joining that is, as of the last poll."""
+
+    def is_overdue(self, alive: Collection[int]) -> bool:
+        """Whether one of these ranks has been joining for longer than the limit."""
+        now = time.monotonic()
+        if now - self._polled_at >= self._interval_s:
+            # Counted in polls, since the clock goes on while a job is suspended.
+            waited = min(now - self._polled_at, 2 * self._interval_s)
+            self._polled_at = now
+            joining = [rank for rank in self._ranks if rank in alive and is_joining(heartbeat_file(self._node_dir, rank))]
+            self.seconds = {rank: self.seconds[rank] + waited if rank in self.seconds else 0.0 for rank in joining}
+        return any(seconds > self._limit_s for seconds in self.seconds.values())

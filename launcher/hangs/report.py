@@ -1,4 +1,4 @@
-"""The report of a hang: which ranks wait in which collective, and which have not entered it."""
+"""The report of a hang: which ranks wait in which collective or for which message, and which ranks they wait for."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.formatting import describe_ranks, ranges
+from launcher.hangs.message_waits import MessageWait, describe_messages, message_waits
 from launcher.hangs.probe import RankSnapshot
 from launcher.plan.launch_plan import STALL_SHARE
 from mimo_role import Topology
@@ -46,54 +47,68 @@ class HangReport:
     waits: Sequence[Wait]
     culprits: Sequence[int]
     """The ranks that others wait for and that do not wait themselves, or that are stopped."""
+    messages: Sequence[MessageWait] = ()
+    """The messages that ranks wait for, by torch's flight recorder."""
     receiving: Sequence[int] = ()
-    """The ranks that wait in a send or a receive, which torch's flight recorder does not record."""
+    """The ranks that wait in a send or a receive which the recorder does not have, by their stacks."""
+    is_joining: bool = False
+    """Whether the ranks were joining, for longer than they may."""
 
     @classmethod
-    def of(cls, topology: Topology, still_s: float, snapshots: Sequence[RankSnapshot]) -> "HangReport":
-        """Find out which ranks wait for which."""
-        waits = _waits(topology, snapshots)
-        # In a collective that all have entered, no rank waits for another.
-        waiting = {rank for wait in waits if wait.missing for rank in wait.inside}
-        missing = {rank for wait in waits for rank in wait.missing}
+    def of(
+        cls, topology: Topology, still_s: float, snapshots: Sequence[RankSnapshot], *, is_joining: bool = False
+    ) -> "HangReport":
+        """Find out which ranks wait for which. Ranks that join wait for those that do not."""
+        waits, messages = _waits(topology, snapshots), message_waits(topology, snapshots)
         stopped = {snapshot.rank for snapshot in snapshots if snapshot.is_stopped}
+        late = stopped | (set(_absent(topology, snapshots)) if is_joining else set())
+        # In a collective that all have entered, no rank waits for another.
+        waiting = {rank for wait in waits if wait.missing for rank in wait.inside} | {wait.rank for wait in messages}
         receiving = {snapshot.rank for snapshot in snapshots if _waits_for_a_message(snapshot)} - waiting
-        culprits = stopped or missing - waiting - receiving
-        if receiving and not culprits:
-            # From whom they wait for a message is not known; it is a rank that itself waits for nothing.
-            culprits = {snapshot.rank for snapshot in snapshots} - receiving - waiting or missing - waiting
         return cls(
             topology=topology,
             still_s=still_s,
             snapshots=snapshots,
             waits=waits,
-            culprits=sorted(culprits),
+            culprits=sorted(late or _culprits(snapshots, waits, messages, receiving)),
+            messages=messages,
             receiving=sorted(receiving),
+            is_joining=is_joining,
         )
 
     @property
     def is_beyond_doubt(self) -> bool:
         """Whether ranks have waited for others for nearly as long as their timeout: the job would soon fail anyway."""
-        waits = any(wait.missing and wait.timeout_s * (STALL_SHARE - _ROUNDED) <= self.still_s for wait in self.waits)
-        return waits or bool(self.receiving and self.culprits) or any(snapshot.is_stopped for snapshot in self.snapshots)
+        if self.is_joining or any(snapshot.is_stopped for snapshot in self.snapshots):
+            return True
+        timeouts_s = [wait.timeout_s for wait in self.waits if wait.missing]
+        timeouts_s += [wait.timeout_s for wait in self.messages if wait.is_missing]
+        waits = any(timeout_s * (STALL_SHARE - _ROUNDED) <= self.still_s for timeout_s in timeouts_s)
+        return waits or bool(self.receiving and self.culprits)
 
     @property
     def headline(self) -> str:
         """The step, the time and the ranks that hold up the others, in one line."""
+        who = f": {describe_ranks(self.topology, self.culprits)} held up the others" if self.culprits else ""
+        if self.is_joining:
+            return f"joining has taken {self.still_s:g} s, longer than runtime.timeout_s{who}"
         steps = {snapshot.rank: snapshot.step for snapshot in self.snapshots if snapshot.step is not None}
         held_up = [steps[rank] for rank in self.culprits if rank in steps]
         at = f" in step {min(held_up) if held_up else max(steps.values())}" if steps else ""
-        who = f": {describe_ranks(self.topology, self.culprits)} held up the others" if self.culprits else ""
         return f"no progress{at} for {self.still_s:g} s{who}"
 
     def text(self, stacks: Path) -> str:
         """The report for people. `stacks` is the pattern of the files with the stacks of all ranks."""
-        lines = [self.headline, *(f"  {line}" for line in map(self._line_of, self.waits[:_SHOWN_WAITS]))]
+        lines = [self.headline, *(f"  {line}" for line in self._arrivals())]
+        lines += [f"  {line}" for line in map(self._line_of, self.waits[:_SHOWN_WAITS])]
         if len(self.waits) > _SHOWN_WAITS:
             lines.append(f"  and {len(self.waits) - _SHOWN_WAITS} more collectives")
+        lines += [f"  {line}" for line in describe_messages(self.topology, self.messages)]
         if self.receiving:
             lines.append(f"  waiting for a message: {describe_ranks(self.topology, self.receiving)}")
-        if any(wait.missing for wait in self.waits) and not self.culprits:
+        if not self.culprits and any(wait.is_missing for wait in self.messages):
+            lines.append("  they wait for each other: some ranks call collectives or exchange messages in a different order")
+        elif not self.culprits and any(wait.missing for wait in self.waits):
             lines.append("  they wait for each other: some ranks call collectives in a different order")
         shown = [snapshot for snapshot in self.snapshots if snapshot.rank in self.culprits] or list(self.snapshots)
         for group in _with_equal_stacks(shown)[:_SHOWN_PLACES]:
@@ -107,8 +122,16 @@ class HangReport:
             "headline": self.headline,
             "culprits": [{"rank": rank, "label": self.topology.label_of(rank)} for rank in self.culprits],
             "waits": [asdict(wait) for wait in self.waits],
+            "messages": [asdict(wait) for wait in self.messages],
             "ranks": [snapshot.as_dict() | {"label": self.topology.label_of(snapshot.rank)} for snapshot in self.snapshots],
         }
+
+    def _arrivals(self) -> Iterable[str]:
+        if not self.is_joining:
+            return
+        joining = describe_ranks(self.topology, [each.rank for each in self.snapshots if each.joining_s is not None])
+        absent = _absent(self.topology, self.snapshots)
+        yield f"joining: {joining}; not joining: {describe_ranks(self.topology, absent) if absent else 'no rank'}"
 
     def _line_of(self, wait: Wait) -> str:
         what = f"{wait.operation} number {wait.number} of {wait.group} (ranks {ranges(wait.members)})"
@@ -137,6 +160,31 @@ class HangReport:
         if len(called) < len(snapshot.frames):
             # The function that the script has called, such as a data loader, and the innermost one.
             yield from (f"    ... {frame}" for frame in dict.fromkeys((*called[-1:], *called[:1])))
+
+
+def _absent(topology: Topology, snapshots: Sequence[RankSnapshot]) -> list[int]:
+    """The ranks that are not joining."""
+    joining = {snapshot.rank for snapshot in snapshots if snapshot.joining_s is not None}
+    return [rank for rank in range(topology.world_size) if rank not in joining]
+
+
+def _culprits(
+    snapshots: Sequence[RankSnapshot], waits: Sequence[Wait], messages: Sequence[MessageWait], receiving: set[int]
+) -> set[int]:
+    """The ranks that others wait for and that do not wait themselves.
+
+    If there are none, those that only send, and then those that receive: they may have posted it, and do other work.
+    """
+    late = {rank for wait in waits for rank in wait.missing}
+    missing = late | {wait.peer for wait in messages if wait.is_missing}
+    inside = {rank for wait in waits if wait.missing for rank in wait.inside}
+    waiting = inside | {wait.rank for wait in messages if not wait.is_send}
+    sending = {wait.rank for wait in messages if wait.is_send}
+    found = missing - waiting - receiving
+    if receiving and not found - sending:
+        # From whom they wait for a message is not known; it is a rank that itself waits for nothing.
+        return {snapshot.rank for snapshot in snapshots} - receiving - waiting - sending or missing - waiting
+    return found - sending or found or late - inside
 
 
 def _waits_for_a_message(snapshot: RankSnapshot) -> bool:

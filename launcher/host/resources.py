@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mimo_role.host import environ
 
-_GPUS = Path("/proc/driver/nvidia/gpus")
+_DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
+_DEVICES = Path("/dev")
 _MEMORY = Path("/proc/meminfo")
 
 
@@ -19,7 +20,11 @@ def gpus() -> int:
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+    # A container has the files of its own GPUs, and may have all of the machine's in /proc, or none. The files of a machine
+    # may be created by the first process that uses a GPU.
+    if files := list(_DEVICES.glob("nvidia[0-9]*")):
+        return sum(os.access(file, os.R_OK | os.W_OK) for file in files)
+    return len(list(_DRIVERS_GPUS.iterdir())) if _DRIVERS_GPUS.is_dir() else 0
 
 
 def available_memory() -> int | None:

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from launcher.config.conversion import build
-from launcher.config.schema import Backend, Join, StartMethod
+from launcher.config.schema import Backend, Join, NumaBinding, StartMethod
 from launcher.plan.placement import Node
 from launcher.plan.placement_warnings import PlanWarning
 from mimo_role import GroupOptions, Topology
@@ -43,6 +43,8 @@ class Runtime:
     stall_timeout_is_default: bool
     """Whether the config does not set it: then the job is ended only if some ranks wait for others."""
     warning_s: float
+    numa_binding: NumaBinding | None
+    """Which cores near its GPU each rank is bound to."""
 
 
 @dataclass(frozen=True, kw_only=True)

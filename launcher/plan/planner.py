@@ -75,6 +75,7 @@ def _runtime(config: JobConfig) -> Runtime:
         stall_timeout_s=STALL_SHARE * runtime.timeout_s if runtime.stall_timeout_s is None else runtime.stall_timeout_s,
         stall_timeout_is_default=runtime.stall_timeout_s is None,
         warning_s=runtime.warning_s,
+        numa_binding=runtime.numa_binding,
     )
 
 

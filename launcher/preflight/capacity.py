@@ -13,11 +13,16 @@ def check(plan: LaunchPlan, node_rank: int) -> None:
     """Refuse a plan whose ranks of this node cannot start here.
 
     Raises:
-        LaunchError: more ranks than GPUs, memory or open files, or NCCL without a GPU.
+        LaunchError: more ranks than GPUs, memory or open files, or NCCL or a NUMA binding without a GPU.
     """
     ranks, gpus = plan.nodes[node_rank].procs, resources.gpus()
     if plan.runtime.backend is Backend.NCCL and not gpus:
         raise LaunchError("runtime.backend=nccl, but this machine has no NVIDIA GPU; use gloo, or auto")
+    if plan.runtime.numa_binding is not None and gpus < ranks:
+        raise LaunchError(
+            f"runtime.numa_binding={plan.runtime.numa_binding.value} binds each rank to cores near a GPU of its own, but this "
+            f"machine has {gpus} GPUs for {ranks} ranks; leave it out, or make the modules smaller"
+        )
     if plan.runtime.backend is not Backend.GLOO and 0 < gpus < ranks:
         raise LaunchError(f"{ranks} ranks, but this machine has {gpus} GPUs; make the modules smaller, or runtime.backend=gloo")
     free, needed = resources.available_memory(), ranks * MEMORY_PER_RANK[plan.runtime.start_method]

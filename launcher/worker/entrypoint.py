@@ -19,7 +19,7 @@ from launcher.exit_code import ExitCode
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import read_plan
 from launcher.preflight import facts
-from launcher.worker import late_variables
+from launcher.worker import late_variables, numa_binding
 from launcher.worker.fresh_process import become_fresh
 from launcher.worker.main_program import prepare_path, record_error, run_as_main, script_frames
 from mimo_role.errors import MimoError
@@ -48,6 +48,7 @@ def run_python(plan_file: str, run_id: str, node: str, *, started_with: Collecti
     become_fresh()
     _shut_down_at_exit()
     try:
+        _bind(plan)
         _enable_diagnostics()
         _arrive(plan)
         if plan.runtime.join is Join.LAUNCHER:
@@ -60,6 +61,11 @@ def run_python(plan_file: str, run_id: str, node: str, *, started_with: Collecti
     prepare_path(plan.entry, started_with)
     late_variables.hide_torch()
     run_as_main(plan.entry, on_failure=_leave_groups_alone)
+
+
+def _bind(plan: LaunchPlan) -> None:
+    if plan.runtime.numa_binding is not None:
+        numa_binding.bind(plan.runtime.numa_binding, environ.local_rank())
 
 
 def _offer_debuggers(plan: LaunchPlan) -> None:
@@ -104,6 +110,7 @@ def exec_command(plan_file: str, run_id: str, node: str) -> NoReturn:
     """Prepare the rank and become the command."""
     plan = prepare(Path(plan_file), run_id, node)
     assert plan.entry.command is not None
+    _bind(plan)
     _arrive(plan)
     command = [*plan.entry.command, *plan.entry.args]
     os.execvp(command[0], command)
@@ -196,14 +203,14 @@ def _report(error: BaseException) -> None:
     """Print and record the traceback, from the script's first frame on; none for a `MimoError` from joining."""
     with suppress(OSError):  # a full disk
         sys.stdout.flush()
-    by_joining = isinstance(error, MimoError) and _is_from_joining(error.__traceback__)
+    is_explained = isinstance(error, MimoError) and _is_from_preparation(error.__traceback__)
     frames = error.__traceback__
-    record_error(error, None if by_joining else script_frames(frames) or frames, to_stderr=True)
+    record_error(error, None if is_explained else script_frames(frames) or frames, to_stderr=True)
 
 
-def _is_from_joining(frames: TracebackType | None) -> bool:
+def _is_from_preparation(frames: TracebackType | None) -> bool:
     while frames is not None:
-        if frames.tb_frame.f_code is _join.__code__:
+        if frames.tb_frame.f_code in (_bind.__code__, _join.__code__):
             return True
         frames = frames.tb_next
     return False

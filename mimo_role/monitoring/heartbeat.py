@@ -1,13 +1,21 @@
-"""Progress of each rank of a node: a few numbers in shared memory, which the agent polls."""
+"""Progress of each rank of a node, and whether it is joining: a few numbers in shared memory, which the agent polls."""
 
 import mmap
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_LAYOUT = struct.Struct("=qqqq")
+from mimo_role.host import environ
+from mimo_role.host.node_dir import heartbeat_file
+
+_PROGRESS = struct.Struct("=qqqq")
 """Heartbeats, first and last step (-1: none), and whether the script numbers its steps."""
+_JOINING = struct.Struct("=q")
+"""Whether the rank is joining; behind its progress."""
+_SIZE = _PROGRESS.size + _JOINING.size
 _NONE = -1
 
 
@@ -63,7 +71,7 @@ class Heartbeat:
             # Opened once: if that fails, there is no heartbeat.
             self._path = self._path if self._memory is not None else None
         if self._memory is not None:
-            _LAYOUT.pack_into(self._memory, 0, self._beats, self._first, self._last, self._is_numbered)
+            _PROGRESS.pack_into(self._memory, 0, self._beats, self._first, self._last, self._is_numbered)
 
     def _start_step(self, number: int) -> None:
         self._first = number if self._first == _NONE else self._first
@@ -73,12 +81,42 @@ class Heartbeat:
 
 def read_pulse(path: Path) -> Pulse | None:
     """The progress in a heartbeat file; `None` before the first heartbeat."""
-    try:
-        beats, first, last, is_numbered = _LAYOUT.unpack(path.read_bytes())
-    except (OSError, struct.error):
+    if (data := _read(path)) is None:
         return None
+    beats, first, last, is_numbered = _PROGRESS.unpack_from(data)
     first, last = (None if step == _NONE else step for step in (first, last))
     return Pulse(beats, first, last, bool(is_numbered)) if beats else None
+
+
+@contextmanager
+def recorded_joining() -> Iterator[None]:
+    """Record for this node's agent, if there is one, that this rank is joining, as long as the block lasts."""
+    directory = environ.node_dir()
+    rank = environ.rank() if directory is not None else None
+    memory = _open(heartbeat_file(directory, rank)) if directory is not None and rank is not None else None
+    if memory is None:
+        yield
+        return
+    with closing(memory):
+        _JOINING.pack_into(memory, _PROGRESS.size, 1)
+        try:
+            yield
+        finally:
+            _JOINING.pack_into(memory, _PROGRESS.size, 0)
+
+
+def is_joining(path: Path) -> bool:
+    """Whether a rank is joining, by its heartbeat file."""
+    data = _read(path)
+    return data is not None and _JOINING.unpack_from(data, _PROGRESS.size) != (0,)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if len(data) == _SIZE else None
 
 
 def _open(path: Path) -> mmap.mmap | None:
@@ -89,8 +127,8 @@ def _open(path: Path) -> mmap.mmap | None:
         return None
     try:
         # Allocated: writing to a hole of a full file system would end the process by SIGBUS.
-        os.posix_fallocate(file, 0, _LAYOUT.size)
-        return mmap.mmap(file, _LAYOUT.size)
+        os.posix_fallocate(file, 0, _SIZE)
+        return mmap.mmap(file, _SIZE)
     except OSError:
         return None
     finally:

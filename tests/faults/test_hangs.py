@@ -224,3 +224,53 @@ def test_ranks_that_never_start(job):
             words=("runtime.timeout_s=3",),
         ),
     )
+
+
+# The script creates the world, with a limit that is not runtime.timeout_s: what blocks in joining has no end of its own,
+# as the creation of a communicator of NCCL. The bad rank starts `init()` late, or stops in it.
+JOINING = """
+import datetime
+import torch.distributed as dist
+import mimo_role
+dist.init_process_group("gloo", timeout=datetime.timedelta(hours=1))
+dist.barrier()
+if bad:
+    {}
+mimo_role.init()
+talk()
+"""
+STOPS_IN_INIT = """import mimo_role.lifecycle
+    mimo_role.lifecycle.check_same_topology = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)"""
+
+
+def joining(action: str, *says: str) -> Fault:
+    return Fault(
+        script=JOINING.format(action),
+        code=124,
+        outcome="stalled",
+        names="longer than runtime.timeout_s: {culprit} held up the others",
+        words=("runtime.timeout_s=2", "runtime.join=script"),
+        says=("joining has taken ", *says),
+    )
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            joining(
+                "time.sleep(1000)",
+                "joining: rank 0 (vision), rank 1 (language.tp0); not joining: {culprit}",
+                "time.sleep(1000)",
+                "stacks of all ranks",
+            ),
+            id="a rank that does not come",
+        ),
+        pytest.param(
+            joining(STOPS_IN_INIT, "{culprit}; not joining: no rank", "{culprit}, process ", " is stopped; kill -CONT "),
+            id="a rank that stops while it joins",
+        ),
+    ],
+)
+def test_ranks_that_have_been_joining_for_too_long_end_the_job(job, fault):
+    suffer(job, fault)

@@ -131,6 +131,27 @@ def test_a_collective_that_the_rank_of_node_2_does_not_enter(agents):
     check(agents, found, code=124, outcome="stalled", names=f"{ON_NODE_2} held up the others", says=says)
 
 
+JOINS_LATE = """
+import datetime
+import torch.distributed as dist
+import mimo_role
+dist.init_process_group("gloo", timeout=datetime.timedelta(hours=1))
+dist.barrier()
+if bad:
+    time.sleep(1000)
+mimo_role.init()
+talk()
+"""
+
+
+def test_a_rank_of_node_2_that_does_not_join_where_joining_has_no_limit_of_its_own(agents):
+    write(agents, PRELUDE + JOINS_LATE)
+    words = ("runtime.timeout_s=2", "runtime.join=script")
+    found = agents.finish([agents.start(node, *words) for node in range(3)], BOUND_S)
+    says = (f"joining: rank 0 (vision), rank 1 (language.tp0); not joining: {ON_NODE_2}", "on gamma, is at", "script.py:")
+    check(agents, found, code=124, outcome="stalled", names=f"{ON_NODE_2} held up the others", says=says)
+
+
 def test_a_rank_on_node_1_that_never_arrives(agents):
     write(agents, PRELUDE)
     found = agents.finish(start_with(agents, NEVER, "runtime.start_method=spawn", "runtime.timeout_s=10"), BOUND_S)

@@ -201,6 +201,11 @@ CASES = [
     pytest.param(
         good(runtime="{backend: ncl}"), "backend='ncl' is not auto or gloo or nccl; did you mean 'nccl'?", id="backend"
     ),
+    pytest.param(
+        good(runtime="{numa_binding: nodes}"),
+        "numa_binding='nodes' is not node or socket or exclusive or core-complex; did you mean 'node'?",
+        id="NUMA binding",
+    ),
     pytest.param(good(runtime="null"), "runtime=null is not a mapping", id="null for runtime"),
     pytest.param(good(env="{A: [1]}"), "env.A=[1] is not text", id="a list in env"),
     pytest.param(good(env="{A: Null}"), 'env.A=Null is not text; quote it: "Null"', id="null in env"),

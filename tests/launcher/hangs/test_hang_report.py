@@ -12,7 +12,8 @@ from launcher.failures.crash import Frame
 from launcher.hangs.probe import RankSnapshot
 from launcher.hangs.report import HangReport
 from mimo_role import Topology
-from mimo_role.monitoring.flight_recorder import GroupTrace
+from mimo_role.monitoring.flight_recorder import GroupTrace, MessageTrace, from_dump
+from tests.mimo_role.monitoring.nccl_recorder import NcclRecorder
 
 TOPOLOGY = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2}})
 """Ranks 0-1 are vision's, 2-3 language's."""
@@ -365,3 +366,213 @@ def test_where_only_ranks_that_wait_for_a_message_are_missing_those_that_wait_fo
 def test_a_wait_within_the_timeout_of_the_collective_is_in_doubt(timeout_s, is_beyond_doubt):
     inside = snapshot(0, replace(world(3, 3), timeout_s=timeout_s))
     assert report(inside, *(snapshot(rank, world(2)) for rank in (1, 2, 3))).is_beyond_doubt is is_beyond_doubt
+
+
+PIPELINE = Topology.from_modules({"vision": {"dp": 2}, "language": {"pp": 2}})
+"""Ranks 0-1 are vision's, 2-3 language's stages."""
+SHORT = 60.0
+
+
+def forward(*messages, ranks=(0, 1, 2, 3), timeout_s=SHORT):
+    """The group in which vision sends activations to language."""
+    return GroupTrace(name="mimo_role.1.0.0", description="vision forward", ranks=ranks, timeout_s=timeout_s, messages=messages)
+
+
+def sends(own, peer, posted, pending=0, *, has_all=True):
+    return MessageTrace(own=own, peer=peer, is_send=True, posted=posted, pending=pending, has_all=has_all)
+
+
+def receives(own, peer, posted, pending=0, *, has_all=True):
+    return MessageTrace(own=own, peer=peer, is_send=False, posted=posted, pending=pending, has_all=has_all)
+
+
+def of_pipeline(*snapshots):
+    return HangReport.of(PIPELINE, SHORT, snapshots)
+
+
+FIRST_STAGE = "rank 2 (language.pp0)"
+
+
+def message_lines(found):
+    return [line.strip() for line in found.text(Path("/run")).splitlines() if "a message:" in line]
+
+
+def with_recorders(has_all):
+    """Rank 0 is in a slow data loader, rank 2 waits for its second batch, and for none of rank 1, which has sent its own."""
+    return of_pipeline(
+        snapshot(0, forward(sends(0, 2, 1, has_all=has_all)), frames=[USERS, LOADERS]),
+        snapshot(1, forward(sends(1, 2, 2, has_all=has_all))),
+        snapshot(2, forward(receives(2, 0, 2, 1, has_all=has_all), receives(2, 1, 2, has_all=has_all))),
+        snapshot(3),
+    )
+
+
+@pytest.mark.parametrize("has_all", [True, False])
+def test_a_rank_that_has_not_sent_a_message_is_the_culprit_and_no_bystander(has_all):
+    found = with_recorders(has_all)
+    assert (found.culprits, found.is_beyond_doubt) == ([0], True)
+    assert message_lines(found) == [f"waiting for a message: {FIRST_STAGE} from rank 0 (vision.dp0), which has not sent it"]
+
+
+def test_of_a_batch_from_two_ranks_the_one_that_has_sent_its_part_is_no_culprit():
+    """All messages of a batch are pending until the last is complete; the send of rank 1 is complete."""
+    found = of_pipeline(
+        snapshot(0, forward(sends(0, 2, 1))),
+        snapshot(1, forward(sends(1, 2, 2))),
+        snapshot(2, forward(receives(2, 0, 2, 1), receives(2, 1, 2, 1))),
+        snapshot(3),
+    )
+    assert found.culprits == [0]
+    assert message_lines(found) == [
+        f"waiting for a message: {FIRST_STAGE} from rank 0 (vision.dp0), which has not sent it",
+        f"waiting for a message: {FIRST_STAGE} from rank 1 (vision.dp1)",
+    ]
+
+
+def test_a_rank_that_does_not_receive_is_the_culprit():
+    found = of_pipeline(
+        snapshot(0, forward(sends(0, 2, 2, 1))),
+        snapshot(1, forward(sends(1, 2, 2, 1))),
+        snapshot(2, forward(receives(2, 0, 1), receives(2, 1, 1))),
+        snapshot(3),
+    )
+    assert found.culprits == [2]
+    assert message_lines(found) == [
+        f"sending a message: rank 0 (vision.dp0), rank 1 (vision.dp1) to {FIRST_STAGE}, which does not receive it"
+    ]
+
+
+def test_a_rank_that_waits_for_a_message_is_no_culprit_of_those_that_wait_for_it():
+    found = of_pipeline(
+        snapshot(0, forward(sends(0, 2, 1))),
+        snapshot(1, group("language.pp", (1, 2), 4, 4)),
+        snapshot(2, forward(receives(2, 0, 2, 1)), group("language.pp", (1, 2), 3)),
+        snapshot(3, group("last", (2, 3), 1, 1)),
+    )
+    assert found.culprits == [0]
+
+
+def test_a_sender_that_others_wait_for_is_the_culprit_if_no_other_rank_is():
+    """A send does not keep its rank from other work."""
+    found = of_pipeline(
+        snapshot(0, forward(sends(0, 2, 3, 1), receives(0, 2, 1))),
+        snapshot(1),
+        snapshot(2, forward(receives(2, 0, 2), sends(2, 0, 1), receives(2, 1, 1, 1))),
+        snapshot(3),
+    )
+    assert found.culprits == [1]
+    found = of_pipeline(
+        snapshot(0, forward(sends(0, 2, 3, 1), receives(0, 2, 1))),
+        snapshot(1),
+        snapshot(2, forward(receives(2, 0, 2), sends(2, 0, 1)), group("pair", (0, 2), 1, 1)),
+        snapshot(3),
+    )
+    assert found.culprits == [0]
+
+
+def test_ranks_that_each_wait_for_a_message_of_the_other_wait_for_each_other():
+    found = of_pipeline(
+        snapshot(0, forward(receives(0, 2, 1, 1))), snapshot(1), snapshot(2, forward(receives(2, 0, 1, 1))), snapshot(3)
+    )
+    assert found.culprits == []
+    expected = "  they wait for each other: some ranks call collectives or exchange messages in a different order"
+    assert expected in found.text(Path("/run")).splitlines()
+
+
+def test_a_rank_that_has_posted_a_receive_ahead_is_the_culprit_if_it_is_late_for_a_collective():
+    found = of_pipeline(
+        snapshot(0, world(5, 5), forward(sends(0, 2, 1))),
+        snapshot(1, world(5, 5)),
+        snapshot(2, world(4), forward(receives(2, 0, 2, 1)), frames=[USERS, LOADERS]),
+        snapshot(3, world(5, 5)),
+    )
+    assert found.culprits == [2]
+
+
+@pytest.mark.parametrize("other", [replace(snapshot(1), traces=None, frames=()), None], ids=["does not respond", "has ended"])
+def test_a_peer_without_traces_has_not_posted_its_side(other):
+    waits = snapshot(2, forward(receives(2, 1, 1, 1)))
+    found = of_pipeline(snapshot(0), *([other] if other is not None else []), waits, snapshot(3))
+    assert found.culprits == [1]
+
+
+def test_ranks_of_a_message_are_those_within_the_group():
+    pair = forward(receives(1, 0, 1, 1), ranks=(1, 3))
+    assert message_lines(of_pipeline(snapshot(0), snapshot(1), snapshot(2), snapshot(3, pair))) == [
+        "waiting for a message: rank 3 (language.pp1) from rank 1 (vision.dp1), which has not sent it"
+    ]
+
+
+def test_messages_in_the_world_have_the_ranks_of_the_job():
+    trace = GroupTrace(name="0", description="default_pg", messages=(receives(3, 1, 1, 1),))
+    found = of_pipeline(snapshot(0), snapshot(1), snapshot(2), snapshot(3, trace))
+    assert (found.culprits, found.messages[0].group) == ([1], "the world")
+
+
+@pytest.mark.parametrize(("timeout_s", "is_beyond_doubt"), [(SHORT, True), (7200.0, False)])
+def test_a_message_within_its_timeout_is_in_doubt(timeout_s, is_beyond_doubt):
+    waits = forward(receives(2, 0, 1, 1), timeout_s=timeout_s)
+    assert of_pipeline(snapshot(0), snapshot(1), snapshot(2, waits), snapshot(3)).is_beyond_doubt is is_beyond_doubt
+
+
+def test_of_many_ranks_that_others_wait_for_six_are_shown():
+    topology = Topology.from_modules({"vision": {"dp": 8}, "language": {"dp": 8}})
+    ranks = tuple(range(16))
+    waits = [snapshot(0, forward(*(receives(0, peer, 1, 1) for peer in ranks[1:]), ranks=ranks)), *map(snapshot, ranks[1:])]
+    found = HangReport.of(topology, SHORT, waits)
+    assert len(message_lines(found)) == 6
+    assert "  and 9 more ranks that others wait for" in found.text(Path("/run")).splitlines()
+
+
+def test_the_report_for_programs_has_the_messages():
+    (message,) = with_recorders(has_all=True).as_dict()["messages"]
+    assert (message["rank"], message["peer"], message["is_send"], message["is_missing"]) == (2, 0, False, True)
+
+
+def test_the_report_from_recorders_of_nccl_names_the_rank_that_has_not_sent_its_part_of_a_batch():
+    """The first stage waits for the second batch of both ranks of vision. The last stage never uses the bridge."""
+    recorders = [NcclRecorder("mimo_role.1.0.0", "vision forward") for _ in range(4)]
+    recorders[0].batch_of_messages("send 0->2", is_complete=True)
+    for _ in range(2):
+        recorders[1].batch_of_messages("send 1->2", is_complete=True)
+    for is_complete in (True, False):
+        recorders[2].batch_of_messages("recv 2<-0", "recv 2<-1", is_complete=is_complete)
+    traces = [from_dump(recorder.dump(), {"mimo_role.1.0.0": (0, 1, 2, 3)}) for recorder in recorders]
+    found = of_pipeline(*(snapshot(rank, *traces[rank]) for rank in range(4)))
+    assert found.culprits == [0]
+    assert found.waits == []
+    assert message_lines(found)[0] == f"waiting for a message: {FIRST_STAGE} from rank 0 (vision.dp0), which has not sent it"
+
+
+def of_joining(*snapshots):
+    return HangReport.of(TOPOLOGY, 72.5, snapshots, is_joining=True)
+
+
+def joins(rank, *traces, joining_s=72.5, **more):
+    return replace(snapshot(rank, *traces, **more), joining_s=joining_s)
+
+
+def test_ranks_that_join_wait_for_those_that_do_not():
+    found = of_joining(joins(0), joins(1, joining_s=3.0), snapshot(2))
+    assert (found.culprits, found.is_beyond_doubt) == ([2, 3], True)
+    first, second = found.text(Path("/run")).splitlines()[:2]
+    late = "rank 2 (language.tp0), rank 3 (language.tp1)"
+    assert first == f"joining has taken 72.5 s, longer than runtime.timeout_s: {late} held up the others"
+    assert second == f"  joining: rank 0 (vision.dp0), rank 1 (vision.dp1); not joining: {late}"
+
+
+def test_a_rank_that_is_stopped_while_it_joins_is_the_culprit():
+    found = of_joining(joins(0), joins(1), joins(2, state="T"), joins(3))
+    assert found.culprits == [2]
+
+
+def test_where_all_ranks_join_the_one_that_has_not_entered_a_collective_is_the_culprit():
+    found = of_joining(joins(0, world(2, 2)), joins(1, world(2, 2)), joins(2, world(1)), joins(3, world(2, 2)))
+    assert found.culprits == [2]
+    assert found.text(Path("/run")).splitlines()[1].endswith("; not joining: no rank")
+
+
+def test_ranks_that_all_join_without_a_collective_are_shown():
+    found = of_joining(*(joins(rank) for rank in range(4)))
+    assert found.headline == "joining has taken 72.5 s, longer than runtime.timeout_s"
+    assert "  2 of vision (ranks 0-1), 2 of language (ranks 2-3) are at" in found.text(Path("/run")).splitlines()

@@ -1,11 +1,13 @@
-"""Whether ranks make progress, with a fake clock."""
+"""Whether ranks join and make progress, with a fake clock."""
+
+from contextlib import ExitStack
 
 import pytest
 
 from launcher.hangs import progress as watching
-from launcher.hangs.progress import ProgressWatch
+from launcher.hangs.progress import JoiningWatch, ProgressWatch
 from mimo_role.host import node_dir
-from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.heartbeat import Heartbeat, recorded_joining
 
 LIMIT_S = 10.0
 POLL_S = LIMIT_S / 20
@@ -54,6 +56,80 @@ def clock(monkeypatch):
 @pytest.fixture
 def node(tmp_path, clock):
     return Node(tmp_path, clock, LIMIT_S)
+
+
+class Arrivals:
+    """Three ranks of a node that join."""
+
+    def __init__(self, folder, clock, monkeypatch, limit_s):
+        self._monkeypatch = monkeypatch
+        self._blocks = {}
+        self.clock = clock
+        self.watch = JoiningWatch(folder, range(3), limit_s)
+        monkeypatch.setenv("MIMO_NODE_DIR", str(folder))
+
+    def begin(self, rank):
+        self._monkeypatch.setenv("RANK", str(rank))
+        self._blocks[rank] = ExitStack()
+        self._blocks[rank].enter_context(recorded_joining())
+
+    def end(self, rank):
+        self._blocks.pop(rank).close()
+
+    def seconds_until_overdue(self, *alive, most=200):
+        """The seconds until a rank is overdue; `None` if none is."""
+        began = self.clock.now
+        for _ in range(most):
+            self.clock.now += POLL_S
+            if self.watch.is_overdue(alive or (0, 1, 2)):
+                return self.clock.now - began
+        return None
+
+
+@pytest.fixture
+def arrivals(tmp_path, clock, monkeypatch):
+    return Arrivals(tmp_path, clock, monkeypatch, LIMIT_S)
+
+
+def test_ranks_that_do_not_join_are_not_overdue(arrivals):
+    assert arrivals.seconds_until_overdue() is None
+
+
+def test_a_rank_that_joins_is_overdue_after_the_limit(arrivals):
+    arrivals.begin(1)
+    assert LIMIT_S < arrivals.seconds_until_overdue() <= LIMIT_S + 3 * POLL_S
+    assert list(arrivals.watch.seconds) == [1]
+
+
+def test_each_rank_has_its_own_time(arrivals):
+    arrivals.begin(0)
+    assert arrivals.seconds_until_overdue(most=10) is None
+    arrivals.begin(2)
+    assert arrivals.seconds_until_overdue(most=5) is None
+    assert arrivals.watch.seconds[0] > arrivals.watch.seconds[2] > 0
+    arrivals.end(0)
+    assert arrivals.seconds_until_overdue() > LIMIT_S / 2
+
+
+def test_a_rank_that_has_joined_is_not_overdue_although_it_reports_no_steps(arrivals):
+    arrivals.begin(0)
+    assert arrivals.seconds_until_overdue(most=15) is None
+    arrivals.end(0)
+    assert arrivals.seconds_until_overdue() is None
+
+
+def test_a_rank_that_has_exited_while_it_joined_is_not_overdue(arrivals):
+    arrivals.begin(0)
+    assert arrivals.seconds_until_overdue(1, 2) is None
+
+
+def test_the_time_of_a_suspended_job_does_not_count_as_joining(arrivals):
+    arrivals.begin(0)
+    assert arrivals.seconds_until_overdue(most=2) is None
+    for _ in range(5):
+        arrivals.clock.now += 3600.0
+        assert not arrivals.watch.is_overdue((0, 1, 2))
+    assert arrivals.seconds_until_overdue() is not None
 
 
 def test_ranks_without_a_first_heartbeat_are_waited_for_without_limit(node):

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import re
 import signal
@@ -16,8 +17,9 @@ import mimo_role
 from mimo_role import Topology
 from mimo_role.host.node_dir import stacks_file, trace_request_pipe, traces_file
 from mimo_role.monitoring.diagnostics import STACKS_SIGNAL, enable_diagnostics, read_traces
-from mimo_role.monitoring.flight_recorder import GroupTrace, from_dump, traces
+from mimo_role.monitoring.flight_recorder import GroupTrace, MessageTrace, from_dump, traces
 from mimo_role.testing import run_ranks
+from tests.mimo_role.monitoring.nccl_recorder import NcclRecorder
 
 ROOT = Path(__file__).parents[3]
 THREE = Topology.from_modules({"vision": {}, "language": {"tp": 2}})
@@ -251,10 +253,90 @@ DUMP = {
 
 
 def test_a_dump_is_read_by_group():
+    send = MessageTrace(own=0, peer=1, is_send=True, posted=1, pending=1, has_all=False)
     assert from_dump(DUMP, {"5": (0, 2)}) == [
-        GroupTrace(name="5", description="mine", ranks=(0, 2), entered=2, waiting={2: "_all_gather_base"}),
+        GroupTrace(name="5", description="mine", ranks=(0, 2), entered=2, waiting={2: "_all_gather_base"}, messages=(send,)),
         GroupTrace(name="6", description="gone", ranks=None, entered=4, waiting={}),
     ]
+
+
+@pytest.fixture
+def recorder():
+    return NcclRecorder("5", "mine")
+
+
+def trace_of(recorder, forgotten=0):
+    (found,) = from_dump(recorder.dump(forgotten), {"5": (0, 2)})
+    return found
+
+
+def pending(trace):
+    return {("send" if each.is_send else "receive", each.peer): (each.posted, each.pending) for each in trace.messages}
+
+
+def test_a_batch_of_messages_is_no_collective(recorder):
+    recorder.batch_of_messages("send 0->1", is_complete=True)
+    recorder.batch_of_messages("send 0->1", "send 0->1", "recv 0<-1", is_complete=False)
+    found = trace_of(recorder)
+    assert (found.entered, found.waiting, found.timeout_s) == (0, {}, 600.0)
+    assert pending(found) == {("send", 1): (3, 2), ("receive", 1): (1, 1)}
+
+
+def test_the_operations_of_a_complete_batch_are_complete(recorder):
+    recorder.batch_of_messages("send 0->1", "recv 0<-1", is_complete=True)
+    recorder.batch_of_collectives("all_reduce", "all_reduce", is_complete=True)
+    found = trace_of(recorder)
+    assert (found.entered, found.waiting, found.timeout_s) == (1, {}, 0.0)
+    assert pending(found) == {("send", 1): (1, 0), ("receive", 1): (1, 0)}
+
+
+def test_a_batch_of_collectives_is_one_collective(recorder):
+    recorder.message("send 0->1", is_complete=True)
+    recorder.batch_of_collectives("all_reduce", "all_reduce", is_complete=False)
+    found = trace_of(recorder)
+    assert (found.entered, found.waiting) == (1, {1: "all_reduce"})
+    assert pending(found) == {("send", 1): (1, 0)}
+
+
+def test_a_batch_whose_collectives_are_not_recorded_is_a_collective(recorder):
+    """As in torch before 2.7."""
+    recorder.message("send 0->1", is_complete=True)
+    recorder.batch_of_collectives(is_complete=False)
+    assert trace_of(recorder).waiting == {1: "coalesced"}
+
+
+def test_a_batch_of_messages_of_which_the_recorder_has_only_the_end_is_no_collective(recorder):
+    recorder.collective("all_reduce", is_complete=True)
+    recorder.batch_of_messages("send 0->1", is_complete=False)
+    recorder.message("recv 0<-1", is_complete=False)
+    assert trace_of(recorder).waiting == {}
+    assert trace_of(recorder, forgotten=2).waiting == {}
+
+
+def test_messages_outside_of_a_batch_are_pending_one_by_one(recorder):
+    recorder.message("recv 0<-1", is_complete=True)
+    recorder.message("recv 0<-1", is_complete=False)
+    assert pending(trace_of(recorder)) == {("receive", 1): (2, 1)}
+
+
+def test_a_complete_operation_that_the_watchdog_has_not_seen_is_not_pending(recorder):
+    recorder.collective("all_reduce", is_complete=True)
+    (entry,) = recorder.dump()["entries"]
+    entry["retired"] = False
+    assert trace_of(recorder).waiting == {}
+
+
+def test_a_recorder_that_has_forgotten_operations_does_not_have_all(recorder):
+    recorder.message("recv 0<-1", is_complete=True)
+    recorder.message("recv 0<-1", is_complete=False)
+    assert [message.has_all for message in trace_of(recorder).messages] == [True]
+    assert [message.has_all for message in trace_of(recorder, forgotten=1).messages] == [False]
+
+
+def test_traces_with_messages_survive_json(recorder):
+    recorder.batch_of_messages("send 0->1", "recv 0<-1", is_complete=False)
+    found = trace_of(recorder)
+    assert GroupTrace.from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
 def test_a_dump_without_entries_is_empty():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimo_role.host.node_dir import heartbeat_file
-from mimo_role.monitoring.heartbeat import Heartbeat, read_pulse
+from mimo_role.monitoring.heartbeat import Heartbeat, is_joining, read_pulse, recorded_joining
 
 
 @pytest.fixture
@@ -102,10 +102,50 @@ def test_a_removed_node_directory_is_no_error(heart, path):
     assert read_pulse(path) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 32, b"short", b"\1" * 33])
+@pytest.mark.parametrize("content", [b"", b"\1" * 39, b"short", b"\1" * 41])
 def test_an_incomplete_file_is_ignored(path, content):
     path.write_bytes(content)
     assert read_pulse(path) is None
+    assert not is_joining(path)
+
+
+@pytest.fixture
+def of_agent(path, monkeypatch):
+    monkeypatch.setenv("MIMO_NODE_DIR", str(path.parent))
+    monkeypatch.setenv("RANK", "3")
+
+
+@pytest.mark.usefixtures("of_agent")
+def test_joining_is_recorded_as_long_as_it_lasts(heart, path):
+    assert not is_joining(path)
+    with recorded_joining():
+        assert is_joining(path)
+        assert read_pulse(path) is None
+    assert not is_joining(path)
+    assert read_pulse(path) is None
+
+
+@pytest.mark.usefixtures("of_agent")
+def test_joining_that_fails_is_over(path):
+    with pytest.raises(ConnectionError), recorded_joining():
+        raise ConnectionError
+    assert not is_joining(path)
+
+
+@pytest.mark.usefixtures("of_agent")
+def test_joining_and_heartbeats_do_not_overwrite_each_other(heart, path):
+    heart.step(7)
+    with recorded_joining():
+        heart.beat()
+        assert is_joining(path)
+    assert progress(path) == (2, 7, 7)
+
+
+def test_joining_outside_of_mimo_launch_is_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with recorded_joining():
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 BEATS = """
