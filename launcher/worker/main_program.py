@@ -15,6 +15,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
+from launcher.exit_code import ExitCode
 from launcher.failures import crash
 from launcher.plan.launch_plan import Entry
 from launcher.worker import process_end
@@ -35,8 +36,8 @@ def run_as_main(entry: Entry, on_failure: Callable[[], object]) -> None:
 
     Args:
         entry: what to run.
-        on_failure: called if the script raises anything but `SystemExit` with code 0. A process that the script has forked
-            reports nothing.
+        on_failure: called if the script raises anything but `SystemExit` with code 0, or with the code of a preempted rank,
+            which leaves the job together with the others. A process that the script has forked reports nothing.
     """
     rank = os.getpid()
     try:
@@ -45,7 +46,8 @@ def run_as_main(entry: Entry, on_failure: Callable[[], object]) -> None:
         if _is_success(error):
             process_end.succeeded()
         elif os.getpid() == rank:
-            on_failure()
+            if not _asks_for_requeue(error):
+                on_failure()
             _record(error)
         elif not isinstance(error, SystemExit):
             _hide_own_frames()
@@ -97,6 +99,10 @@ def _is_ours(file: str) -> bool:
 
 def _is_success(error: BaseException) -> bool:
     return isinstance(error, SystemExit) and error.code in (None, 0)
+
+
+def _asks_for_requeue(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and error.code == ExitCode.REQUEUE
 
 
 def _run(entry: Entry) -> None:
