@@ -9,10 +9,10 @@ import torch.distributed as dist
 from mimo_role.bridge.message_tags import BATCHES
 from mimo_role.bridge.messages import Channels
 from mimo_role.groups.creation import CreatedGroup, backend_options, create_group, free, uses_nccl, world_group
-from mimo_role.groups.message_groups import MessageGroup, Traffic, message_groups, rounds_of
 from mimo_role.groups.names import CountedGroup, named, next_series
 from mimo_role.groups.options import GroupOptions, lean
-from mimo_role.resharding.connections import Pair, bridge_pairs, replica_pairs
+from mimo_role.resharding.connections import Pair
+from mimo_role.resharding.message_groups import MessageGroup, Traffic, message_groups, rounds_of
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.topology import Topology
 
@@ -58,7 +58,7 @@ class NcclChannels:
             with named(series, number):
                 self._make(round_, own, rank, device, timeout, options or {})
             if own is not None:
-                _connect(self._groups[own.module, own.traffic], _pairs_of(own, topology, rank), rank, device)
+                _connect(self._groups[own.module, own.traffic], own.pairs_of(topology, rank), rank, device)
 
     def _make(
         self,
@@ -105,14 +105,6 @@ class NcclChannels:
             free(group)
         self._created.clear()
         self._groups.clear()
-
-
-def _pairs_of(group: MessageGroup, topology: Topology, rank: int) -> set[Pair]:
-    if group.traffic is Traffic.REPLICAS:
-        return replica_pairs(topology, group.module, rank)
-    back = group.traffic in (Traffic.BACK, Traffic.STAGES_BACK)
-    between_stages = group.traffic in (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK)
-    return bridge_pairs(topology, group.module, rank, between_stages=between_stages, back=back)
 
 
 def _connect(group: dist.ProcessGroup, pairs: set[Pair], rank: int, device: torch.device) -> None:

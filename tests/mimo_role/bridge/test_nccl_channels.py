@@ -13,8 +13,8 @@ from mimo_role import GroupOptions, NcclOptions, Topology
 from mimo_role.bridge import nccl_channels
 from mimo_role.bridge.buffer_pool import BufferPool
 from mimo_role.groups import creation
-from mimo_role.groups.message_groups import Traffic, message_groups, rounds_of
 from mimo_role.resharding.connections import bridge_pairs, bridges, replica_pairs
+from mimo_role.resharding.message_groups import Traffic, message_groups, rounds_of
 from tests.mimo_role.worlds import topologies
 
 APART = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 2}})

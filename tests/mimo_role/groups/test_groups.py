@@ -410,6 +410,17 @@ def test_without_a_bound_device_each_rank_creates_only_its_own_rows(recorder):
     ]
 
 
+def test_a_group_of_some_ranks_does_not_split_the_communicator_of_the_world(recorder):
+    fake = recorder(APART.world_size)
+    bound_during = []
+    fake.new_group = lambda ranks, **settings: bound_during.append((fake.group.WORLD.bound_device_id, ranks, settings))
+    fake.get_rank = lambda: 3
+    creation.new_group_of([3, 5], timeout=SHORT)
+    assert creation.new_group_of([1, 2]) is None
+    assert bound_during == [(None, [3, 5], {"use_local_synchronization": True, "timeout": SHORT})]
+    assert fake.group.WORLD.bound_device_id == torch.device("cuda", 0)
+
+
 @given(topology=topologies(experts=True))
 @settings(max_examples=30)
 def test_the_members_of_a_group_create_it_under_one_name_in_an_order_that_they_share(topology):

@@ -9,6 +9,7 @@ from enum import Enum
 from functools import cached_property
 from itertools import chain
 
+from mimo_role.resharding.connections import Pair, bridge_pairs, replica_pairs
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
@@ -52,6 +53,14 @@ class MessageGroup:
     def row_of(self, rank: int) -> tuple[int, ...] | None:
         """The row that has the rank."""
         return next((row for row in self.rows if rank in row), None)
+
+    def pairs_of(self, topology: Topology, rank: int) -> set[Pair]:
+        """The pairs of sender and receiver, of which one is `rank`, when samples are split evenly."""
+        if self.traffic is Traffic.REPLICAS:
+            return replica_pairs(topology, self.module, rank)
+        back = self.traffic in (Traffic.BACK, Traffic.STAGES_BACK)
+        between_stages = self.traffic in (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK)
+        return bridge_pairs(topology, self.module, rank, between_stages=between_stages, back=back)
 
 
 def message_groups(topology: Topology) -> Iterator[MessageGroup]:
