@@ -266,6 +266,7 @@ def connections_of_new_groups():
     made = process_groups.ProcessGroups(APART, dist.get_rank(), SHORT)
     dist.barrier()
     after = sockets()
+    dist.barrier()  # others may connect to this rank once they have counted
     module = APART.modules_of(dist.get_rank())[0]
     dist.barrier(group=made.get(module, ("tp", "cp", "dp", "pp")))
     dist.barrier()
