@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from mimo_role.bridge.bridge import Bridge
 from mimo_role.bridge.registry import BridgeRegistry
 from mimo_role.errors import AxisError
+from mimo_role.groups.creation import new_group_of
 from mimo_role.groups.families import EMBEDDING, expert_grid_of
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups
@@ -92,6 +93,21 @@ class RoleContext:
         if axes == (EMBEDDING,):
             return self._groups.get_ends(module)
         return self._groups.get(module, axes)
+
+    def new_group(self, ranks: Sequence[int], **settings: Any) -> dist.ProcessGroup | None:
+        """Create a process group of some ranks, by a call on these ranks only.
+
+        `torch.distributed.new_group` is collective over the world; under NCCL even with `use_local_synchronization`, since
+        torch splits the world's communicator where the world is bound to devices, as mimo-launch binds it.
+
+        Args:
+            ranks: of the world. Their order does not matter.
+            settings: `timeout`, `backend`, `pg_options` and `group_desc`, as `torch.distributed.new_group` takes them.
+
+        Returns:
+            The group; `None` on a rank that is not in it, where a call does nothing.
+        """
+        return new_group_of(ranks, **settings)
 
     def mesh(self, module: str, *axes: str) -> DeviceMesh:
         """The module's ranks as a DeviceMesh over the same groups, slowest axis first: `("pp", "dp", "cp", "tp")`.

@@ -100,19 +100,36 @@ def _own_address() -> str:
 
 
 def device_of(on_gpu: bool) -> torch.device:
-    """The CPU, or this rank's GPU.
+    """The CPU, or this rank's GPU: that of an existing world, the one that the script has set, or the one of `LOCAL_RANK`.
+
+    If a launcher shows each process its own GPU only, as srun can, it is that one.
 
     Raises:
         ContextError: there is no such GPU.
     """
     if not on_gpu:
         return torch.device("cpu")
-    local_rank, visible = environ.local_rank(), torch.cuda.device_count()
-    if local_rank >= visible:
-        raise ContextError(f"LOCAL_RANK={local_rank} on {socket.gethostname()}, where torch sees {visible} GPUs")
-    device = torch.device("cuda", local_rank)
+    device = _chosen_gpu() or _gpu_of_local_rank()
     torch.cuda.set_device(device)
     return device
+
+
+def _chosen_gpu() -> torch.device | None:
+    world = dist.group.WORLD
+    if world is not None and world.bound_device_id is not None:
+        return world.bound_device_id
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    # Device 0 is also the current one of a script that has only asked for its name.
+    return torch.device("cuda", current) if current or (current == 0 and world is not None) else None
+
+
+def _gpu_of_local_rank() -> torch.device:
+    local_rank, visible = environ.local_rank(), torch.cuda.device_count()
+    if local_rank < visible:
+        return torch.device("cuda", local_rank)
+    if visible == 1:
+        return torch.device("cuda", 0)
+    raise ContextError(f"LOCAL_RANK={local_rank} on {socket.gethostname()}, where torch sees {visible} GPUs")
 
 
 def check_same_topology(topology: Topology, options: Mapping[str, GroupOptions], device: torch.device) -> None:

@@ -153,8 +153,8 @@ def _make_context(
 ) -> tuple[RoleContext, BatchLedger]:
     rank = dist.get_rank()
     agreement, heartbeat = monitors
-    channels = NcclChannels(topology, rank, device)
-    ledger = BatchLedger(connect_peers(rank, timeout), timeout.total_seconds())
+    channels = NcclChannels(topology, rank, device, timeout=timeout, options=options)
+    ledger = BatchLedger(connect_peers(rank, timeout), timeout.total_seconds(), tags=channels.tags)
     bridges = BridgeRegistry(topology, rank, device, channels=channels, ledger=ledger, step=lambda: heartbeat.script_step)
     context = RoleContext(
         topology, rank, device, options, groups=groups, bridges=bridges, agreement=agreement, heartbeat=heartbeat

@@ -15,7 +15,7 @@ if find_spec("torch") is None:
         "launcher/preflight": "check",
         "launcher/run_dir": "reader",
         "launcher/schedulers": "*",
-        "mimo_role": "context gpu rehearsal torch_interop",
+        "mimo_role": "context gpu joining rehearsal torch_interop",
         "mimo_role/bridge": "*",
         "mimo_role/groups": "groups nccl_order",
         "mimo_role/megatron": "*",

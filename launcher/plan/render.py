@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from launcher.formatting import counted, ranges
+from launcher.plan import communicators
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.placement import Node
 from mimo_role.groups.rounds import schedule
@@ -40,6 +41,7 @@ def as_json(plan: LaunchPlan) -> str:
             "warnings": [{"code": warning.code, "message": warning.message} for warning in plan.warnings],
             "rounds": len(rounds),
             "groups": rounds.as_list(),
+            "nccl": communicators.as_dict(plan, rounds),
         }
     )
 

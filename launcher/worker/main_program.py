@@ -10,12 +10,15 @@ import types
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader, all_suffixes
+from itertools import takewhile
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
+from launcher.exit_code import ExitCode
 from launcher.failures import crash
 from launcher.plan.launch_plan import Entry
+from launcher.worker import process_end
 from mimo_role.host import environ, node_dir
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -33,19 +36,23 @@ def run_as_main(entry: Entry, on_failure: Callable[[], object]) -> None:
 
     Args:
         entry: what to run.
-        on_failure: called if the script raises anything but `SystemExit` with code 0. A process that the script has forked
-            reports nothing.
+        on_failure: called if the script raises anything but `SystemExit` with code 0, or with the code of a preempted rank,
+            which leaves the job together with the others. A process that the script has forked reports nothing.
     """
     rank = os.getpid()
     try:
         _run(entry)
     except BaseException as error:
-        if os.getpid() == rank and not _is_success(error):
-            on_failure()
+        if _is_success(error):
+            process_end.succeeded()
+        elif os.getpid() == rank:
+            if not _asks_for_requeue(error):
+                on_failure()
             _record(error)
         elif not isinstance(error, SystemExit):
             _hide_own_frames()
         raise
+    process_end.succeeded()
 
 
 def prepare_path(entry: Entry, started_with: Collection[str]) -> None:
@@ -92,6 +99,10 @@ def _is_ours(file: str) -> bool:
 
 def _is_success(error: BaseException) -> bool:
     return isinstance(error, SystemExit) and error.code in (None, 0)
+
+
+def _asks_for_requeue(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and error.code == ExitCode.REQUEUE
 
 
 def _run(entry: Entry) -> None:
@@ -150,10 +161,31 @@ def _set_command_line(words: list[str]) -> None:
     sys.orig_argv = [sys.executable, *subprocess._args_from_interpreter_flags(), *words]  # type: ignore[attr-defined]
 
 
+_listed: dict[str, list[str]] = {}
+"""The modules that `list_modules` has found, by the package or module at their top."""
+
+_last_listed = ""
+
+
+def list_modules() -> None:
+    """List the imported modules, to forget some of them later.
+
+    The fork server does so for all ranks. Reading each name writes to its count of references, and so copies memory that ranks
+    share.
+    """
+    global _last_listed
+    for name in sys.modules:
+        _listed.setdefault(name.partition(".")[0], []).append(name)
+        _last_listed = name
+
+
 def _forget_modules(names: set[str]) -> None:
     """Forget imported modules, so that the script imports its own; and `launcher`, of which it may have one anywhere."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in {"launcher", *names}]:
-        del sys.modules[name]
+    roots = {"launcher", *names}
+    since = takewhile(lambda name: name != _last_listed, reversed(sys.modules))
+    later = [name for name in since if name.partition(".")[0] in roots]
+    for name in [*later, *(name for root in roots for name in _listed.get(root, ()))]:
+        sys.modules.pop(name, None)
 
 
 def _modules_in(folder: str) -> set[str]:

@@ -2,12 +2,9 @@
 
 It imports torch once; every rank begins as a copy of it. A forked rank leaves `serve` and goes on as the main program
 would in a new interpreter: it has a session of its own, the signal handlers, streams and environment of a new process,
-and it ends as the interpreter ends a program, except for two things that would only cost time. The modules that the server
-has imported are not taken apart, and the C libraries that it has loaded do not clean up.
+and it ends as the interpreter ends a program, without taking apart what the server has imported (`process_end`).
 """
 
-import atexit
-import ctypes
 import errno
 import gc
 import json
@@ -15,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -23,14 +19,13 @@ from typing import Any, NoReturn
 
 from launcher.host import limits
 from launcher.host.fork_server import LENGTH
-from launcher.worker import late_variables
+from launcher.worker import late_variables, process_end
 from mimo_role.host import environ
 
 _STREAMS = 3
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them in its own process."""
 _NOT_STARTED = 127
-_kept: list[Any] = []
 
 
 def serve(descriptor: int, *, preload: bool) -> list[str]:
@@ -71,53 +66,19 @@ def _leave_the_terminal() -> set[signal.Signals]:
 
 def _import_torch() -> None:
     """Import what every rank needs. It does not initialize CUDA, which a forked child could not use afterwards."""
-    atexit.register(_keep_modules)  # the first to be registered is the last to be called
+    process_end.prepare()
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
     late_variables.remember()
     for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging"):
         import_module(name)
+    from launcher.worker import main_program
+
     late_variables.list_modules()
-    _kept.extend((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
+    main_program.list_modules()
+    process_end.keep_modules()
     # Collecting does not write to frozen objects, so their memory stays shared with the ranks.
     gc.freeze()
     gc.enable()
-    _skip_clean_up_of_libraries()
-
-
-_TORN_DOWN = {
-    "__main__",
-    "builtins",
-    "codecs",
-    "encodings",
-    "io",
-    "linecache",
-    "os",
-    "sys",
-    "threading",
-    "traceback",
-    "warnings",
-}
-"""Modules that an ending interpreter uses itself."""
-
-
-def _keep_modules() -> None:
-    """Let the interpreter end without taking apart what the server has imported: that copies most of the shared memory."""
-    for name, module in _kept:
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
-
-
-def _skip_clean_up_of_libraries() -> None:
-    """End a process after the exit functions of the C libraries that are loaded later, and before those of torch.
-
-    C calls its exit functions in the opposite order of their registration. The two that are registered here write all
-    buffered output (`fcloseall`) and end the process (`_exit`). See on_exit(3), which the GNU C library has.
-    """
-    library = ctypes.CDLL(None)
-    with suppress(AttributeError):
-        library.on_exit(library._exit, None)
-        library.on_exit(library.fcloseall, None)
 
 
 class _Server:

@@ -17,7 +17,6 @@ from mimo_role.bridge.backward_pass import is_in_backward
 from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.bridge_base import BridgeBase
 from mimo_role.bridge.frames import BatchKey, Returns
-from mimo_role.bridge.message_tags import BATCHES
 from mimo_role.bridge.owed_gradients import OwedGradients
 from mimo_role.bridge.transfer import Transfer, TransferOptions, start_together
 
@@ -165,8 +164,8 @@ class _Call:
         def receive_early(peer: int) -> None:
             if bridge.is_receiver:
                 raise self.ledger.fail(
-                    f"rank {peer} ran more than {BATCHES} backwards of {bridge} in another order than this rank; "
-                    "call backward() in the same order on all ranks"
+                    f"rank {peer} ran backwards of {bridge} in another order than this rank; call backward() in the same "
+                    "order on all ranks"
                 )
             if key not in self._early:
                 self._early[key] = self._back(at, bridge, spec, None)

@@ -21,7 +21,7 @@ from mimo_role.bridge.expected_batch import Expected, named
 from mimo_role.bridge.frame_channel import FrameChannel
 from mimo_role.bridge.frames import BatchHeader, BatchKey, Edge, FrameKind, Want
 from mimo_role.bridge.header_matching import HeaderMatching
-from mimo_role.bridge.message_tags import Purpose
+from mimo_role.bridge.message_tags import BATCHES, Purpose
 from mimo_role.bridge.peer_links import Links
 from mimo_role.bridge.pending_gradients import PendingGradients
 from mimo_role.bridge.sent_batches import Sent, SentBatches
@@ -59,16 +59,17 @@ def shared() -> "BatchLedger":
 class BatchLedger:
     """The batches of all bridges of this process. As a context manager it admits one thread at a time."""
 
-    def __init__(self, links: Links, timeout_s: float) -> None:
+    def __init__(self, links: Links, timeout_s: float, *, tags: int = BATCHES) -> None:
         """
         Args:
             links: to the other ranks.
             timeout_s: the limit of each wait.
+            tags: how many batches of a bridge in a row have different tags; 1 where messages match in the order of posting.
         """
         self.gradients = PendingGradients()
         self._timeout_s = timeout_s
         self._channel = channel = FrameChannel(links)
-        self._headers = HeaderMatching(self.gradients.calls, channel.add_peers, self._fail)
+        self._headers = HeaderMatching(self.gradients.calls, channel.add_peers, self._fail, tags=tags)
         self._sent = SentBatches()
         self._specs: dict[tuple[int, int, int], list[int]] = {}
         self._cycles = WaitCycles()

@@ -218,6 +218,14 @@ class BridgeBase:
         """
         return self._end(spec, False).as_plain(activations)
 
+    def runs_sent_back(self, spec: ActivationSpec) -> tuple[tuple[int, int], ...]:
+        """The elements of a flattened gradient that this rank sends: begin and end of each run. Replicas divide the others."""
+        return self._end(spec, True).parts.sent_runs
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Memory of the bridge's pool: a contiguous tensor of any content."""
+        return self._pool.take(shape, dtype)
+
     def send_zeros_back(self, spec: ActivationSpec, number: int, turn: int) -> None:
         """Send zeros for the gradients of a batch, without their data.
 

@@ -38,7 +38,7 @@ class Expected:
     header: BatchHeader | None = None
     """The header that has arrived."""
     earlier_alike: tuple[BatchKey, ...] = ()
-    """Batches with the same tags that the peer sent before this one, and that this rank has not asked for."""
+    """Batches whose data, with the same tags, the peer sent before this one, and that this rank has not asked for."""
 
     @property
     def want(self) -> Want:

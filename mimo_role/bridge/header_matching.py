@@ -1,12 +1,12 @@
 """The headers that peers send, matched with the batches that this rank expects."""
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 from mimo_role.bridge.expected_batch import Expected
 from mimo_role.bridge.frames import BatchHeader, BatchKey
-from mimo_role.bridge.message_tags import BATCHES, Purpose
+from mimo_role.bridge.message_tags import Purpose
 
 
 @dataclass(slots=True)
@@ -22,14 +22,21 @@ class HeaderMatching:
     """Compares each header with the batch that is expected, whichever of the two comes first."""
 
     def __init__(
-        self, calls: Container[BatchKey], add_peers: Callable[[Iterable[int]], None], fail: Callable[[str], None]
+        self,
+        calls: Container[BatchKey],
+        add_peers: Callable[[Iterable[int]], None],
+        fail: Callable[[str], None],
+        *,
+        tags: int,
     ) -> None:
         """
         Args:
             calls: batches that autograd may ask for in another order than that in which they were sent.
             add_peers: gets the ranks from which batches come.
             fail: gets the description of a header that does not match.
+            tags: how many batches in a row have different tags; 1 where messages match in the order of posting.
         """
+        self._tags = tags
         self._calls = calls
         self._add_peers = add_peers
         self._fail = fail
@@ -97,7 +104,7 @@ class HeaderMatching:
                 self._fail_difference(expected, first)
         if (header := unclaimed.get(key)) is None:
             return False
-        earlier = list(takewhile(lambda other: other != key, unclaimed))
+        earlier = dict(takewhile(lambda other: other[0] != key, unclaimed.items()))
         del unclaimed[key]
         self._bind(expected, header, earlier)
         return True
@@ -119,9 +126,11 @@ class HeaderMatching:
         else:
             queue.unclaimed[key] = header
 
-    def _bind(self, expected: Expected, header: BatchHeader, earlier: Iterable[BatchKey]) -> None:
-        residue = header.key.batch % BATCHES
-        expected.earlier_alike = tuple(key for key in earlier if key.batch % BATCHES == residue)
+    def _bind(self, expected: Expected, header: BatchHeader, earlier: Mapping[BatchKey, BatchHeader]) -> None:
+        residue = header.key.batch % self._tags
+        expected.earlier_alike = tuple(
+            key for key, other in earlier.items() if key.batch % self._tags == residue and not other.is_zero
+        )
         if (problem := expected.difference(header)) is not None:
             self._fail(problem)
         expected.header = header

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.frames import BatchKey
-from mimo_role.bridge.message_tags import Purpose, tag_of
+from mimo_role.bridge.message_tags import tag_of
 from mimo_role.bridge.transfer_guard import Posted
 
 
@@ -35,12 +35,13 @@ class Step(Enum):
 
 
 class Channels(NamedTuple):
-    """The process groups that transfer a bridge's messages; `None` for the world's."""
+    """The process groups that transfer a bridge's messages, in the order of `Purpose`; `None` for the world's."""
 
     forward: dist.ProcessGroup | None = None
     back: dist.ProcessGroup | None = None
-    among_replicas: dist.ProcessGroup | None = None
-    """For what the replicas of a lane exchange, in either direction."""
+    forward_among_replicas: dist.ProcessGroup | None = None
+    """For what the replicas of a receiving lane exchange."""
+    back_among_replicas: dist.ProcessGroup | None = None
 
 
 class MessageOwner(Protocol):
@@ -68,11 +69,7 @@ class Message(NamedTuple):
         cls, owner: MessageOwner, step: Step, tensor: torch.Tensor, peer: int, *, key: BatchKey, channels: Channels
     ) -> "Message":
         """A message of the batch `key`, by its tag and over its group."""
-        if step.is_among_replicas:
-            group = channels.among_replicas
-        else:
-            group = channels.back if key.purpose is Purpose.BACK else channels.forward
-        return cls(owner, step, tensor, peer, group, tag_of(key.bridge, key.purpose, key.batch, tensor))
+        return cls(owner, step, tensor, peer, channels[key.purpose], tag_of(key.bridge, key.purpose, key.batch, tensor))
 
 
 def is_one_operation(tensor: torch.Tensor) -> bool:

@@ -1,31 +1,27 @@
 """Process groups used by bridges under NCCL."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from mimo_role.bridge.message_tags import BATCHES
 from mimo_role.bridge.messages import Channels
-from mimo_role.groups.creation import free, make_rows, uses_nccl
-from mimo_role.groups.rounds import RowSet
-from mimo_role.resharding.endpoint import Endpoint, Side
-from mimo_role.resharding.samples import Samples, TokenSplit
-from mimo_role.resharding.transfer_plan import Chunk, TransferPlan, plan_transfers
+from mimo_role.groups.creation import CreatedGroup, backend_options, create_group, free, uses_nccl, world_group
+from mimo_role.groups.names import CountedGroup, named, next_series
+from mimo_role.groups.options import GroupOptions, lean
+from mimo_role.resharding.connections import Pair
+from mimo_role.resharding.message_groups import MessageGroup, Traffic, message_groups, rounds_of
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
-from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
-
-_WIDTHS = (1, 1 << 20)
-"""Elements of a token: so few that overlaps are sent whole to each replica, and so many that replicas divide them."""
 
 
 class NcclChannels:
-    """Groups of the world for activations, for gradients, and for messages among replicas. Under gloo there are none.
+    """Groups for activations, for gradients, and for messages among replicas. Under gloo there are none.
 
-    There is a pair for the bridges between a module's stages, and a pair for the bridge to the language module.
+    There is a pair for the bridges between a module's stages, a pair for the bridge to the language module, and one for the
+    replicas of each lane.
 
     NCCL runs a communicator's batches one after the other, and messages between two ranks in the order of posting. Over one
     communicator, activations would wait for gradients that wait for them, messages among replicas for the next batch, and
@@ -34,38 +30,84 @@ class NcclChannels:
     share; other lanes connect at their first message. Gloo's messages have tags, so the world's group serves for all.
     """
 
-    def __init__(self, topology: Topology, rank: int, device: torch.device) -> None:
-        """Create and connect the groups. Collective over the world."""
-        self._groups: dict[tuple[str, bool, bool], dist.ProcessGroup] = {}
-        self._among_replicas: dist.ProcessGroup | None = None
+    def __init__(
+        self,
+        topology: Topology,
+        rank: int,
+        device: torch.device,
+        *,
+        timeout: timedelta,
+        options: Mapping[str, GroupOptions] | None = None,
+    ) -> None:
+        """Create and connect the groups. Collective over the world.
+
+        Args:
+            topology: the world.
+            rank: this process's.
+            device: where its tensors live.
+            timeout: for each message.
+            options: those of a module's groups, by its name; `lean` limits the CUDA blocks of the bridges' groups.
+        """
+        self._groups: dict[tuple[str, Traffic], dist.ProcessGroup] = {}
+        self._created: list[CreatedGroup] = []
         if not uses_nccl() or topology.world_size == 1:
             return
-        world = RowSet(range(topology.world_size), ((1, topology.world_size),))
-        among_replicas = set()
-        for module, between_stages in _kinds(topology):
-            for back in (False, True):
-                plans = list(_plans(topology, module, between_stages, rank, back=back))
-                name = f"{module}{' stages' if between_stages else ''} {'back' if back else 'forward'}"
-                group = self._groups[module, between_stages, back] = make_rows(world, rank, group_desc=name)
-                _connect(group, _pairs(((plan.sends, plan.receives) for plan in plans), rank), rank, device)
-                among_replicas |= _pairs(((plan.replica_sends, plan.replica_receives) for plan in plans), rank)
-        self._among_replicas = make_rows(world, rank, group_desc="replicas")
-        _connect(self._among_replicas, among_replicas, rank, device)
+        series = next_series(world_group())
+        for number, round_ in enumerate(rounds_of(message_groups(topology))):
+            own = next((group for group in round_ if rank in group.ranks), None)
+            with named(series, number):
+                self._make(round_, own, rank, device, timeout, options or {})
+            if own is not None:
+                _connect(self._groups[own.module, own.traffic], own.pairs_of(topology, rank), rank, device)
+
+    def _make(
+        self,
+        round_: Iterable[MessageGroup],
+        own: MessageGroup | None,
+        rank: int,
+        device: torch.device,
+        timeout: timedelta,
+        options: Mapping[str, GroupOptions],
+    ) -> None:
+        """Create one round's groups. Collective over the world."""
+        settings = GroupOptions() if own is None else options.get(own.module, GroupOptions())
+        group = create_group(
+            [row for group in round_ for row in group.rows],
+            None if own is None else own.row_of(rank),
+            timeout=timeout if settings.timeout_s is None else timedelta(seconds=settings.timeout_s),
+            pg_options=backend_options(lean(settings)),
+            group_desc="" if own is None else own.name,
+            device=device,
+        )
+        self._created.append(group)
+        if own is not None and not isinstance(group, CountedGroup):
+            self._groups[own.module, own.traffic] = group
 
     def of(self, module: str, *, between_stages: bool) -> Channels:
         """The groups for the bridges between a module's stages, or for the one from it to the language module."""
-        forward, back = (self._groups.get((module, between_stages, back)) for back in (False, True))
-        return Channels(forward, back, self._among_replicas)
+        if between_stages:
+            traffics, receivers = (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK), (module, module)
+        else:
+            traffics, receivers = (Traffic.FORWARD, Traffic.BACK), (MIMO_LANGUAGE_MODULE_KEY, module)
+        return Channels(
+            *(self._groups.get((module, traffic)) for traffic in traffics),
+            *(self._groups.get((receiver, Traffic.REPLICAS)) for receiver in receivers),
+        )
+
+    @property
+    def tags(self) -> int:
+        """How many batches of a bridge in a row have different tags; 1 under NCCL, which has none."""
+        return 1 if self._groups else BATCHES
 
     def destroy(self) -> None:
         """Destroy the groups, once."""
-        for group in [*self._groups.values(), *filter(None, [self._among_replicas])]:
+        for group in self._created:
             free(group)
+        self._created.clear()
         self._groups.clear()
-        self._among_replicas = None
 
 
-def _connect(group: dist.ProcessGroup, pairs: set[tuple[int, int]], rank: int, device: torch.device) -> None:
+def _connect(group: dist.ProcessGroup, pairs: set[Pair], rank: int, device: torch.device) -> None:
     """Send a number from the first rank of each pair to the second."""
     operations = []
     for sender, receiver in sorted(pairs, key=lambda pair: (min(pair), max(pair), pair)):
@@ -74,46 +116,3 @@ def _connect(group: dist.ProcessGroup, pairs: set[tuple[int, int]], rank: int, d
         operations.append(dist.P2POp(verb, number, peer, group))
     for work in dist.batch_isend_irecv(operations) if operations else ():
         work.wait()
-
-
-def _pairs(exchanges: Iterable[tuple[Sequence[Chunk], Sequence[Chunk]]], rank: int) -> set[tuple[int, int]]:
-    """The pairs of sender and receiver to which this rank belongs, from what it sends and receives."""
-    pairs = set()
-    for sends, receives in exchanges:
-        pairs |= {(rank, chunk.peer) for chunk in sends} | {(chunk.peer, rank) for chunk in receives}
-    return {(sender, receiver) for sender, receiver in pairs if sender != receiver}
-
-
-def _kinds(topology: Topology) -> Iterator[tuple[str, bool]]:
-    """The modules at which bridges begin, and whether these are between its stages."""
-    for module, grid in topology.grids.items():
-        if grid.axis_size("pp") > 1:
-            yield module, True
-        if module != MIMO_LANGUAGE_MODULE_KEY:
-            yield module, False
-
-
-def _plans(topology: Topology, module: str, between_stages: bool, rank: int, *, back: bool) -> Iterator[TransferPlan]:
-    """The plans of a rank for bridges of one kind and batches whose samples are split evenly."""
-    grid, language = topology.grids[module], topology.grids[MIMO_LANGUAGE_MODULE_KEY]
-    last = grid.axis_size("pp") - 1
-    for stage in range(last) if between_stages else [last]:
-        after = (module, grid, stage + 1) if between_stages else (MIMO_LANGUAGE_MODULE_KEY, language, 0)
-        for splits in product(_splits_of(grid), _splits_of(after[1])):
-            source, destination = Endpoint(module, grid, stage, splits[0]), Endpoint(*after, splits[1])
-            samples = Samples(
-                math.lcm(source.lanes, destination.lanes), 2 * source.cp * destination.cp * source.tp * destination.tp
-            )
-            ends = Side(source, samples, True), Side(destination, samples, False)
-            for width in _WIDTHS:
-                yield plan_transfers(rank, *(ends[::-1] if back else ends), width)
-
-
-def _splits_of(grid: RankGrid) -> list[TokenSplit]:
-    """All token splits that differ on this grid."""
-    orders: list[Literal["contiguous", "zigzag"]] = ["contiguous", "zigzag"]
-    return [
-        TokenSplit(cp_order=order, sequence_parallel=sequence_parallel)
-        for order in orders[: min(grid.axis_size("cp"), 2)]
-        for sequence_parallel in (False, True)[: min(grid.axis_size("tp"), 2)]
-    ]

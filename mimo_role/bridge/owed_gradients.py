@@ -14,6 +14,9 @@ from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.bridge_base import BridgeBase
 from mimo_role.bridge.transfer import TransferOptions
 
+_MOST_RUNS = 4
+"""If a rank sends more runs of elements than this, copying the whole is faster."""
+
 _POLL_S = 0.1
 _BLOCKED_POLLS = 3
 """Polls at which a thread is at the same instruction before it is considered blocked."""
@@ -32,6 +35,8 @@ class OwedGradients:
         self._spec = spec
         self._number = number
         self._sum: torch.Tensor | None = None
+        self._runs: tuple[tuple[int, int], ...] | None = None
+        """The elements of the flattened sum that are summed; `None`: all."""
         self._is_sent = False
         self._ledger = bridge.ledger
         self._ledger.gradients.owed[bridge.back_key(number)] = self
@@ -48,12 +53,28 @@ class OwedGradients:
                 "it for all losses of a batch before the next call of a bridge and the optimizer's step, or add up the losses"
             )
         if self._sum is None:
-            # A copy: autograd may use the memory for a parameter's gradient, and add to it.
-            self._sum = gradient.detach().clone(memory_format=torch.contiguous_format)
+            self._sum = self._copy(gradient.detach())
             self._ledger.gradients.started.append(self)
             _Watcher.of(self._ledger).watch_this_thread()
-        else:
+        elif self._runs is None:
             self._sum += gradient
+        else:
+            total, added = self._sum.view(-1), gradient.reshape(-1)
+            for start, stop in self._runs:
+                total[start:stop] += added[start:stop]
+
+    def _copy(self, gradient: torch.Tensor) -> torch.Tensor:
+        """A copy, since autograd may use the memory for a parameter's gradient, and add to it. It has what this rank sends."""
+        runs = self._bridge.runs_sent_back(self._spec)
+        sent = sum(stop - start for start, stop in runs)
+        if sent == gradient.numel() or len(runs) > _MOST_RUNS or not gradient.is_contiguous():
+            return gradient.clone(memory_format=torch.contiguous_format)
+        self._runs = runs
+        copy = self._bridge.take(tuple(gradient.shape), gradient.dtype)
+        target, flat = copy.view(-1), gradient.view(-1)
+        for start, stop in runs:
+            target[start:stop] = flat[start:stop]
+        return copy
 
     def send(self) -> None:
         """Send the sum, once; if no backward pass has contributed, a header that stands for zeros."""

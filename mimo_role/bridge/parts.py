@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from mimo_role.resharding.overlap import Overlap
@@ -50,6 +52,18 @@ class Parts:
     received_from: dict[int, int]
     replica_sent_to: dict[int, int]
     replica_received_from: dict[int, int]
+
+    @cached_property
+    def sent_runs(self) -> tuple[tuple[int, int], ...]:
+        """The elements of the rank's flattened tensor that it sends: begin and end of each run, in order, without overlaps."""
+        runs: list[tuple[int, int]] = []
+        pieces = chain.from_iterable(part.pieces for part in (*self.sends, *(sent for sent, _ in self.local)))
+        for start, stop in sorted(pieces):
+            if runs and start <= runs[-1][1]:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], stop))
+            else:
+                runs.append((start, stop))
+        return tuple(runs)
 
     @classmethod
     def of(cls, plan: TransferPlan, rank: int, width: int) -> "Parts":

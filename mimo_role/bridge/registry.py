@@ -62,6 +62,8 @@ class BridgeRegistry:
             BridgeError: a peer has sent what this rank never received, or has not received what this rank sent.
         """
         self._ledger.leave()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # a receipt is sent when a kernel is queued; now all have run
 
     def close(self) -> None:
         """Close the ledger, and destroy the process groups."""

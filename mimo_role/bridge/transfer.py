@@ -9,7 +9,7 @@ import torch
 from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.frames import BatchKey
 from mimo_role.bridge.local_end import LocalEnd
-from mimo_role.bridge.messages import Channels, Message, Step, post
+from mimo_role.bridge.messages import Channels, Message, Step, is_one_operation, post
 from mimo_role.bridge.parts import Part
 from mimo_role.bridge.transfer_guard import Posted, Transferring
 from mimo_role.bridge.transfer_headers import TransferHeaders
@@ -116,8 +116,10 @@ class Transfer:
         self._awaiting_receipt.discard(peer)
         if not self._awaiting_receipt:
             for sent in self._pending.pop(Step.SEND, ()):
-                with suppress(RuntimeError):  # it has arrived, though the peer may have exited since
-                    sent.work.wait()
+                # Under NCCL, waiting would make a stream wait; torch keeps the memory until the work is complete.
+                if not is_one_operation(sent.tensor):
+                    with suppress(RuntimeError):  # it has arrived, though the peer may have exited since
+                        sent.work.wait()
             if self._received:
                 self._tensors.release_source()
 

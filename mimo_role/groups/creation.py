@@ -1,21 +1,26 @@
 """Creation of single process groups, collectively over the world."""
 
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from mimo_role.errors import ContextError
-from mimo_role.groups.names import named, next_series
+from mimo_role.groups.names import CountedGroup, named, named_by_ranks, next_series
 from mimo_role.groups.options import GroupOptions
-from mimo_role.groups.rounds import GroupSet, Round, RowSet
+from mimo_role.groups.rounds import RowSet
 from mimo_role.host import environ
+
+CreatedGroup = dist.ProcessGroup | CountedGroup
+"""What a rank has after a round: its group, or what counts as one."""
 
 CONNECT_AT_FIRST_USE = {"TORCH_GLOO_LAZY_INIT": "1"}
 """torch's switch for gloo: two ranks of a group connect at their first message, not all ranks when the group is created."""
 
 
-def make_rows(rows: RowSet, rank: int, **settings: Any) -> dist.ProcessGroup:
+def make_rows(rows: RowSet, rank: int, **settings: Any) -> CreatedGroup:
     """Create the groups of one row set, in a separate round. Collective over the world.
 
     Args:
@@ -24,15 +29,17 @@ def make_rows(rows: RowSet, rank: int, **settings: Any) -> dist.ProcessGroup:
         settings: `timeout`, `backend`, `pg_options` and `group_desc`, as `torch.distributed.new_group` takes them.
 
     Returns:
-        The group of this rank's row; for a rank outside the span, a group of that rank only.
+        The group of this rank's row; for a rank outside the span, a `CountedGroup`.
     """
-    round_ = Round((GroupSet(rows, GroupOptions(), ()),))
     with named(next_series(world_group()), 0):
-        return create_group(round_, dist.get_world_size(), rank, **settings)
+        return create_group(rows.rows(), rows.row_of(rank) if rank in rows.span else None, **settings)
 
 
-def free(group: dist.ProcessGroup) -> None:
+def free(group: CreatedGroup) -> None:
     """Destroy one group, unless it or its world has been destroyed already."""
+    if isinstance(group, CountedGroup):
+        group.free()
+        return
     with suppress(ValueError):  # torch's error for an unknown group
         dist.destroy_process_group(group)
 
@@ -44,19 +51,57 @@ def uses_nccl() -> bool:
 
 
 def create_group(
-    round_: Round, world_size: int, rank: int, *, backend: str | None = None, pg_options: Any = None, **settings: Any
-) -> dist.ProcessGroup:
-    """Create one round\'s group of a rank. Collective over the world."""
+    rows: Iterable[Sequence[int]],
+    own: Sequence[int] | None,
+    *,
+    backend: str | None = None,
+    pg_options: Any = None,
+    device: torch.device | None = None,
+    **settings: Any,
+) -> CreatedGroup:
+    """Create the groups of one round. Collective over the world.
+
+    Args:
+        rows: the ranks of each group, the same on all ranks; disjoint, ascending.
+        own: this rank's row; `None` if it is in none.
+        backend: by default the world's.
+        pg_options: the backend's options; `None` for its defaults.
+        device: under NCCL, where to create the communicator at once. Without it, torch creates it at the first use, for which
+            all members have to come.
+        settings: `timeout` and `group_desc`, as `torch.distributed.new_group` takes them.
+
+    Returns:
+        This rank's group; a `CountedGroup` if it is in none.
+    """
     if dist.get_backend() == "nccl" and world_group().bound_device_id is not None and backend in (None, "nccl"):
         # One ncclCommSplit for the whole world; the new groups need no rendezvous.
-        rows = [list(row) for row in round_.rows(world_size)]
-        group = dist.split_group(split_ranks=rows, pg_options=pg_options, **settings)
+        splits = [list(row) for row in rows]
+        group = dist.split_group(split_ranks=splits, pg_options=pg_options, **settings)
+    elif own is None:
+        group = None
     else:
-        row = list(round_.row_of(rank))
+        if device is not None and device.type == "cuda":
+            settings["device_id"] = device
         with environ.defaults(CONNECT_AT_FIRST_USE):
-            group = dist.new_group(row, backend=backend, pg_options=pg_options, use_local_synchronization=True, **settings)
-    assert group is not None, "every rank is in a row of the round"
-    return group
+            group = dist.new_group(
+                list(own), backend=backend, pg_options=pg_options, use_local_synchronization=True, **settings
+            )
+    return CountedGroup() if group is None else group
+
+
+def new_group_of(ranks: Sequence[int], **settings: Any) -> dist.ProcessGroup | None:
+    """`RoleContext.new_group`, which documents the arguments."""
+    world = world_group()
+    if dist.get_rank() not in ranks:
+        return None
+    bound = world.bound_device_id
+    world.bound_device_id = None
+    try:
+        with environ.defaults(CONNECT_AT_FIRST_USE), named_by_ranks(world):
+            group: dist.ProcessGroup = dist.new_group(list(ranks), use_local_synchronization=True, **settings)
+            return group
+    finally:
+        world.bound_device_id = bound
 
 
 def backend_options(options: GroupOptions) -> Any:

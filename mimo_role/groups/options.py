@@ -9,6 +9,9 @@ from mimo_role.errors import TopologyError
 DEFAULT: Literal["default"] = "default"
 MEGATRON: Literal["megatron"] = "megatron"
 
+BRIDGE_CTAS = 8
+"""The largest number of CUDA blocks of a bridge's kernel under NCCL, unless the module's options set another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NcclOptions:
@@ -86,3 +89,13 @@ class GroupOptions:
             return cls(families=families, nccl=NcclOptions(**rest.pop("nccl", {})), **rest)
         except TypeError as error:
             raise ValueError(f"group options {value}: {error}") from None
+
+
+def lean(options: GroupOptions) -> GroupOptions:
+    """Options for a bridge's communicators: those of the module, with few CUDA blocks unless it sets their number.
+
+    Each block has buffers for every peer: 10 MiB for one that sends, 2 MiB for one that receives (NVIDIA/nccl#1685).
+    """
+    if options.nccl.max_ctas is not None:
+        return options
+    return replace(options, nccl=replace(options.nccl, max_ctas=max(BRIDGE_CTAS, options.nccl.min_ctas or 0)))

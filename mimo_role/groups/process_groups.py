@@ -8,9 +8,9 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from mimo_role.errors import AxisError, ContextError
-from mimo_role.groups.creation import backend_options, create_group, free, world_group
+from mimo_role.groups.creation import CreatedGroup, backend_options, create_group, free, world_group
 from mimo_role.groups.families import locate
-from mimo_role.groups.names import named, next_series
+from mimo_role.groups.names import CountedGroup, named, next_series
 from mimo_role.groups.options import MEGATRON, GroupOptions
 from mimo_role.groups.rounds import Round, RowSet, Schedule, schedule
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
@@ -27,7 +27,7 @@ class ProcessGroups:
     def __init__(
         self, topology: Topology, rank: int, timeout: timedelta, options: Mapping[str, GroupOptions] | None = None
     ) -> None:
-        """Create the groups. Collective over the world: every rank creates the same number of groups in the same order.
+        """Create the groups. Collective over the world.
 
         Args:
             topology: the world.
@@ -44,37 +44,42 @@ class ProcessGroups:
         self._timeout = timeout
         self._options = dict(options or {})
         self._made: dict[tuple[RowSet, GroupOptions], dist.ProcessGroup] = {}
-        self._alone: list[dist.ProcessGroup] = []
+        self._alone: dist.ProcessGroup | None = None
+        self._created: list[CreatedGroup] = []
         self._destroyed = False
         self.schedule: Schedule = schedule(topology, self._options)
         for own in self._options.values():
             backend_options(own)  # on every rank, before any of them waits in a round
         series = next_series(world_group())
         try:
-            for number, round_ in enumerate(self.schedule.rounds):
+            for number, (round_, rows) in enumerate(zip(self.schedule.rounds, self.schedule.rows(), strict=True)):
                 started = time.perf_counter()
                 with named(series, number):
-                    self._make(round_)
+                    self._make(round_, rows)
                 logger.info("round %d (%s): %.3f s", number, round_.name_of(rank), time.perf_counter() - started)
         except BaseException:
             self.destroy()
             raise
 
-    def _make(self, round_: Round) -> None:
-        """Create one round's group of this rank. Collective over the world."""
-        groups = round_.group_set_of(self._rank)
-        options = GroupOptions() if groups is None else groups.options
-        group = create_group(
-            round_,
-            self._topology.world_size,
-            self._rank,
+    def _make(self, round_: Round, rows: list[tuple[int, ...]]) -> None:
+        """Create one round's group of this rank, if it has one. Collective over the world."""
+        groups, row = round_.group_set_of(self._rank), round_.row_of(self._rank)
+        is_alone = len(row) == 1
+        options = GroupOptions() if groups is None or is_alone else groups.options
+        created = create_group(
+            rows,
+            None if is_alone and self._alone is not None else row,
             timeout=self._timeout if options.timeout_s is None else timedelta(seconds=options.timeout_s),
             pg_options=backend_options(options),
             group_desc=round_.name_of(self._rank),
         )
-        if groups is None:
-            self._alone.append(group)
+        self._created.append(created)
+        if isinstance(created, CountedGroup):
+            group = self._alone
         else:
+            group = created
+            self._alone = group if is_alone else self._alone
+        if groups is not None and group is not None:
             self._made[groups.rows, groups.options] = group
 
     def communicator(self, module: str) -> GroupOptions:
@@ -127,7 +132,7 @@ class ProcessGroups:
         if self._destroyed:
             raise ContextError("the groups have been destroyed: mimo_role.shutdown() was called")
         if rows.row_size == 1:
-            return self._alone[0] if self._alone else None
+            return self._alone
         whole = any(groups.rows == rows for groups in self.schedule.on_world)
         if whole and communicator in (None, GroupOptions()):
             return world_group()
@@ -138,10 +143,10 @@ class ProcessGroups:
     def destroy(self) -> None:
         """Destroy every group, once."""
         self._destroyed = True
-        groups = [*self._made.values(), *self._alone]
+        created, self._created = self._created, []
         self._made.clear()
-        self._alone.clear()
-        for group in groups:
+        self._alone = None
+        for group in created:
             free(group)
 
 

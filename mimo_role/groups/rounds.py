@@ -1,9 +1,7 @@
 """The schedule of rounds in which process groups are created: a pure value.
 
-In a round every rank of the world creates exactly one group: its row along some axes, or, if its modules have no more rows, a
-group of that rank only. So under NCCL a round is one split of the world's communicator. And all ranks create equally many
-groups: torch names those that a script creates with `use_local_synchronization` after their number, and ranks that disagree on
-a name hang.
+In a round a rank of the world creates at most one group: its row along some axes, or, once, a group of that rank only. So under
+NCCL a round is one split of the world's communicator.
 """
 
 import math
@@ -142,6 +140,14 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.rounds)
+
+    def rows(self) -> Iterator[list[tuple[int, ...]]]:
+        """The groups that each round creates, of all ranks. A rank is alone in one group at most, in its first such round."""
+        alone: set[int] = set()
+        for round_ in self.rounds:
+            found = [row for row in round_.rows(self.world_size) if len(row) > 1 or row[0] not in alone]
+            alone.update(row[0] for row in found if len(row) == 1)
+            yield found
 
     def makes(self, rows: RowSet, communicator: GroupOptions | None = None) -> bool:
         """Whether each rank of the rows has its group after the last round; for rows of one rank, a group of that rank only.

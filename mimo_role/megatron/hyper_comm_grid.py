@@ -9,7 +9,8 @@ from typing import Any
 import torch.distributed as dist
 
 from mimo_role.errors import AxisError, GridError, WorldSizeError
-from mimo_role.groups.creation import free, make_rows
+from mimo_role.groups.creation import CreatedGroup, free, make_rows
+from mimo_role.groups.names import CountedGroup
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups, shared
 from mimo_role.groups.rounds import RowSet
@@ -67,7 +68,7 @@ class HyperCommGrid:
         self._views = {BASE_VIEW: grid}
         self._shared_dims: dict[str, tuple[str, ...]] = {}
         self._found: dict[_Key, dist.ProcessGroup | None] = {}
-        self._own: list[dist.ProcessGroup] = []
+        self._own: list[CreatedGroup] = []
         self._context_groups: ProcessGroups | None = None
         self._communicator: GroupOptions | None = None
 
@@ -187,7 +188,7 @@ class HyperCommGrid:
             rows, rank, timeout=timeout, backend=self.backend, pg_options=pg_options, group_desc=group_desc or "_".join(ordered)
         )
         self._own.append(group)
-        self._found[key] = group if inside else None
+        self._found[key] = None if isinstance(group, CountedGroup) else group
         return self._found[key]
 
     def get_pg(self, dims: str | Sequence[str], view: str | None = None) -> dist.ProcessGroup | None:

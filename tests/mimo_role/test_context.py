@@ -101,6 +101,24 @@ def error_of(call):
     return "no error"
 
 
+def own_groups():
+    context = mimo_role.current()
+    sums = []
+    for ranks in ([context.rank], [4, 1], [1, 4], [0, 1, 2, 3, 4]):
+        if context.rank in ranks:  # the others do not call it
+            total = torch.ones(())
+            dist.all_reduce(total, group=context.new_group(ranks))
+            sums.append(int(total))
+    assert context.new_group([5 - context.rank]) is None
+    everyone = dist.new_group(list(range(6)))
+    dist.barrier(group=everyone)
+    return sums
+
+
+def test_some_ranks_create_a_group_by_a_call_of_their_own():
+    assert run_ranks(own_groups, APART) == [[1, 5], [1, 2, 2, 5], [1, 5], [1, 5], [1, 2, 2, 5], [1]]
+
+
 def mistakes():
     context = mimo_role.current()
     return [

@@ -275,6 +275,20 @@ atexit.register(dist.barrier)
     assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["thread True", "at exit True"]] * 3
 
 
+@pytest.mark.parametrize("code", [0, 75], ids=["done", "requeue"])
+def test_a_rank_that_ends_well_or_is_preempted_leaves_the_job_together_with_the_others(job, code):
+    script = """
+import sys, torch.distributed as dist
+class End:
+    def __del__(self, say=print, is_joined=dist.is_initialized): say("joined", is_joined())
+end = End()
+sys.exit(int(sys.argv[1]))
+"""
+    done = job.run(script, "--", str(code))
+    assert done.returncode == code, done.stderr
+    assert [lines_of(done.stdout, prefix) for prefix in RANKS] == [["joined False"]] * 3
+
+
 def test_the_first_of_many_ranks_to_end_is_found_however_early_it_ends(job):
     script = "import os, time\nif os.environ['RANK'] == '0': os._exit(7)\ntime.sleep(60)"
     done = job.run(script, "modules.language={tp: 1, dp: 19}", "runtime.join=script")

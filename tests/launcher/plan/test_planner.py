@@ -212,7 +212,7 @@ def test_a_large_world_is_folded_by_stage(folder, capsys):
 def test_json_lists_every_rank(folder, capsys):
     assert main(["plan", "--json", "job.yaml", "pools.llm.nodes=3"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"name", "digest", "topology", "nodes", "ranks", "warnings", "rounds", "groups"}
+    assert set(found) == {"name", "digest", "topology", "nodes", "ranks", "warnings", "rounds", "groups", "nccl"}
     assert len(found["groups"]) == found["rounds"]
     topology = Topology.from_dict(found["topology"])
     assert found["digest"] == topology.digest
@@ -224,6 +224,23 @@ def test_json_lists_every_rank(folder, capsys):
         "role": topology.role_of(3).as_dict(),
         "coords": topology.coords_of(3),
     }
+
+
+def test_the_communicators_of_each_stage_and_their_memory(folder, capsys):
+    (folder / "small.yaml").write_text(
+        "name: small\nlayout: non_colocated\nmodules: {vision: {tp: 2}, language: {tp: 2, pp: 2, groups: {nccl: {max_ctas: 32}}}}\n"
+        "entry: {command: ['true']}\n"
+    )
+    assert main(["plan", "small.yaml", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["nccl"]["stages"]
+    assert [(stage["module"], stage["stage"], stage["rank"], stage["of_bridges"]) for stage in found] == [
+        ("vision", 0, 0, 3),
+        ("language", 0, 2, 5),
+        ("language", 1, 4, 3),
+    ]
+    # A sender sends to both receivers, or each to one, whatever the size and the split of a batch; gradients come back so.
+    assert found[0]["bridge_mib"] == 8 * (2 * 2 + 2 * 10 + 10 + 2)
+    assert found[2]["bridge_mib"] == 32 * (2 * 2 + 2 * 10 + 10 + 2)
 
 
 def test_options_may_stand_between_overrides(folder, capsys):

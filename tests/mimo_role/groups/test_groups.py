@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributed import distributed_c10d as c10d
 
 import mimo_role
 from mimo_role import AxisError, GroupOptions, NcclOptions, Topology
 from mimo_role.groups import creation, process_groups
 from mimo_role.groups.families import DENSE_FAMILIES, EXPERT_FAMILIES
-from mimo_role.groups.rounds import schedule
 from mimo_role.testing import run_ranks
 from tests.mimo_role.worlds import topologies
 
@@ -86,9 +86,19 @@ def make_and_destroy():
 
 
 @pytest.mark.ranks
-def test_every_rank_creates_one_group_per_round_and_destroys_it_once():
-    rounds = len(schedule(APART))
-    assert run_ranks(make_and_destroy, APART.world_size) == [(rounds, rounds, True)] * APART.world_size
+def test_every_rank_creates_its_groups_and_destroys_them_once():
+    alone, of_vision, of_language = 1, 1, 3
+    made = [alone + of_vision] * 2 + [alone + of_language] * 6
+    assert run_ranks(make_and_destroy, APART.world_size) == [(number, number, True) for number in made]
+
+
+def two_ranks_make_a_group():
+    """torch names it after the number of groups of each of its ranks."""
+    if dist.get_rank() in (0, 5):
+        group = dist.new_group([0, 5], use_local_synchronization=True, timeout=timedelta(seconds=20))
+        total = torch.ones(())
+        dist.all_reduce(total, group=group)
+        assert total == 2
 
 
 def make_again_and_again():
@@ -101,7 +111,10 @@ def make_again_and_again():
         total = torch.ones(())
         dist.all_reduce(total, group=context.group(module, "pp"))
         mine.append(int(total))
+        if len(mine) == 1:
+            two_ranks_make_a_group()
         mimo_role.shutdown()
+    two_ranks_make_a_group()
     others = dist.new_group(list(range(3)))  # the world's own names still agree
     dist.barrier()  # a rank that ended would break the connections of those that still make the group
     return mine, dist.get_process_group_ranks(others) if dist.get_rank() < 3 else []
@@ -253,6 +266,7 @@ def connections_of_new_groups():
     made = process_groups.ProcessGroups(APART, dist.get_rank(), SHORT)
     dist.barrier()
     after = sockets()
+    dist.barrier()  # others may connect to this rank once they have counted
     module = APART.modules_of(dist.get_rank())[0]
     dist.barrier(group=made.get(module, ("tp", "cp", "dp", "pp")))
     dist.barrier()
@@ -312,7 +326,7 @@ class RecordingNccl:
         return SimpleNamespace(number=len(self.calls))
 
     def new_group(self, ranks, **settings):
-        self.calls.append(("new_group", {"ranks": ranks} | settings))
+        self.calls.append(("new_group", {"ranks": ranks, "name": c10d._process_group_name(ranks, True)} | settings))
         return SimpleNamespace(number=len(self.calls))
 
     def destroy_process_group(self, group):
@@ -337,18 +351,22 @@ def recorder(monkeypatch):
 
 @given(topology=topologies(experts=True), data=st.data())
 @settings(max_examples=30)
-def test_under_nccl_a_round_is_one_split_of_the_whole_world_the_same_on_every_rank(topology, data):
+def test_under_nccl_a_round_is_one_split_the_same_on_every_rank(topology, data):
     with pytest.MonkeyPatch.context() as patch:
         calls = {}
         for rank in data.draw(st.sets(st.integers(0, topology.world_size - 1), min_size=1, max_size=4)):
             fake = RecordingNccl(topology.world_size)
             replace_torch(patch, fake)
             made = process_groups.ProcessGroups(topology, rank, SHORT)
+            made.destroy()
             calls[rank] = [settings["split_ranks"] for name, settings in fake.calls if name == "split_group"]
             assert len(calls[rank]) == len(fake.calls) == len(made.schedule)
-            for rows in calls[rank]:
-                assert sorted(member for row in rows for member in row) == list(range(topology.world_size))
         assert len({str(splits) for splits in calls.values()}) == 1
+    splits = next(iter(calls.values()))
+    for rows in splits:
+        assert len({member for row in rows for member in row}) == sum(map(len, rows))
+    alone = [row[0] for rows in splits for row in rows if len(row) == 1]
+    assert len(alone) == len(set(alone)), "a communicator of one rank costs memory as well"
 
 
 def test_nccl_options_names_and_timeouts_reach_the_split(recorder):
@@ -365,6 +383,13 @@ def test_nccl_options_names_and_timeouts_reach_the_split(recorder):
     assert len(fake.freed) == len({group.number for group in fake.freed}) == len(made.schedule)
 
 
+def test_under_nccl_a_rank_is_alone_in_one_communicator(recorder):
+    fake = recorder(APART.world_size)
+    process_groups.ProcessGroups(APART, 0, SHORT).destroy()
+    of_rank_0 = [[row for row in settings["split_ranks"] if 0 in row] for _, settings in fake.calls]
+    assert of_rank_0 == [[[0, 1]], [[0]], [], []]
+
+
 def test_an_nccl_option_that_this_torch_lacks_is_named(recorder):
     fake = recorder(APART.world_size)
     fake.ProcessGroupNCCL = SimpleNamespace(Options=lambda **_: SimpleNamespace(config=SimpleNamespace()))
@@ -377,7 +402,7 @@ def test_an_nccl_option_that_this_torch_lacks_is_named(recorder):
 
 def test_without_a_bound_device_each_rank_creates_only_its_own_rows(recorder):
     fake = recorder(APART.world_size, bound=False)
-    process_groups.ProcessGroups(APART, 3, SHORT)
+    process_groups.ProcessGroups(APART, 3, SHORT).destroy()
     assert [(name, settings["ranks"], settings["use_local_synchronization"]) for name, settings in fake.calls] == [
         ("new_group", [2, 3], True),
         ("new_group", [3, 5, 7], True),
@@ -386,27 +411,45 @@ def test_without_a_bound_device_each_rank_creates_only_its_own_rows(recorder):
     ]
 
 
+def test_a_group_of_some_ranks_does_not_split_the_communicator_of_the_world(recorder):
+    fake = recorder(APART.world_size)
+    bound_during = []
+    fake.new_group = lambda ranks, **settings: bound_during.append((fake.group.WORLD.bound_device_id, ranks, settings))
+    fake.get_rank = lambda: 3
+    creation.new_group_of([3, 5], timeout=SHORT)
+    assert creation.new_group_of([1, 2]) is None
+    assert bound_during == [(None, [3, 5], {"use_local_synchronization": True, "timeout": SHORT})]
+    assert fake.group.WORLD.bound_device_id == torch.device("cuda", 0)
+
+
 @given(topology=topologies(experts=True))
 @settings(max_examples=30)
-def test_every_rank_creates_equally_many_groups_in_an_order_that_members_share(topology):
+def test_the_members_of_a_group_create_it_under_one_name_in_an_order_that_they_share(topology):
     with pytest.MonkeyPatch.context() as patch:
         made = []
         for rank in range(topology.world_size):
             fake = RecordingNccl(topology.world_size, bound=False)
             replace_torch(patch, fake)
-            process_groups.ProcessGroups(topology, rank, SHORT)
-            made.append([settings["ranks"] for _, settings in fake.calls])
-        assert len({len(calls) for calls in made}) == 1
-        for rank, calls in enumerate(made):
-            for number, row in enumerate(calls):
-                assert rank in row
-                assert all(made[other][number] == row for other in row)
+            before = len(c10d._world.pg_names)
+            groups = process_groups.ProcessGroups(topology, rank, SHORT)
+            counted = len(c10d._world.pg_names) - before
+            groups.destroy()
+            assert len(c10d._world.pg_names) == before
+            assert len(fake.calls) + counted == len(groups.schedule), "torch counts equally many on all ranks"
+            made.append([(settings["name"], settings["ranks"]) for _, settings in fake.calls])
+    for rank, calls in enumerate(made):
+        assert len({name for name, _ in calls}) == len(calls)
+        for name, row in calls:
+            assert rank in row
+            assert all((name, row) in made[other] for other in row)
+            shared = [found for found in calls if all(found in made[other] for other in row)]
+            assert all([found for found in made[other] if found in shared] == shared for other in row)
 
 
 def test_each_round_is_logged_with_its_seconds(recorder, caplog):
     recorder(APART.world_size)
     with caplog.at_level(logging.INFO, logger="mimo_role.groups.process_groups"):
-        process_groups.ProcessGroups(APART, 0, SHORT)
+        process_groups.ProcessGroups(APART, 0, SHORT).destroy()
     assert [record.getMessage().rpartition(":")[0] for record in caplog.records] == [
         "round 0 (vision.dp)",
         "round 1 (self)",

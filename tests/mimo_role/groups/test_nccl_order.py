@@ -6,19 +6,23 @@ each of its messages has been matched in a batch that has begun. Between two ran
 What a rank posts after a wait is not posted before that wait has completed.
 """
 
+import os
 from collections import defaultdict
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import mimo_role
 from mimo_role import Topology
-from mimo_role.bridge import messages, nccl_channels, transfer_tensors
+from mimo_role.bridge import messages, nccl_channels, transfer, transfer_tensors
 from mimo_role.pipeline.schedule import Schedule1F1B
 from mimo_role.resharding import transfer_plan
 from mimo_role.testing import run_ranks
+from tests.mimo_role.bridge.bridge_programs import program_of, run_programs
 from tests.mimo_role.pipeline.test_schedule import LAYOUTS, in_parts, step
 
 pytestmark = pytest.mark.ranks
@@ -51,10 +55,10 @@ class RecordedWork:
         self.work.wait()
 
 
-def recorded_step(topology, batches, slack):
-    """Run a step; return this rank's records."""
+@contextmanager
+def recorded():
+    """NCCL's groups and batches over gloo; yields a list to which what this rank posts and waits for is appended."""
     records, original = [], dist.batch_isend_irecv
-    transfer_plan.WORTH_SHARING = 0  # replicas divide even the little that is sent here; this process exits with the test
 
     def batch(operations):
         works = original(operations)
@@ -63,17 +67,37 @@ def recorded_step(topology, batches, slack):
         records.append(Post(len(records), communicator, messages))
         return [RecordedWork(records, records[-1].number, work) for work in works]
 
-    with (
-        mock.patch.object(nccl_channels, "uses_nccl", return_value=True),
-        mock.patch.object(messages, "is_one_operation", return_value=True),
-        mock.patch.object(transfer_tensors, "is_one_operation", return_value=True),
-        mock.patch("torch.distributed.batch_isend_irecv", batch),
-        mock.patch.object(Schedule1F1B, "_actions_ahead", return_value=1),
-    ):
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(nccl_channels, "uses_nccl", return_value=True))
+        for module in (messages, transfer, transfer_tensors):
+            patches.enter_context(mock.patch.object(module, "is_one_operation", return_value=True))
+        patches.enter_context(mock.patch("torch.distributed.batch_isend_irecv", batch))
+        yield records
+
+
+def recorded_step(topology, batches, slack):
+    """Run a step; return this rank's records."""
+    transfer_plan.WORTH_SHARING = 0  # replicas divide even the little that is sent here; this process exits with the test
+    with recorded() as records, mock.patch.object(Schedule1F1B, "_actions_ahead", return_value=1):
         mimo_role.init(topology, backend="gloo", timeout_s=50)
         connected = len(records)
         step(batches, (), slack)
     assert len(records) > connected, "the step posts batches"
+    return records
+
+
+def recorded_far_ahead(topology, batches):
+    """One side goes forward with all batches and then back; the other goes forward and back with each."""
+    with recorded() as records:
+        bridge = mimo_role.init(topology, backend="gloo", timeout_s=50).bridge("vision")
+        if mimo_role.current().rank == 0:
+            sent = [torch.ones(2, 8, requires_grad=True) for _ in range(batches)]
+            torch.autograd.backward([bridge(activations, batch_size=2) for activations in sent])
+            assert all(bool((activations.grad == 1).all()) for activations in sent)
+        else:
+            for _ in range(batches):
+                bridge(batch_size=2, sample_shape=(8,), dtype=torch.float32).sum().backward()
+        mimo_role.shutdown()
     return records
 
 
@@ -130,3 +154,26 @@ def test_all_ranks_complete_under_nccls_rules(modules, layout, slack):
     records = run_ranks(recorded_step, topology.world_size, topology, in_parts(*[4] * 9), slack)
     assert all(any(isinstance(record, Wait) for record in own) for own in records)
     assert unfinished(records) == []
+
+
+def test_a_sender_may_be_any_number_of_batches_ahead():
+    records = run_ranks(recorded_far_ahead, 2, Topology.from_modules({"vision": {}, "language": {}}), 40)
+    assert sum(isinstance(record, Post) for record in records[0]) > 80
+    assert unfinished(records) == []
+
+
+def recorded_programs(seeds):
+    found = []
+    for seed in seeds:
+        with recorded() as records, mock.patch.dict(os.environ):
+            run_programs([seed])
+        found.append(records)
+    return found
+
+
+def test_backwards_in_any_order_receive_their_own_gradients():
+    seeds = [seed for seed in range(150) if program_of(seed).is_regular]
+    ranks = run_ranks(recorded_programs, 6, seeds, timeout_s=100)
+    for at, seed in enumerate(seeds):
+        world_size = program_of(seed).topology.world_size
+        assert unfinished([own[at] for own in ranks[:world_size]]) == [], program_of(seed)

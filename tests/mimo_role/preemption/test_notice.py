@@ -3,9 +3,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
+import torch.distributed as dist
 
 import mimo_role
 from mimo_role import MimoError, Topology
@@ -281,6 +287,46 @@ def test_all_ranks_get_the_least_time_left(signals, least, most):
     found = run_ranks(join_with_times, 4, seconds_after, signals)
     assert all(least < left <= most for left in found), found
     assert max(found) - min(found) < 5
+
+
+class OnAGpu(torch.Tensor):
+    """A number that is there once its kernel has run; reading it waits for that."""
+
+    kernel = None
+
+    def item(self):
+        if self.kernel is not None:
+            self.kernel.wait()
+        return super().item()
+
+
+def last_to_enter(folder):
+    """Under NCCL's rule that `Work.wait()` makes a stream wait, and not the process."""
+    full, all_reduce = torch.full, dist.all_reduce
+
+    def all_reduce_on_a_gpu(tensor, **settings):
+        tensor.kernel = all_reduce(tensor, **settings)
+        return SimpleNamespace(wait=lambda: None)
+
+    ctx = mimo_role.current()
+    with (
+        mock.patch.object(torch, "full", lambda *args, **settings: full(*args, **settings).as_subclass(OnAGpu)),
+        mock.patch.object(torch, "tensor", lambda *args, **settings: full((), *args, **settings).as_subclass(OnAGpu)),
+        mock.patch.object(dist, "all_reduce", all_reduce_on_a_gpu),
+    ):
+        ctx.seconds_left()
+        if ctx.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        ctx.seconds_left()
+        if ctx.rank == 3:
+            time.sleep(1)  # a rank that left before this one has entered would leave it alone with its all-reduce
+            Path(folder, "entered").touch()
+        return ctx.seconds_left(), Path(folder, "entered").exists()
+
+
+@pytest.mark.ranks
+def test_no_rank_leaves_before_all_have_entered_the_last_all_reduce(tmp_path):
+    assert run_ranks(last_to_enter, FOUR, str(tmp_path)) == [(0.0, True)] * 4
 
 
 def leave_after_a_step():

@@ -1,0 +1,57 @@
+"""NCCL's communicators in a plan, and an estimate of the GPU memory that those of bridges take. Pure arithmetic."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher.plan.launch_plan import LaunchPlan
+from mimo_role.groups.options import GroupOptions, lean
+from mimo_role.groups.rounds import Schedule
+from mimo_role.resharding.message_groups import MessageGroup, message_groups
+
+_RECEIVE_MIB, _SEND_MIB = 10, 2
+"""Buffers for each CUDA block and peer from which a rank receives, and to which it sends (NVIDIA/nccl#1685)."""
+
+FORMULA = (
+    f"bridge_mib: max_ctas x ({_RECEIVE_MIB} MiB for each peer received from + {_SEND_MIB} MiB for each peer sent to), summed "
+    "over the communicators of bridges, for peers connected by NVLink (NVIDIA/nccl#1685)"
+)
+
+
+@dataclass(frozen=True)
+class RankCommunicators:
+    """What the first rank of a stage has under NCCL."""
+
+    module: str
+    stage: int
+    rank: int
+    communicators: int
+    """The world's, those of its modules, and those of bridges."""
+    of_bridges: int
+    bridge_mib: int
+    """An estimate of GPU memory, see `FORMULA`."""
+
+
+def as_dict(plan: LaunchPlan, schedule: Schedule) -> dict[str, Any]:
+    """The JSON form: the first rank of each stage, and how memory is estimated."""
+    return {"formula": FORMULA, "stages": [asdict(found) for found in _of_stages(plan, schedule)]}
+
+
+def _of_stages(plan: LaunchPlan, schedule: Schedule) -> Iterator[RankCommunicators]:
+    groups = list(message_groups(plan.topology))
+    for module, grid in plan.topology.grids.items():
+        for stage in range(grid.axis_size("pp")):
+            rank = grid.rank_at({"pp": stage})
+            own = [group for group in groups if rank in group.ranks]
+            sizes = [len(round_.row_of(rank)) for round_ in schedule.rounds]
+            of_modules = sum(size > 1 for size in sizes) + (1 in sizes)
+            mib = sum(_mib(plan, group, rank) for group in own)
+            yield RankCommunicators(module, stage, rank, 1 + of_modules + len(own), len(own), mib)
+
+
+def _mib(plan: LaunchPlan, group: MessageGroup, rank: int) -> int:
+    ctas = lean(plan.groups.get(group.module, GroupOptions())).nccl.max_ctas
+    assert ctas is not None, "lean options set it"
+    pairs = group.pairs_of(plan.topology, rank)
+    receives = sum(receiver == rank for _, receiver in pairs)
+    return ctas * (receives * _RECEIVE_MIB + (len(pairs) - receives) * _SEND_MIB)

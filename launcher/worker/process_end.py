@@ -1,0 +1,109 @@
+"""The end of a forked rank: as that of any Python program, without taking apart what the fork server has imported.
+
+That would have no effect but to copy memory that ranks share, for longer than the rank's start takes. The script's threads are
+joined, its exit functions called, its modules and objects taken apart, and its output is written, by the interpreter itself.
+Left out are, in this order: finalizers of objects that the server has made, its modules, what the interpreter frees after all
+modules, and the C exit functions of libraries that the server has loaded.
+"""
+
+import atexit
+import builtins
+import ctypes
+import gc
+import os
+import sys
+import sysconfig
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.machinery import EXTENSION_SUFFIXES
+from types import ModuleType
+from typing import Any
+
+_TORN_DOWN = {
+    "__main__",
+    "builtins",
+    "codecs",
+    "encodings",
+    "io",
+    "linecache",
+    "os",
+    "sys",
+    "threading",
+    "traceback",
+    "warnings",
+}
+"""Modules that an ending interpreter uses itself."""
+
+_HOOK = "__mimo_launch_end__"
+_kept: list[tuple[str, ModuleType]] = []
+_succeeded_in: int | None = None
+
+
+def prepare() -> None:
+    """Call this before anything else registers an exit function: the first to be registered is the last to be called."""
+    atexit.register(_leave_modules)
+
+
+def keep_modules() -> None:
+    """In the fork server, once it has imported everything: forked ranks will not take this apart."""
+    _kept.extend((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
+    for finalizer in getattr(weakref.finalize, "_registry", ()):  # those of torch's operators
+        finalizer.atexit = False
+    _skip_clean_up_of_libraries()
+
+
+def succeeded() -> None:
+    """The script has ended with exit code 0 in this process, a rank or a child that it has forked."""
+    global _succeeded_in
+    _succeeded_in = os.getpid()
+
+
+def _leave_modules() -> None:
+    for name, module in _kept:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
+    if _may_exit_early():
+        # The interpreter clears this module last.
+        setattr(builtins, _HOOK, _End(ctypes.CDLL(None).exit))
+
+
+def _may_exit_early() -> bool:
+    """Whether the interpreter does nothing that matters after it has taken apart the script's modules.
+
+    It ends with another exit code if it cannot write what a stream of the script's own has buffered, and it calls what
+    extension modules, such as mpi4py, have registered by `Py_AtExit`.
+    """
+    streams = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__ and getattr(sys.stdout, "write_through", False)
+    return os.getpid() == _succeeded_in and streams and not any(map(_is_extension, list(sys.modules.values())))
+
+
+def _is_extension(module: Any) -> bool:
+    file = getattr(module, "__file__", None)
+    own = str(sysconfig.get_config_var("DESTSHARED"))
+    return isinstance(file, str) and file.endswith(tuple(EXTENSION_SUFFIXES)) and not file.startswith(own)
+
+
+class _End:
+    """Ends the process when it is freed, with exit code 0."""
+
+    def __init__(self, exit_process: Callable[[int], Any]) -> None:
+        self._exit = exit_process
+
+    # Names of modules are gone by then.
+    def __del__(self, collect: Callable[[], int] = gc.collect) -> None:
+        collect()
+        self._exit(0)
+
+
+def _skip_clean_up_of_libraries() -> None:
+    """End a process after the exit functions of the C libraries that are loaded later, and before those of torch.
+
+    C calls its exit functions in the opposite order of their registration. The two that are registered here write all
+    buffered output (`fcloseall`) and end the process (`_exit`). See on_exit(3), which the GNU C library has.
+    """
+    library = ctypes.CDLL(None)
+    with suppress(AttributeError):
+        library.on_exit(library._exit, None)
+        library.on_exit(library.fcloseall, None)
