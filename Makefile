@@ -56,3 +56,33 @@ $(DOCS_STAMP): $(STAMP)
 
 clean:
 	rm -rf $(VENV) $(TORCH_FREE) build *.egg-info
+
+# tests/gpu with the torch of PYTHON, on a machine with one GPU (docs/gpu.md). It needs no package index: gpu-wheels collects
+# the other packages beforehand, on any machine, for the Python of the one with the GPU.
+GPU_VENV := .venv-gpu
+GPU_WHEELS := build/gpu-wheels
+GPU_PYTHON ?= 3.12
+GPU_NEEDS := omegaconf PyYAML tabulate pytest pytest-timeout hypothesis
+
+.PHONY: gpu-wheels test-gpu clean-gpu
+
+gpu-wheels:
+	rm -rf $(GPU_WHEELS)
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest $(GPU_WHEELS) --constraint constraints.txt \
+		--only-binary :all: --implementation cp --python-version $(GPU_PYTHON) \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 $(GPU_NEEDS)
+
+# PYTHON may belong to an environment itself, whose packages --system-site-packages would not show.
+test-gpu:
+	$(PYTHON) -m venv --clear --without-pip $(GPU_VENV)
+	$(PYTHON) -c "import site; print(*site.getsitepackages(), site.getusersitepackages(), sep='\n')" >$(GPU_VENV)/beside.pth
+	mv $(GPU_VENV)/beside.pth $(GPU_VENV)/lib/python3*/site-packages
+	$(PYTHON) -m pip --python $(GPU_VENV)/bin/python install --quiet --disable-pip-version-check \
+		--no-index --find-links $(GPU_WHEELS) $(GPU_NEEDS)
+	-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+	$(GPU_VENV)/bin/python -m pytest tests/gpu -v -rA -W default --junitxml=build/gpu-tests.xml
+
+clean: clean-gpu
+
+clean-gpu:
+	rm -rf $(GPU_VENV)

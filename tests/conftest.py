@@ -7,7 +7,7 @@ settings.register_profile("mimo", deadline=None)
 settings.load_profile("mimo")
 
 if find_spec("torch") is None:
-    collect_ignore_glob = ["cluster/*", "examples/*", "faults/*", "unchanged/*"]
+    collect_ignore_glob = ["cluster/*", "examples/*", "faults/*", "gpu", "unchanged/*"]
     for folder, names in {
         "launcher/agent": "*",
         "launcher/coordination": "coordinator single_node",
@@ -15,7 +15,7 @@ if find_spec("torch") is None:
         "launcher/preflight": "check",
         "launcher/run_dir": "reader",
         "launcher/schedulers": "*",
-        "mimo_role": "context gpu joining rehearsal torch_interop",
+        "mimo_role": "context joining rehearsal torch_interop",
         "mimo_role/bridge": "*",
         "mimo_role/groups": "groups nccl_order",
         "mimo_role/megatron": "*",
