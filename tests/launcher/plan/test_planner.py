@@ -228,7 +228,8 @@ def test_json_lists_every_rank(folder, capsys):
 
 def test_the_communicators_of_each_stage_and_their_memory(folder, capsys):
     (folder / "small.yaml").write_text(
-        "name: small\nlayout: non_colocated\nmodules: {vision: {tp: 2}, language: {tp: 2, pp: 2, groups: {nccl: {max_ctas: 32}}}}\n"
+        "name: small\nlayout: non_colocated\n"
+        "modules: {vision: {tp: 2}, language: {tp: 2, pp: 2, groups: {nccl: {max_ctas: 32}}}}\n"
         "entry: {command: ['true']}\n"
     )
     assert main(["plan", "small.yaml", "--json"]) == 0
