@@ -7,15 +7,28 @@ DOCS_STAMP := $(VENV)/.installed-docs
 DEMO_ARGS ?=
 
 TORCH_FREE := .venv-torch-free
+TORCH ?= 2.13.0
+TORCH_VENV ?= .venv-torch-$(TORCH)
+# What pytest gets beside the markers, such as the tests to run.
+PYTEST_ARGS ?=
 
-.PHONY: demo docs test test-cluster test-torch-free check clean
+# Both halves of the tests, whatever the first one ends with: what runs in parallel, then what starts several processes.
+# With a selection, one of them may be left without a test: pytest's exit code 5.
+define run_tests
+	@fast=0; ranks=0; \
+	$(1) -n auto --dist worksteal -m "not ranks and not slow and not peer and not cluster" $(PYTEST_ARGS) || fast=$$?; \
+	$(1) -m "$(2)" $(PYTEST_ARGS) || ranks=$$?; \
+	echo "exit code of the tests in parallel: $$fast; of those with several processes: $$ranks"; \
+	case "$$fast $$ranks" in "0 0"$(if $(PYTEST_ARGS),|"0 5"|"5 0")) ;; *) exit 1;; esac
+endef
+
+.PHONY: demo docs test test-cluster test-torch test-torch-free check clean
 
 demo: $(STAMP)
 	$(BIN)/mimo-launch run examples/digits_vlm/non_colocated.yaml -- $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not ranks and not slow and not peer and not cluster"
-	$(BIN)/python -m pytest -m "(ranks or slow or peer) and not cluster"
+	$(call run_tests,$(BIN)/python -m pytest,(ranks or slow or peer) and not cluster)
 
 # The documentation as a site, in build/site.
 docs: $(DOCS_STAMP)
@@ -27,6 +40,11 @@ docs: $(DOCS_STAMP)
 test-cluster: $(STAMP)
 	tests/cluster/lab/install.sh
 	$(BIN)/python -m pytest -m cluster
+
+# Another torch, on another Python: make test-torch TORCH=2.11.0 PYTHON=python3.12 PYTEST_ARGS=tests/mimo_role
+# Without the comparisons with Megatron-Core, and without clusters.
+test-torch: $(TORCH_VENV)/.installed
+	$(call run_tests,$(TORCH_VENV)/bin/python -m pytest,(ranks or slow) and not peer and not cluster)
 
 # The half that needs no torch, on another Python: make test-torch-free PYTHON=python3.13
 test-torch-free:
@@ -47,15 +65,20 @@ check: $(STAMP)
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[examples,megatron,kubernetes,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[examples,megatron,submit,kubernetes,dev]"
 	touch $(STAMP)
+
+# Each torch has a requirement of its own for setuptools.
+$(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCH_VENV)
+	grep -Ev '^(torch|setuptools)==' constraints.txt > $(TORCH_VENV)/constraints.txt
+	$(TORCH_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint $(TORCH_VENV)/constraints.txt \
+		torch==$(TORCH) --editable ".[examples,megatron,submit,kubernetes,dev]"
+	touch $@
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $(DOCS_STAMP)
-
-clean:
-	rm -rf $(VENV) $(TORCH_FREE) build *.egg-info
 
 # tests/gpu with the torch of PYTHON, on a machine with one GPU (docs/gpu.md). It needs no package index: gpu-wheels collects
 # the other packages beforehand, on any machine, for the Python of the one with the GPU.
@@ -64,7 +87,7 @@ GPU_WHEELS := build/gpu-wheels
 GPU_PYTHON ?= 3.12
 GPU_NEEDS := omegaconf PyYAML tabulate pytest pytest-timeout hypothesis
 
-.PHONY: gpu-wheels test-gpu clean-gpu
+.PHONY: gpu-wheels test-gpu
 
 gpu-wheels:
 	rm -rf $(GPU_WHEELS)
@@ -82,7 +105,5 @@ test-gpu:
 	-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 	$(GPU_VENV)/bin/python -m pytest tests/gpu -v -rA -W default --junitxml=build/gpu-tests.xml
 
-clean: clean-gpu
-
-clean-gpu:
-	rm -rf $(GPU_VENV)
+clean:
+	rm -rf $(VENV) $(TORCH_FREE) $(GPU_VENV) .venv-torch-* build *.egg-info

@@ -42,8 +42,7 @@ class ElasticAgent(LocalElasticAgent):
         self._monitor = monitor
         self._logs = logs
         self._plan_rendezvous = PlanRendezvous(monitor.job.nodes)
-        grace_s = max(1, round(monitor.job.plan.runtime.grace_s))
-        super().__init__(_spec(monitor.job, self._plan_rendezvous), logs, shutdown_timeout=grace_s)
+        super().__init__(_spec(monitor.job, self._plan_rendezvous), logs)
 
     def run_job(self) -> Outcome:
         """Start the ranks of this node, and wait until those of all nodes have ended."""
@@ -81,7 +80,7 @@ class ElasticAgent(LocalElasticAgent):
         self._remaining_restarts = self._monitor.restarts.left(attempt)
         self._monitor.prepare_attempt(attempt)
         job = self._monitor.job
-        with processes_made_by(partial(RankContext, job.server, _request(job))):
+        with processes_made_by(partial(RankContext, job.server, _request(job), job.plan.runtime.grace_s)):
             pids: dict[int, Any] = super()._start_workers(worker_group)
         first = job.node.first_rank
         started = {first + local_rank: pid for local_rank, pid in pids.items()}
@@ -111,13 +110,13 @@ class ElasticAgent(LocalElasticAgent):
         values = {worker.global_rank: None for worker in worker_group.workers} if decision is Decision.DONE else {}
         return RunResult(state=_STATES[decision], return_values=values)
 
-    def _shutdown(self, death_sig: Signals = Signals.SIGTERM, timeout: int = 30) -> None:
-        """End the ranks. After Ctrl-C they get SIGINT first, which Python raises as `KeyboardInterrupt`."""
-        self._monitor.stop_ranks()
-        super()._shutdown(death_sig, timeout)
+    def _shutdown(self, death_sig: Signals = Signals.SIGTERM, timeout: int = 30) -> None:  # noqa: ARG002
+        """End the ranks. After Ctrl-C they get SIGINT first, which Python raises as `KeyboardInterrupt`.
 
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
-        self._shutdown(timeout=self._shutdown_timeout)
+        torchelastic passes a time from torch 2.12 on. The ranks have the job's own.
+        """
+        self._monitor.stop_ranks()
+        super()._shutdown(death_sig)
 
     def _exit_barrier(self) -> None:
         """None: torchelastic's ends after 300 s. Here `Decision.DONE` waits for all nodes, and for failures on them."""

@@ -22,16 +22,18 @@ _KILL_TIMEOUT_S = 10.0
 class RankContext(PContext):
     """The ranks of one attempt on this node."""
 
-    def __init__(self, server: ForkServer, request: Request, **arguments: Any) -> None:
+    def __init__(self, server: ForkServer, request: Request, grace_s: float, **arguments: Any) -> None:
         """
         Args:
             server: starts the processes.
             request: what each of them runs.
+            grace_s: how long they may take to end after a signal, before SIGKILL.
             arguments: torchelastic's.
         """
         super().__init__(**arguments)
         self._server = server
         self._request = request
+        self._grace_s = grace_s
         self._pids: dict[int, int] = {}
 
     def exit_codes(self) -> dict[int, int | None]:
@@ -62,8 +64,8 @@ class RankContext(PContext):
         is_over = failures or None not in codes.values()
         return RunProcsResult(failures=failures, stdouts=self.stdouts, stderrs=self.stderrs) if is_over else None
 
-    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
-        if not self._end_by(death_sig, timeout):
+    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:  # noqa: ARG002 (torchelastic's, not the job's)
+        if not self._end_by(death_sig, self._grace_s):
             self._end_by(signal.SIGKILL, _KILL_TIMEOUT_S)
 
     def _end_by(self, number: signal.Signals, timeout_s: float) -> bool:

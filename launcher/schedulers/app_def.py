@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torchx.specs import AppDef, Resource, Role, macros
-
 from launcher.config.schema import PoolConfig
 from launcher.coordination.node_identity import by_pool
 from launcher.errors import LaunchError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import PLAN, pack
 from launcher.schedulers.kubernetes_names import job_name, pool_names
+from launcher.schedulers.torchx_api import AppDef, Resource, Role, macros
 
 PORT = 29400
 _LONGEST_VARIABLE = 128 << 10

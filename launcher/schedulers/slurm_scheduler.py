@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler
-from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
-
 from launcher.errors import LaunchError
 from launcher.schedulers import slurm_client
 from launcher.schedulers.sbatch_script import Component, SbatchJob, script_of
 from launcher.schedulers.submission import JobRecord, Submission
+from launcher.schedulers.torchx_api import (
+    AppDef,
+    AppDryRunInfo,
+    AppState,
+    DescribeAppResponse,
+    ListAppResponse,
+    Scheduler,
+    runopts,
+)
 from mimo_role.host import environ
 
 NAME = "slurm"

@@ -8,10 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchx.runner.api import Runner
-from torchx.schedulers import get_scheduler_factories
-from torchx.specs import AppDef
-
 from launcher.config.schema import PoolConfig
 from launcher.errors import LaunchError
 from launcher.formatting import counted
@@ -22,11 +18,14 @@ from launcher.schedulers.sbatch_script import Component, component
 from launcher.schedulers.slurm_scheduler import NAME as SLURM
 from launcher.schedulers.slurm_scheduler import MimoSlurmScheduler
 from launcher.schedulers.submission import Submission
+from launcher.schedulers.torchx_api import AppDef, Runner, get_scheduler_factories
 from mimo_role import __version__
 
 SESSION = "mimo"
 
 _ENDS_WITH_THIS_PROCESS = "local_cwd"
+_EXTRAS = dict.fromkeys(("kubernetes", "kubernetes_mcad"), 'install its client: pip install "mimo-launch[kubernetes]"')
+"""What a missing package means, by scheduler."""
 
 _Answer = TypeVar("_Answer")
 
@@ -187,6 +186,7 @@ def _call(scheduler: str, function: Callable[[], _Answer]) -> _Answer:
     except LaunchError:
         raise
     except ImportError as error:
-        raise LaunchError(f"--to {scheduler}: {error}; torchx needs another package for it") from error
+        package = _EXTRAS.get(scheduler, "torchx needs another package for it")
+        raise LaunchError(f"--to {scheduler}: {error}; {package}") from error
     except Exception as error:
         raise LaunchError(f"--to {scheduler}: {type(error).__name__}: {(str(error) or 'failed').splitlines()[0]}") from error

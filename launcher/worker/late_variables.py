@@ -2,7 +2,8 @@
 
 A script may set such a variable and import torch afterwards. Here torch is hidden until the script imports it. At that
 moment the variables that have changed are applied, where torch can still be set accordingly; for the others there is a
-warning. Variables that torch reads at their first use, such as those of the CUDA allocator and of NCCL, need nothing.
+warning. Variables that torch reads at their first use, such as those of NCCL and most settings of the CUDA allocator, need
+nothing.
 """
 
 import re
@@ -16,12 +17,15 @@ from mimo_role.host import environ
 
 _LIBRARIES = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS|GOTO|MKLDNN|ONEDNN|DNNL|NPY|PYTORCH_JIT|TORCHDYNAMO|TORCHEXPORT)(_\w+)?")
 _OF_TORCH = re.compile(
-    r"KINETO_USE_DAEMON|PYTORCH_(API_USAGE_STDERR|MATCHER_LOGLEVEL)|TORCHINDUCTOR_FORCE_DISABLE_CACHES"
+    r"KINETO_USE_DAEMON|PYTORCH_(API_USAGE_STDERR|MATCHER_LOGLEVEL|SUM_INNER_TREE)|TORCHINDUCTOR_FORCE_DISABLE_CACHES"
     r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|COMPILE_\w+|CPP_LOG_LEVEL|CUDAGRAPH_GC|CUDA_SANITIZER|CUSTOM_TERMINATE"
-    r"|DEVICE_BACKEND_AUTOLOAD|DISTRIBUTED_(COMPILE_ON_ONE_RANK|USE_TORCHCOMMS)|ENRICH_RPOFILER_STACK_TRACE|FAKE_TENSOR_DEBUG"
-    r"|LINALG_PREFER_\w+|PYTHON_NATIVE_USER_GRAPH_ORDER_FN|SHOW_CPP_STACKTRACES|USE_RTLD_GLOBAL)"
+    r"|DEVICE_BACKEND_AUTOLOAD|DISABLE_NATIVE_\w+|DISTRIBUTED_(COMPILE_ON_ONE_RANK|PIPELINE_PER_\w+|USE_TORCHCOMMS)"
+    r"|ENRICH_RPOFILER_STACK_TRACE|FAKE_TENSOR_DEBUG|LINALG_PREFER_\w+|PYTHON_NATIVE_USER_GRAPH_ORDER_FN|ROCM_FA_PREFER_CK"
+    r"|SHOW_CPP_STACKTRACES|SYMMMEM|USE_RTLD_GLOBAL|VITAL)"
 )
-"""Names that torch 2.13 was seen to read while it is imported, by `getenv` and by `os.environ`."""
+"""Names that torch 2.11 to 2.15 were seen to read while they are imported, by `getenv` and by `os.environ`."""
+_OF_ALLOCATORS = re.compile(r"PYTORCH_((CUDA|HIP)_)?ALLOC_CONF")
+"""Builds with CUDA choose the allocator (`backend:`) at their import; they read the other settings at their first use."""
 
 _seen: dict[str, str] = {}
 _names: list[str] = []
@@ -44,13 +48,19 @@ def apply(origin: str) -> None:
     remember()
     is_applied = {apply_it: apply_it() for apply_it in {_APPLIED[name] for name in changed & _APPLIED.keys()}}
     remaining = {name for name in changed if name not in _APPLIED or not is_applied[_APPLIED[name]]}
-    late = sorted(name for name in remaining if _OF_TORCH.fullmatch(name) or _LIBRARIES.fullmatch(name))
+    late = sorted(name for name in remaining if _is_read_at_import(name, now.get(name, "")))
     if late:
         names, example = ", ".join(late), late[0]
         sys.stderr.write(
             f"mimo-launch: {names}, set by {origin}, has no effect: torch was imported before, and read it then. Set it in the "
             f"config, for the whole job (`env: {{{example}: ...}}`), or use `runtime: {{start_method: spawn, join: script}}`\n"
         )
+
+
+def _is_read_at_import(name: str, value: str) -> bool:
+    if _OF_ALLOCATORS.fullmatch(name):
+        return "backend:" in value
+    return bool(_OF_TORCH.fullmatch(name) or _LIBRARIES.fullmatch(name))
 
 
 def list_modules() -> None:

@@ -7,8 +7,9 @@ import runpy
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader, all_suffixes
 from itertools import takewhile
 from pathlib import Path
@@ -25,6 +26,8 @@ _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _WORKER = os.path.join(os.path.dirname(__file__), "")  # noqa: PTH118, PTH120
 _RUNPY = (runpy.__file__, "<frozen runpy>")
 _MODULE_SUFFIXES = tuple(all_suffixes())
+_FOR_TRACEBACKS = {name: import_module(name) for name in ("ast", "linecache", "tokenize", "traceback")}
+"""Modules that Python imports to format a traceback, `tokenize` only then from Python 3.13 on. The script may have its own."""
 
 
 def run_as_main(entry: Entry, on_failure: Callable[[], object]) -> None:
@@ -83,7 +86,23 @@ def record_error(error: BaseException, frames: TracebackType | None, *, to_stder
     if file is None:  # the script has emptied its environment
         return
     fallback = node_dir.error_file(folder, rank) if folder is not None and rank is not None else None
-    crash.write_crash(error, frames, Path(file), to_stderr=to_stderr, fallback=fallback)
+    with _modules_for_tracebacks():
+        crash.write_crash(error, frames, Path(file), to_stderr=to_stderr, fallback=fallback)
+
+
+@contextmanager
+def _modules_for_tracebacks() -> Iterator[None]:
+    """Put Python's modules in place of the script's of the same names, within a block."""
+    replaced = {name: sys.modules.get(name) for name in _FOR_TRACEBACKS}
+    sys.modules.update(_FOR_TRACEBACKS)
+    try:
+        yield
+    finally:
+        for name, module in replaced.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def script_frames(frames: TracebackType | None) -> TracebackType | None:

@@ -31,6 +31,7 @@ def make(tmp_path, monkeypatch):
         context = RankContext(
             server,
             Request("exec", (sys.executable, "-c", "import os; exec(os.environ['CODE'])")),
+            1.0,
             name="test",
             entrypoint="",
             args=dict.fromkeys(range(len(codes)), ()),
@@ -81,5 +82,5 @@ def test_ranks_end_by_the_given_signal_or_else_by_sigkill(make):
     context = make("print('ready', flush=True); import signal; signal.pause()", deaf)
     while not all(Path(context.stdouts[rank]).stat().st_size for rank in (0, 1)):
         time.sleep(0.01)
-    context.close(signal.SIGTERM, timeout=1)
+    context.close(signal.SIGTERM)
     assert context.exit_codes() == {0: -signal.SIGTERM, 1: -signal.SIGKILL}

@@ -12,6 +12,7 @@ from torch.distributed.elastic.agent.server import local_elastic_agent
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import PContext, start_processes
 
+from launcher.agent.elastic_agent import ElasticAgent
 from launcher.agent.rank_context import RankContext
 from launcher.agent.torchelastic_private import processes_made_by
 
@@ -24,9 +25,7 @@ NOT_OF_A_CONTEXT = {"start_method", "numa_options"}
     [
         ("_assign_worker_ranks", ["self", "store", "group_rank", "group_world_size", "spec"]),
         ("_start_workers", ["self", "worker_group"]),
-        ("_stop_workers", ["self", "worker_group"]),
         ("_monitor_workers", ["self", "worker_group"]),
-        ("_shutdown", ["self", "death_sig", "timeout"]),
         ("_exit_barrier", ["self"]),
     ],
 )
@@ -34,9 +33,16 @@ def test_the_agents_overridden_methods_have_the_same_parameters(name, parameters
     assert list(inspect.signature(getattr(LocalElasticAgent, name)).parameters) == parameters
 
 
+def test_the_ranks_are_ended_by_a_method_with_a_signal_and_from_some_release_on_a_time():
+    parameters = list(inspect.signature(LocalElasticAgent._shutdown).parameters)
+    assert parameters in (["self", "death_sig"], ["self", "death_sig", "timeout"])
+    assert parameters == list(inspect.signature(ElasticAgent._shutdown).parameters)[: len(parameters)]
+    assert "self._shutdown(" in inspect.getsource(LocalElasticAgent._stop_workers)
+
+
 def test_the_agent_has_the_attributes_that_are_read_and_set():
     source = inspect.getsource(LocalElasticAgent) + inspect.getsource(LocalElasticAgent.__mro__[1])
-    for attribute in ("self._remaining_restarts", "self._pcontext", "self._worker_group", "self._shutdown_timeout"):
+    for attribute in ("self._remaining_restarts", "self._pcontext", "self._worker_group"):
         assert attribute in source
 
 

@@ -121,7 +121,8 @@ def test_loaders_of_every_kind_return_batches_of_the_scripts_own_class(run):
 
 
 FORKS = """
-import atexit, os, sys, torch, torch.distributed as dist
+import atexit, os, sys, torch, torch.distributed as dist, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks beside threads, such as gloo's
 own = os.getpid()
 total = torch.ones(())
 dist.all_reduce(total)

@@ -122,6 +122,8 @@ def test_a_script_that_does_not_import_torch_does_not_see_it(run):
 LATE = {
     "OMP_PROC_BIND": set_before("import torch", OMP_PROC_BIND="close"),
     "TORCH_DEVICE_BACKEND_AUTOLOAD": set_before("import torch", TORCH_DEVICE_BACKEND_AUTOLOAD="0"),
+    "PYTORCH_CUDA_ALLOC_CONF": set_before("import torch", PYTORCH_CUDA_ALLOC_CONF="backend:cudaMallocAsync"),
+    "TORCH_DISABLE_NATIVE_JIT": set_before("import torch", TORCH_DISABLE_NATIVE_JIT="1"),
     "KMP_AFFINITY, TORCH_COMPILE_DEBUG": set_before("import torch.nn", TORCH_COMPILE_DEBUG="1", KMP_AFFINITY="none"),
     "OMP_NUM_THREADS": "import os\ndel os.environ['OMP_NUM_THREADS']\nimport torch",
 }
@@ -141,7 +143,9 @@ def test_one_line_names_the_variables_that_come_too_late_and_the_cure(run, names
 QUIET = {
     "what is not changed": "import os\nos.environ['OMP_PROC_BIND'] = os.environ['OMP_PROC_BIND']\nimport torch",
     "what is changed back": set_before("del os.environ['KMP_AFFINITY']\nimport torch", KMP_AFFINITY="none"),
-    "what torch reads at its first use": set_before("import torch", PYTORCH_CUDA_ALLOC_CONF="x", NCCL_DEBUG="INFO", OTHER="1"),
+    "what torch reads at its first use": set_before(
+        "import torch", PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True", NCCL_DEBUG="INFO", OTHER="1"
+    ),
     "what is set after the import": "import torch\n"
     + set_before("import torch.nn", OMP_PROC_BIND="close", OMP_NUM_THREADS="5"),
     "torch that is not imported": set_before("", OMP_PROC_BIND="close"),
