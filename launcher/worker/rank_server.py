@@ -69,7 +69,8 @@ def _import_torch() -> None:
     process_end.prepare()
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
     late_variables.remember()
-    for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging"):
+    # Python imports the codec when it first looks up the name of a host.
+    for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging", "encodings.idna"):
         import_module(name)
     from launcher.worker import main_program
 
