@@ -9,9 +9,9 @@ A rank's plan only depends on the samples of its own lane.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from mimo_role.resharding.endpoint import Endpoint, Place, Side
@@ -91,10 +91,15 @@ class _Share(NamedTuple):
 
     sender: int
     receiver: int
-    replicas: tuple[int, ...]
-    """The ranks to which the receiver then sends it."""
+    holders: tuple[int, ...]
+    """The ranks that need it: the receiver and those to which it then sends it."""
     units: range
     total: range
+
+    @property
+    def replicas(self) -> Iterator[int]:
+        """The ranks to which the receiver then sends it."""
+        return (rank for rank in self.holders if rank != self.receiver)
 
     def of(self, overlap: Overlap, width: int) -> Iterator[tuple[int, int]]:
         """The elements of the overlap, as one interval or several."""
@@ -163,30 +168,56 @@ def _shares(sender: Side, receiver: Side, origin: Place, holders: tuple[int, ...
     """The shares of an overlap between the replicas of `origin` and those of `holders`."""
     source, end = sender.endpoint, receiver.endpoint
     sharded = source.split.sequence_parallel
-    replicas = [origin.tp] if sharded else range(source.tp)
-    ranks = [source.rank_at(origin._replace(tp=tp)) for tp in replicas]
-    if len(holders) == 1 and holders[0] in ranks:
-        return [_Share(holders[0], holders[0], (), range(1), range(1))]
+
+    def replica(tp: int) -> int:
+        return source.rank_at(origin._replace(tp=tp))
+
+    if len(holders) == 1 and _is_replica(source, origin, holders[0]):
+        return [_Share(holders[0], holders[0], holders, range(1), range(1))]
     if elements < WORTH_SHARING:
-        sender_rank = ranks[0 if sharded else _place_in(end, holders[0]).tp * source.tp // end.tp]
-        return [_Share(sender_rank, holders[0], (), range(1), range(1))]
-    fine = math.lcm(source.tp, end.tp)
-    senders = [(rank, _units(fine, source.tp, tp)) for tp, rank in zip(replicas, ranks, strict=True)]
-    receivers = [(rank, _units(fine, end.tp, _place_in(end, rank).tp)) for rank in holders]
+        sender_rank = replica(origin.tp if sharded else _place_in(end, holders[0]).tp * source.tp // end.tp)
+        return [_Share(sender_rank, holders[0], holders, range(1), range(1))]
     # Where one rank of a side has or needs the whole overlap, its share is all units; otherwise each replica has some units.
-    total = range(fine)
+    fine = math.lcm(source.tp, end.tp)
     if sharded and len(holders) < end.tp:
-        senders, receivers = [(ranks[0], total)], [(holders[0], total)]
-    elif sharded:
-        total = senders[0][1]
+        return [_Share(replica(origin.tp), holders[0], holders, range(fine), range(fine))]
+    if sharded:
+        total = _units(fine, source.tp, origin.tp)
     elif len(holders) < end.tp:
-        total = receivers[0][1]
-    return [
-        _Share(sender_rank, receiver_rank, tuple(rank for rank in holders if rank != receiver_rank), units, total)
-        for sender_rank, sent in senders
-        for receiver_rank, received in receivers
-        if (units := range(max(sent.start, received.start), min(sent.stop, received.stop)))
-    ]
+        total = _units(fine, end.tp, _place_in(end, holders[0]).tp)
+    else:
+        total = range(fine)
+    senders = [(replica(tp), _units(fine, source.tp, tp)) for tp in _parts_within(total, fine, source.tp)]
+    own = holders if len(holders) == end.tp else [holders[0]] * end.tp
+    receivers = [(own[tp], _units(fine, end.tp, tp)) for tp in _parts_within(total, fine, end.tp)]
+    return list(_common(senders, receivers, holders, total))
+
+
+def _common(
+    senders: Sequence[tuple[int, range]], receivers: Sequence[tuple[int, range]], holders: tuple[int, ...], total: range
+) -> Iterator[_Share]:
+    """What each sender and each receiver have in common; both are in the order of their units."""
+    first = 0
+    for sender, sent in senders:
+        while first < len(receivers) and receivers[first][1].stop <= sent.start:
+            first += 1
+        for receiver, received in islice(receivers, first, None):
+            if received.start >= sent.stop:
+                break
+            yield _Share(
+                sender, receiver, holders, range(max(sent.start, received.start), min(sent.stop, received.stop)), total
+            )
+
+
+def _is_replica(end: Endpoint, place: Place, rank: int) -> bool:
+    """Whether a rank holds the same tokens as the one at `place`."""
+    own = end.place_of(rank)
+    return own is not None and own[:2] == place[:2] and (own.tp == place.tp or not end.split.sequence_parallel)
+
+
+def _parts_within(units: range, fine: int, parts: int) -> range:
+    """The parts, of which `fine` units are divided into `parts`, that have some of the units."""
+    return range(units.start * parts // fine, -(-units.stop * parts // fine))
 
 
 def _units(fine: int, parts: int, part: int) -> range:

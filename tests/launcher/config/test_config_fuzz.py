@@ -27,6 +27,8 @@ pytestmark = pytest.mark.timeout(600)  # a case is bounded by itself; all of the
 SEED = int(os.environ.get("MIMO_FUZZ_SEED") or random.SystemRandom().randrange(2**32))
 REPEAT = f"MIMO_FUZZ_SEED={SEED} python -m pytest tests/launcher/config/test_config_fuzz.py"
 
+LONGEST = 100_000
+"""Characters of a repeated part of a config."""
 CASE_S = 20
 """On the CPU; far more than the slowest case takes."""
 CASE_BYTES = 1 << 30
@@ -205,7 +207,10 @@ def change(draw, tree):
         case "double":
             items.insert(draw(st.integers(0, len(items))), copy.deepcopy(item))
         case "many":
-            items += [[f"{item[0]}{number}", copy.deepcopy(item[1])] for number in range(draw(st.sampled_from([1, 9, 99])))]
+            # A change of a change may repeat what is repeated already; a plan takes 20 s for a text of 1 MB.
+            most = max(1, LONGEST // len(text_of(item[1])))
+            count = min(most, draw(st.sampled_from([1, 9, 99])))
+            items += [[f"{item[0]}{number}", copy.deepcopy(item[1])] for number in range(count)]
         case "key":
             item[0] = draw(keys)
         case "new":
