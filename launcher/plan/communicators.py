@@ -1,5 +1,6 @@
 """NCCL's communicators in a plan, and an estimate of the GPU memory that those of bridges take. Pure arithmetic."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,9 +9,12 @@ from launcher.plan.launch_plan import LaunchPlan
 from mimo_role.groups.options import GroupOptions, lean
 from mimo_role.groups.rounds import Schedule
 from mimo_role.resharding.message_groups import MessageGroup, message_groups
+from mimo_role.topology.topology import Topology
 
 _RECEIVE_MIB, _SEND_MIB = 10, 2
 """Buffers for each CUDA block and peer from which a rank receives, and to which it sends (NVIDIA/nccl#1685)."""
+
+_MOST_PARTS = 1 << 17
 
 FORMULA = (
     f"bridge_mib: max_ctas x ({_RECEIVE_MIB} MiB for each peer received from + {_SEND_MIB} MiB for each peer sent to), summed "
@@ -28,8 +32,8 @@ class RankCommunicators:
     communicators: int
     """The world's, those of its modules, and those of bridges."""
     of_bridges: int
-    bridge_mib: int
-    """An estimate of GPU memory, see `FORMULA`."""
+    bridge_mib: int | None
+    """An estimate of GPU memory, see `FORMULA`; `None` where ranks exchange so many parts that to list them takes seconds."""
 
 
 def as_dict(plan: LaunchPlan, schedule: Schedule) -> dict[str, Any]:
@@ -45,8 +49,17 @@ def _of_stages(plan: LaunchPlan, schedule: Schedule) -> Iterator[RankCommunicato
             own = [group for group in groups if rank in group.ranks]
             sizes = [len(round_.row_of(rank)) for round_ in schedule.rounds]
             of_modules = sum(size > 1 for size in sizes) + (1 in sizes)
-            mib = sum(_mib(plan, group, rank) for group in own)
+            mib = sum(_mib(plan, group, rank) for group in own) if _parts(plan.topology) <= _MOST_PARTS else None
             yield RankCommunicators(module, stage, rank, 1 + of_modules + len(own), len(own), mib)
+
+
+def _parts(topology: Topology) -> int:
+    """A bound of the parts that one rank exchanges in a batch."""
+    grids = topology.grids.values()
+    sizes = {axis: max(grid.axis_size(axis) for grid in grids) for axis in ("tp", "cp")}
+    lanes = [grid.axis_size("dp") for grid in grids]
+    of_lane = max(math.lcm(one, other) // min(one, other) for one in lanes for other in lanes)
+    return int(of_lane * (sizes["tp"] * sizes["cp"]) ** 2)
 
 
 def _mib(plan: LaunchPlan, group: MessageGroup, rank: int) -> int:

@@ -2,8 +2,8 @@
 
 That would have no effect but to copy memory that ranks share, for longer than the rank's start takes. The script's threads are
 joined, its exit functions called, its modules and objects taken apart, and its output is written, by the interpreter itself.
-Left out are, in this order: finalizers of objects that the server has made, its modules, what the interpreter frees after all
-modules, and the C exit functions of libraries that the server has loaded.
+Left out are the server's modules and the C exit functions of libraries that it has loaded; after a success also finalizers of
+objects that it has made, and what the interpreter frees after all modules.
 """
 
 import atexit
@@ -37,7 +37,9 @@ _TORN_DOWN = {
 
 _HOOK = "__mimo_launch_end__"
 _kept: list[tuple[str, ModuleType]] = []
+_finalizers: list[Any] = []
 _succeeded_in: int | None = None
+_exits_early = False
 
 
 def prepare() -> None:
@@ -48,8 +50,8 @@ def prepare() -> None:
 def keep_modules() -> None:
     """In the fork server, once it has imported everything: forked ranks will not take this apart."""
     _kept.extend((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
-    for finalizer in getattr(weakref.finalize, "_registry", ()):  # those of torch's operators
-        finalizer.atexit = False
+    _finalizers.extend(getattr(weakref.finalize, "_registry", ()))  # those of torch's operators
+    atexit.register(_decide)
     _skip_clean_up_of_libraries()
 
 
@@ -59,12 +61,24 @@ def succeeded() -> None:
     _succeeded_in = os.getpid()
 
 
+def _decide() -> None:
+    """Called after the script's exit functions, and before those of the modules that the server has imported.
+
+    Without the finalizers, what the interpreter frees after all modules would end in an abort; so both are left out, or none.
+    """
+    global _exits_early
+    _exits_early = _may_exit_early()
+    if _exits_early:
+        for finalizer in _finalizers:
+            finalizer.atexit = False
+
+
 def _leave_modules() -> None:
     for name, module in _kept:
         if sys.modules.get(name) is module:
             del sys.modules[name]
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
-    if _may_exit_early():
+    if _exits_early:
         # The interpreter clears this module last.
         setattr(builtins, _HOOK, _End(ctypes.CDLL(None).exit))
 
