@@ -36,7 +36,7 @@ _TORN_DOWN = {
 """Modules that an ending interpreter uses itself."""
 
 _HOOK = "__mimo_launch_end__"
-_kept: list[tuple[str, ModuleType]] = []
+_kept: dict[str, ModuleType] = {}
 _finalizers: list[Any] = []
 _succeeded_in: int | None = None
 _exits_early = False
@@ -49,7 +49,7 @@ def prepare() -> None:
 
 def keep_modules() -> None:
     """In the fork server, once it has imported everything: forked ranks will not take this apart."""
-    _kept.extend((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
+    _kept.update((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
     _finalizers.extend(getattr(weakref.finalize, "_registry", ()))  # those of torch's operators
     atexit.register(_decide)
     _skip_clean_up_of_libraries()
@@ -74,7 +74,7 @@ def _decide() -> None:
 
 
 def _leave_modules() -> None:
-    for name, module in _kept:
+    for name, module in _kept.items():
         if sys.modules.get(name) is module:
             del sys.modules[name]
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
@@ -90,7 +90,8 @@ def _may_exit_early() -> bool:
     extension modules, such as mpi4py, have registered by `Py_AtExit`.
     """
     streams = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__ and getattr(sys.stdout, "write_through", False)
-    return os.getpid() == _succeeded_in and streams and not any(map(_is_extension, list(sys.modules.values())))
+    own = (module for name, module in list(sys.modules.items()) if _kept.get(name) is not module)
+    return os.getpid() == _succeeded_in and streams and not any(map(_is_extension, own))
 
 
 def _is_extension(module: Any) -> bool:
