@@ -7,7 +7,6 @@ objects that it has made, and what the interpreter frees after all modules.
 """
 
 import atexit
-import builtins
 import ctypes
 import gc
 import os
@@ -79,8 +78,8 @@ def _leave_modules() -> None:
             del sys.modules[name]
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
     if _exits_early:
-        # The interpreter clears this module last.
-        setattr(builtins, _HOOK, _End(ctypes.CDLL(None).exit))
+        # The interpreter clears sys after all other modules; it frees what is added to builtins before it collects garbage.
+        setattr(sys, _HOOK, _End(ctypes.CDLL(None).exit))
 
 
 def _may_exit_early() -> bool:

@@ -365,6 +365,7 @@ def test_under_nccl_a_round_is_one_split_the_same_on_every_rank(topology, data):
         assert len({str(splits) for splits in calls.values()}) == 1
     splits = next(iter(calls.values()))
     for rows in splits:
+        assert rows, "torch refuses a split without a group"
         assert len({member for row in rows for member in row}) == sum(map(len, rows))
     alone = [row[0] for rows in splits for row in rows if len(row) == 1]
     assert len(alone) == len(set(alone)), "a communicator of one rank costs memory as well"
