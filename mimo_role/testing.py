@@ -11,8 +11,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from mimo_role import rank_store
 from mimo_role.host import environ
 from mimo_role.lifecycle import init, shutdown
 from mimo_role.topology.topology import Topology
@@ -39,7 +39,7 @@ def run_ranks(
     """
     world_size = world if isinstance(world, int) else world.world_size
     deadline = time.monotonic() + timeout_s
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    store = rank_store.serve("127.0.0.1", timedelta(seconds=timeout_s))
     start = multiprocessing.get_context("forkserver")
     start.set_forkserver_preload(["mimo_role.testing", *preload])
     results: dict[Connection, int] = {}

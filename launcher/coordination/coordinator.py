@@ -18,6 +18,7 @@ from launcher.errors import LaunchError
 from launcher.exit_code import ExitCode
 from launcher.outcome import AbortReason, Outcome
 from launcher.plan.launch_plan import LaunchPlan
+from mimo_role import rank_store
 
 
 class Coordinator:
@@ -92,7 +93,7 @@ class Coordinator:
             LaunchError: the job is aborted before there is one.
         """
         if self.node_rank == 0:
-            tcp = stores.serve_ranks(self.store.address)
+            tcp = rank_store.serve(self.store.address)
             self._log.append(Event.PORT, [attempt, tcp.port])
             return tcp, self.store.address, tcp.port
         self.state.wait_until(lambda: attempt in self.state.ports or self.state.abort_reason is not None)

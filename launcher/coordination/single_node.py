@@ -5,9 +5,10 @@ from torch.distributed import Store as TorchStore  # type: ignore[attr-defined]
 from launcher.coordination.event_log import Event, JobState
 from launcher.coordination.liveness import ProbeTrigger, Progress
 from launcher.coordination.member import Member
-from launcher.coordination.store import LocalStore, serve_ranks
+from launcher.coordination.store import LocalStore
 from launcher.outcome import AbortReason, Outcome
 from launcher.plan.launch_plan import LaunchPlan
+from mimo_role import rank_store
 
 _LOOPBACK = "127.0.0.1"
 
@@ -36,7 +37,7 @@ class SingleNode:
 
     def open_rank_store(self, attempt: int) -> tuple[TorchStore, str, int]:  # noqa: ARG002 (each call opens a new one)
         """The store that the ranks of an attempt join over; its address, and its port."""
-        tcp = serve_ranks(_LOOPBACK)
+        tcp = rank_store.serve(_LOOPBACK)
         return tcp, _LOOPBACK, tcp.port
 
     def count_exit(self, attempt: int) -> int:

@@ -140,11 +140,6 @@ def serve(endpoint: Endpoint, name: str, nodes: int) -> Store:
     return Store(tcp, address, f"{name} at {endpoint}", node=0, nodes=nodes)
 
 
-def serve_ranks(address: str) -> TCPStore:
-    """Start the store that the ranks of one attempt join over, on a free port."""
-    return TCPStore(address, 0, is_master=True, wait_for_workers=False)
-
-
 def connect(endpoint: Endpoint, name: str, timeout_s: float, *, node: int, nodes: int) -> Store:
     """Connect to the store of node 0, whose name in the plan is `name`; wait until it is there.
 
