@@ -23,7 +23,6 @@ from mimo_role.lifecycle import init as init
 from mimo_role.lifecycle import shutdown as shutdown
 from mimo_role.megatron.hyper_comm_grid import HyperCommGrid as HyperCommGrid
 from mimo_role.pipeline.schedule import Schedule1F1B as Schedule1F1B
-from mimo_role.pipeline.stage_graph import StageId as StageId
 from mimo_role.pipeline.step_executor import StageOutput as StageOutput
 from mimo_role.preemption.notice import REQUEUE_EXIT_CODE as REQUEUE_EXIT_CODE
 from mimo_role.preemption.notice import Notice as Notice
@@ -41,6 +40,7 @@ from mimo_role.role import ModuleStageInfo as ModuleStageInfo
 from mimo_role.role import RankRole as RankRole
 from mimo_role.topology.grid import RankGrid as RankGrid
 from mimo_role.topology.sizing import ModuleSizes as ModuleSizes
+from mimo_role.topology.stage_links import StageId as StageId
 from mimo_role.topology.topology import Topology as Topology
 from mimo_role.training.random_streams import RandomStreams as RandomStreams
 from mimo_role.training.seeding import megatron_seeds as megatron_seeds

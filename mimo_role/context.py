@@ -159,14 +159,22 @@ class RoleContext:
         module: str,
         *,
         stage: int | None = None,
+        to: str | None = None,
+        to_stage: int = 0,
+        tensor: int = 0,
         source: TokenSplit | None = None,
         destination: TokenSplit | None = None,
     ) -> Bridge:
-        """The bridge from a modality module's last stage to the language module's first.
+        """The bridge from a module's last stage to a module that takes its output, such as the language module.
 
         Args:
             module: where it begins.
             stage: for the bridge from that stage of `module` to its next.
+            to: where it ends; needed if several modules take the output.
+            to_stage: the pipeline stage of that module that receives. Under NCCL, the first call for a later stage than the
+                first creates communicators: all ranks of both stages make such bridges, in the same order.
+            tensor: the number of a tensor, where several cross between the same stages: each has a bridge of its own, and
+                `cross_together` transfers them at once.
             source: how the sending side's ranks divide the tokens of a sample, if not as `TokenSplit()`. Between stages of one
                 module both sides are the same, and the first one passed is used. Pass it once, on all ranks alike.
             destination: the same for the receiving side.
@@ -175,7 +183,7 @@ class RoleContext:
             AxisError: there is no such module.
             BridgeError: there is no such bridge, or it was made with other splits.
         """
-        return self._bridges.get(module, stage, source, destination)
+        return self._bridges.get(self._bridges.link_of(module, stage, to, to_stage), tensor, source, destination)
 
     def clip_grad_norm_(
         self,

@@ -13,8 +13,8 @@ def serve(address: str, timeout: timedelta = timedelta(seconds=300)) -> TCPStore
     """Start a store on a free port of an address of this host, IPv4 or IPv6.
 
     torch's server looks up the name of each client. By default its socket is of IPv6, where an IPv4 client has an address that
-    is not in `/etc/hosts`: each rank then costs a query to the name server, and 5 s if that does not answer. So the socket is of
-    the family of the address.
+    is not in `/etc/hosts`: each rank then costs a query to the name server, and 5 s if that does not answer. So the socket is
+    of the family of the address.
 
     Raises:
         OSError: the address is not of this host.

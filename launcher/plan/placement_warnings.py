@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from launcher.config.schema import PoolConfig
 from launcher.formatting import counted, listed, runs_of
 from launcher.plan.placement import Node
-from mimo_role import MIMO_LANGUAGE_MODULE_KEY, RankGrid, Topology
+from mimo_role import RankGrid, Topology
+from mimo_role.resharding.connections import usual_links
 
 HEAVY_AXES = ("tp", "cp")
 """Axes whose ranks communicate in every layer: their rows should be on one node."""
@@ -121,17 +122,17 @@ def _split_module(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWa
 
 
 def _bridges_between_pools(topology: Topology, layout: _Layout) -> Iterator[PlanWarning]:
-    language = topology.grids[MIMO_LANGUAGE_MODULE_KEY]
-    receivers = [rank for rank in language.ranks if language.coords(rank)["pp"] == 0]
-    to = layout.pools_of(receivers)
-    for name in topology.modality_module_names:
-        grid = topology.grids[name]
-        last = grid.axis_size("pp") - 1
-        senders = [rank for rank in grid.ranks if grid.coords(rank)["pp"] == last]
-        origin = layout.pools_of(senders)
+    for source, target in usual_links(topology):
+        if source.module == target.module:
+            continue
+        senders, receivers = (
+            [rank for rank in topology.grids[at.module].ranks if topology.grids[at.module].coords(rank)["pp"] == at.stage]
+            for at in (source, target)
+        )
+        origin, to = layout.pools_of(senders), layout.pools_of(receivers)
         if set(origin) | set(to) != set(origin) & set(to):
             yield PlanWarning(
                 "bridge_across_pools",
-                f"bridge {name} -> language: {counted(len(senders), 'rank')} on {' and '.join(origin)} to "
+                f"bridge {source.module} -> {target.module}: {counted(len(senders), 'rank')} on {' and '.join(origin)} to "
                 f"{counted(len(receivers), 'rank')} on {' and '.join(to)}; all of its data crosses between the pools",
             )

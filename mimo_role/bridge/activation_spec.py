@@ -81,6 +81,11 @@ class ActivationSpec:
         return (len(side.of_lane(place.lane)), of_each, *self.token_shape)
 
 
+def takes_gradients(dtype: torch.dtype) -> bool:
+    """Whether autograd adds gradients of a dtype; it cannot for floats of one byte."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 def _shape(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, int):
         raise BridgeError(f"{name}={value} is one number; give all sizes, such as ({value},)")

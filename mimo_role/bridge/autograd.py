@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from mimo_role.bridge.activation_spec import ActivationSpec
+from mimo_role.bridge.activation_spec import ActivationSpec, takes_gradients
 from mimo_role.bridge.backward_pass import is_in_backward
 from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.bridge_base import BridgeBase
@@ -64,8 +64,8 @@ def _cross_together(passages: Sequence[Passage], requires_grad: bool) -> list[to
     anchors = []
     for bridge, spec, _ in passages:
         # A sender whose activations need no gradient must still receive what the other side sends.
-        dtype = spec.dtype if _takes_gradients(spec.dtype) else torch.float32
-        needs_grad = has_grad and _takes_gradients(spec.dtype)
+        dtype = spec.dtype if takes_gradients(spec.dtype) else torch.float32
+        needs_grad = has_grad and takes_gradients(spec.dtype)
         anchors.append(torch.zeros((), dtype=dtype, device=bridge.device, requires_grad=needs_grad))
     given = [None if activations is None else bridge.as_plain(activations, spec) for bridge, spec, activations in passages]
     call = _Call([passage._replace(activations=None) for passage in passages], has_grad)
@@ -73,11 +73,6 @@ def _cross_together(passages: Sequence[Passage], requires_grad: bool) -> list[to
         outputs = list(_Cross.apply(call, *anchors, *given))  # type: ignore[no-untyped-call]
     call.outputs = [weakref.ref(output) for output in outputs]
     return outputs
-
-
-def _takes_gradients(dtype: torch.dtype) -> bool:
-    """Whether autograd adds gradients of a dtype; it cannot for floats of one byte."""
-    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 class _Call:
@@ -100,7 +95,7 @@ class _Call:
             transfers = []
             for (bridge, spec, _), tensor in zip(self.passages, given, strict=True):
                 self.numbers.append(bridge.number_of("forward"))
-                returns = Returns.YES if self.has_grad and _takes_gradients(spec.dtype) else Returns.NO
+                returns = Returns.YES if self.has_grad and takes_gradients(spec.dtype) else Returns.NO
                 # A copy: the script may change its activations.
                 transfers.append(
                     bridge.transfer(tensor, spec, back=False, options=_FORWARD, number=self.numbers[-1], returns=returns)
@@ -150,7 +145,7 @@ class _Call:
     def _register_gradients(self) -> None:
         """Register the gradients that this rank waits for, and those that it owes."""
         for at, (bridge, spec, _) in enumerate(self.passages):
-            if not (self.has_grad and _takes_gradients(spec.dtype)):
+            if not (self.has_grad and takes_gradients(spec.dtype)):
                 continue
             if bridge.is_receiver and not bridge.is_sender:
                 self._owed[at] = OwedGradients(bridge, spec, self.numbers[at])

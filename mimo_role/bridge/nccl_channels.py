@@ -2,26 +2,35 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mimo_role.bridge.message_tags import BATCHES
 from mimo_role.bridge.messages import Channels
-from mimo_role.groups.creation import CreatedGroup, backend_options, create_group, free, uses_nccl, world_group
+from mimo_role.groups.creation import (
+    CreatedGroup,
+    backend_options,
+    create_group,
+    free,
+    new_group_of,
+    uses_nccl,
+    world_group,
+)
 from mimo_role.groups.names import CountedGroup, named, next_series
 from mimo_role.groups.options import GroupOptions, lean
-from mimo_role.resharding.connections import Pair
-from mimo_role.resharding.message_groups import MessageGroup, Traffic, message_groups, rounds_of
-from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
+from mimo_role.resharding.connections import Pair, bridge_pairs
+from mimo_role.resharding.message_groups import MessageGroup, Traffic, message_groups, ranks_of, rounds_of
+from mimo_role.topology.stage_links import StageLink
 from mimo_role.topology.topology import Topology
 
 
 class NcclChannels:
     """Groups for activations, for gradients, and for messages among replicas. Under gloo there are none.
 
-    There is a pair for the bridges between a module's stages, a pair for the bridge to the language module, and one for the
-    replicas of each lane.
+    There is a pair for the bridges between a module's stages, a pair for the bridges from a module to another, and one for the
+    replicas of each lane. A bridge to a later stage gets a pair when it is made.
 
     NCCL runs a communicator's batches one after the other, and messages between two ranks in the order of posting. Over one
     communicator, activations would wait for gradients that wait for them, messages among replicas for the next batch, and
@@ -48,7 +57,13 @@ class NcclChannels:
             timeout: for each message.
             options: those of a module's groups, by its name; `lean` limits the CUDA blocks of the bridges' groups.
         """
-        self._groups: dict[tuple[str, Traffic], dist.ProcessGroup] = {}
+        self._topology = topology
+        self._rank = rank
+        self._device = device
+        self._timeout = timeout
+        self._options = options or {}
+        self._groups: dict[tuple[str, str, Traffic], dist.ProcessGroup] = {}
+        self._later: dict[tuple[StageLink, Traffic], dist.ProcessGroup | None] = {}
         self._created: list[CreatedGroup] = []
         if not uses_nccl() or topology.world_size == 1:
             return
@@ -56,43 +71,58 @@ class NcclChannels:
         for number, round_ in enumerate(rounds_of(message_groups(topology))):
             own = next((group for group in round_ if rank in group.ranks), None)
             with named(series, number):
-                self._make(round_, own, rank, device, timeout, options or {})
+                self._make(round_, own)
             if own is not None:
-                _connect(self._groups[own.module, own.traffic], own.pairs_of(topology, rank), rank, device)
+                _connect(self._groups[own.module, own.to, own.traffic], own.pairs_of(topology, rank), rank, device)
 
     def _make(
         self,
         round_: Iterable[MessageGroup],
         own: MessageGroup | None,
-        rank: int,
-        device: torch.device,
-        timeout: timedelta,
-        options: Mapping[str, GroupOptions],
     ) -> None:
         """Create one round's groups. Collective over the world."""
-        settings = GroupOptions() if own is None else options.get(own.module, GroupOptions())
         group = create_group(
             [row for group in round_ for row in group.rows],
-            None if own is None else own.row_of(rank),
-            timeout=timeout if settings.timeout_s is None else timedelta(seconds=settings.timeout_s),
-            pg_options=backend_options(lean(settings)),
+            None if own is None else own.row_of(self._rank),
             group_desc="" if own is None else own.name,
-            device=device,
+            device=self._device,
+            **self._settings(None if own is None else own.module),
         )
         self._created.append(group)
         if own is not None and not isinstance(group, CountedGroup):
-            self._groups[own.module, own.traffic] = group
+            self._groups[own.module, own.to, own.traffic] = group
 
-    def of(self, module: str, *, between_stages: bool) -> Channels:
-        """The groups for the bridges between a module's stages, or for the one from it to the language module."""
-        if between_stages:
-            traffics, receivers = (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK), (module, module)
+    def of(self, link: StageLink) -> Channels:
+        """The groups for the bridges of a link. Collective over its ranks, the first time, if it leads to a later stage."""
+        module, to = link.source.module, link.target.module
+        if link.is_within_module:
+            groups = [self._groups.get((module, to, traffic)) for traffic in (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK)]
+        elif link.target.stage == 0:
+            groups = [self._groups.get((module, to, traffic)) for traffic in (Traffic.FORWARD, Traffic.BACK)]
         else:
-            traffics, receivers = (Traffic.FORWARD, Traffic.BACK), (MIMO_LANGUAGE_MODULE_KEY, module)
-        return Channels(
-            *(self._groups.get((module, traffic)) for traffic in traffics),
-            *(self._groups.get((receiver, Traffic.REPLICAS)) for receiver in receivers),
-        )
+            groups = [self._later_group(link, traffic) for traffic in (Traffic.FORWARD, Traffic.BACK)]
+        return Channels(*groups, *(self._groups.get((name, name, Traffic.REPLICAS)) for name in (to, module)))
+
+    def _later_group(self, link: StageLink, traffic: Traffic) -> dist.ProcessGroup | None:
+        """The group for one direction of a link to a later stage, on its ranks."""
+        if not self._groups:
+            return None
+        if (link, traffic) not in self._later:
+            group = new_group_of(
+                ranks_of(self._topology, link), group_desc=f"{link} {traffic.value}", **self._settings(link.source.module)
+            )
+            self._later[link, traffic] = group
+            if group is not None:
+                self._created.append(group)
+                pairs = bridge_pairs(self._topology, [link], self._rank, back=traffic is Traffic.BACK)
+                _connect(group, pairs, self._rank, self._device)
+        return self._later[link, traffic]
+
+    def _settings(self, module: str | None) -> dict[str, Any]:
+        """What groups of a module's bridges are created with; `None` for those of other ranks."""
+        options = GroupOptions() if module is None else self._options.get(module, GroupOptions())
+        timeout = self._timeout if options.timeout_s is None else timedelta(seconds=options.timeout_s)
+        return {"timeout": timeout, "pg_options": backend_options(lean(options))}
 
     @property
     def tags(self) -> int:
@@ -105,6 +135,7 @@ class NcclChannels:
             free(group)
         self._created.clear()
         self._groups.clear()
+        self._later.clear()
 
 
 def _connect(group: dist.ProcessGroup, pairs: set[Pair], rank: int, device: torch.device) -> None:

@@ -10,8 +10,8 @@ from mimo_role.bridge.nccl_channels import NcclChannels
 from mimo_role.errors import AxisError, BridgeError
 from mimo_role.resharding.endpoint import Endpoint
 from mimo_role.resharding.samples import TokenSplit
-from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.stage_links import StageId, StageLink, last_stage, stage_links
 from mimo_role.topology.topology import Topology
 
 
@@ -43,17 +43,47 @@ class BridgeRegistry:
         self._channels = channels
         self._ledger = ledger
         self._step = step
-        self._bridges: dict[tuple[str, int | None], Bridge] = {}
+        self._links = {link: number for number, link in enumerate(stage_links(topology))}
+        self._bridges: dict[tuple[StageLink, int], Bridge] = {}
 
-    def get(self, module: str, stage: int | None, source: TokenSplit | None, destination: TokenSplit | None) -> Bridge:
-        """`RoleContext.bridge`, which documents the arguments."""
-        if (module, stage) not in self._bridges:
-            self._bridges[module, stage] = self._make(module, stage, source, destination)
-        bridge = self._bridges[module, stage]
+    def get(self, link: StageLink, tensor: int, source: TokenSplit | None, destination: TokenSplit | None) -> Bridge:
+        """The bridge of a link for one of the tensors that cross it at once.
+
+        Args:
+            link: a link of the topology.
+            tensor: its number among those tensors.
+            source: the split of the tokens on the sending side; `None` for that of the existing bridge, or the default.
+            destination: the same for the receiving side.
+
+        Raises:
+            BridgeError: the bridge was made with other splits.
+        """
+        if (link, tensor) not in self._bridges:
+            self._bridges[link, tensor] = self._make(link, tensor, source, destination)
+        bridge = self._bridges[link, tensor]
         for asked, end in ((source, bridge.source), (destination, bridge.destination)):
             if asked is not None and asked != end.split:
                 raise BridgeError(f"{bridge} has {end.split} at {end.module} stage {end.stage}; it cannot become {asked}")
         return bridge
+
+    def link_of(self, module: str, stage: int | None, to: str | None, to_stage: int) -> StageLink:
+        """The link that the arguments of `RoleContext.bridge` name.
+
+        Raises:
+            AxisError: there is no such module.
+            BridgeError: there is no such link.
+        """
+        grid = self._grid(module)
+        if stage is not None:
+            stages = grid.axis_size("pp")
+            if not 0 <= stage < stages - 1:
+                raise BridgeError(f"module {module!r} has {stages} stages; no stage follows stage {stage}")
+            return StageLink(StageId(module, stage), StageId(module, stage + 1))
+        target = self._target(module, to)
+        stages = self._grid(target).axis_size("pp")
+        if not 0 <= to_stage < stages:
+            raise BridgeError(f"to_stage={to_stage}: module {target!r} has {stages} stages, from 0")
+        return StageLink(last_stage(self._topology, module), StageId(target, to_stage))
 
     def leave(self) -> None:
         """Wait until all that was sent has been received, and leave the job together with the peers.
@@ -70,37 +100,38 @@ class BridgeRegistry:
         self._ledger.close()
         self._channels.destroy()
 
-    def _make(self, module: str, stage: int | None, source: TokenSplit | None, destination: TokenSplit | None) -> Bridge:
+    def _target(self, module: str, to: str | None) -> str:
+        """The module at which a bridge from a module's last stage ends."""
+        targets = self._topology.module_graph.feeds[module]
+        if not targets:
+            raise BridgeError(
+                f"no bridge begins at the last stage of {module!r}, whose output no module takes; name another "
+                "module (modules.NAME.after has what NAME takes), or a stage"
+            )
+        if to is None and len(targets) > 1:
+            raise BridgeError(f"{module!r} feeds {', '.join(targets)}; name one of them with to=")
+        if to is not None and to not in targets:
+            self._grid(to)
+            raise BridgeError(f"{module!r} feeds {', '.join(targets)}, not {to!r}; modules.{to}.after names what {to!r} takes")
+        return targets[0] if to is None else to
+
+    def _make(self, link: StageLink, tensor: int, source: TokenSplit | None, destination: TokenSplit | None) -> Bridge:
+        if link.is_within_module:
+            source = destination = source or destination
+        begin, end = (
+            Endpoint(at.module, self._grid(at.module), at.stage, split or TokenSplit())
+            for at, split in zip(link, (source, destination), strict=True)
+        )
         return Bridge(
-            *self._endpoints(module, stage, source, destination),
+            begin,
+            end,
             self._rank,
             self._device,
-            self._number_of(module, stage),
-            channels=self._channels.of(module, between_stages=stage is not None),
+            self._links[link] + tensor * len(self._links),
+            channels=self._channels.of(link),
             ledger=self._ledger,
             step=self._step,
         )
-
-    def _number_of(self, module: str, stage: int | None) -> int:
-        """A module has a number for the bridge to the language module, then one for each of its stages but the last."""
-        names = list(self._topology.grids)
-        before = sum(self._grid(name).axis_size("pp") for name in names[: names.index(module)])
-        return before if stage is None else before + 1 + stage
-
-    def _endpoints(
-        self, module: str, stage: int | None, source: TokenSplit | None, destination: TokenSplit | None
-    ) -> tuple[Endpoint, Endpoint]:
-        grid = self._grid(module)
-        last = grid.axis_size("pp") - 1
-        if stage is not None:
-            if not 0 <= stage < last:
-                raise BridgeError(f"module {module!r} has {last + 1} stages; no stage follows stage {stage}")
-            split = source or destination or TokenSplit()
-            return Endpoint(module, grid, stage, split), Endpoint(module, grid, stage + 1, split)
-        if module == MIMO_LANGUAGE_MODULE_KEY:
-            raise BridgeError("a bridge ends at the language module; name a modality module, or a stage")
-        language = Endpoint(MIMO_LANGUAGE_MODULE_KEY, self._grid(MIMO_LANGUAGE_MODULE_KEY), 0, destination or TokenSplit())
-        return Endpoint(module, grid, last, source or TokenSplit()), language
 
     def _grid(self, module: str) -> RankGrid:
         grid = self._topology.grids.get(module)

@@ -42,8 +42,9 @@ class GradientSync:
         for name in modules:
             if name not in known:
                 raise ScheduleError(f"modules: no module {name!r}; there are {', '.join(known)}")
-        roots = {name: _roots(name, modules[name]) for name in known if name in modules}
-        self._given = {name: found for name, found in roots.items() if name in trained}
+        self.roots = {name: _roots(name, modules[name]) for name in known if name in modules}
+        """What was given of each module."""
+        self._given = {name: found for name, found in self.roots.items() if name in trained}
         self._others: list[ref[nn.Module]] | None = None
         self._reduced: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()
         self._step: StepSync | None = None
@@ -133,19 +134,20 @@ class StepSync:
         self._module = module
         self._roots_called.clear()
 
-    def check_output(self, module: str, output: torch.Tensor) -> None:
-        """Refuse the output of a forward through which the module would not train.
+    def check_outputs(self, module: str, outputs: Collection[torch.Tensor]) -> None:
+        """Refuse the outputs of a forward through which the module would not train.
 
         Raises:
-            ScheduleError: it needs no gradient, though the forward called a given module that has parameters to train.
+            ScheduleError: none needs a gradient, though the forward called a given module that has parameters to train.
         """
-        if output.requires_grad or not output.is_floating_point() or not output.numel():
+        floats = [output for output in outputs if output.is_floating_point() and output.numel()]
+        if not floats or any(output.requires_grad for output in floats):
             return
         called = self._roots_called.intersection(self._given.get(module, ()))
         if any(parameter.requires_grad for root in called for parameter in root.parameters()):
             raise ScheduleError(
                 f"run({module!r}, ...) returned a tensor that needs no gradient, though modules[{module!r}] has parameters to "
-                f"train; return it without detach() or no_grad(), or name a modality module that does not train in frozen="
+                f"train; return it without detach() or no_grad(), or set requires_grad_(False) on what does not train"
             )
 
     def before_backward(self, module: str, *, is_last: bool) -> None:

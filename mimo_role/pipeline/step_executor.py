@@ -1,55 +1,107 @@
 """The execution of one step on one rank: forwards, backwards, and the transfers between stages."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from mimo_role.bridge.activation_spec import ActivationSpec
+from mimo_role.bridge.activation_spec import ActivationSpec, takes_gradients
 from mimo_role.bridge.bridge import Bridge
 from mimo_role.bridge.frames import Position, Returns
 from mimo_role.bridge.transfer import Transfer, TransferOptions, start_together
 from mimo_role.errors import ScheduleError
 from mimo_role.pipeline.gradient_sync import StepSync
-from mimo_role.pipeline.stage_graph import StageGraph, StageId
+from mimo_role.pipeline.stage_graph import StageGraph
+from mimo_role.pipeline.stage_tensors import Named, Specs, Tensors
 from mimo_role.pipeline.timeline import Action, Phase
+from mimo_role.topology.stage_links import StageId, StageLink
 
 Batch = TypeVar("Batch")
+
+
+@dataclass
+class StepResults:
+    """The losses and outputs of this rank in one step, by module, in the order of the micro-batches."""
+
+    losses: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    """Detached."""
+    auxiliary: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    """The auxiliary losses, detached."""
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+    """Without backwards: what `run` returned where otherwise a loss is computed."""
 
 
 @dataclass(frozen=True)
 class StageOutput:
     """The return value of `run` for a stage with an auxiliary loss, such as a balancing loss of its experts."""
 
-    output: torch.Tensor
+    output: Tensors
     """What `run` returns for other stages."""
     loss: torch.Tensor
-    """A scalar. Its backward runs with that of `output`, on the language module's last stage with that of the loss."""
+    """A scalar. Its backward runs with that of `output`, where the loss is computed with that of the loss."""
 
 
 @dataclass(frozen=True)
 class Pipeline(Generic[Batch]):
     """The stages that one rank runs; `Schedule1F1B` documents the functions."""
 
-    run: Callable[[str, Batch, Mapping[str, torch.Tensor]], torch.Tensor | StageOutput]
-    spec_of: Callable[[StageId, Batch], ActivationSpec]
-    loss_of: Callable[[torch.Tensor, Batch], torch.Tensor]
+    run: Callable[..., Any]
+    spec_of: Callable[[StageId, Batch], Specs]
+    losses_of: Mapping[str, Callable[[Any, Batch], torch.Tensor]]
+    """By the modules that compute a loss."""
     graph: StageGraph
     own_stages: frozenset[StageId]
-    bridges: Mapping[StageId, Bridge]
-    """By the stage at which each begins."""
-    frozen: frozenset[str]
+    bridge_of: Callable[[StageLink, int], Bridge]
+    """The bridge of a link for the tensor with this number."""
     slack: int
+
+    def names_for(self, specs: Named[ActivationSpec], link: StageLink) -> list[str]:
+        """The tensors that cross a link; they are numbered in this order."""
+        return [name for name in specs.values if link.target in self.graph.targets(link.source, name)]
+
+
+class Piece(NamedTuple):
+    """One tensor of one micro-batch, and the link that it crosses."""
+
+    link: StageLink
+    micro_batch: int
+    number: int
+    """Of the tensor, among those that cross the link."""
+    name: str
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What all ranks know of a step."""
+
+    frozen: frozenset[StageId]
+    """Stages without a backward."""
+    per_run: Mapping[StageId, int]
+    """Micro-batches that a stage runs at once."""
+    limits: Mapping[StageId, int]
+    """The largest number of runs that each stage has begun and not completed."""
+    backward: bool
+    """Whether there are backwards."""
+
+    def trains(self, at: StageId) -> bool:
+        """Whether a stage has backwards."""
+        return self.backward and at not in self.frozen
+
+    def micro_batches(self, action: Action) -> range:
+        """The micro-batches of an action."""
+        per_run = self.per_run[action.at]
+        return range(action.number * per_run, (action.number + 1) * per_run)
 
 
 class _Saved(NamedTuple):
-    """What a stage saves of a micro-batch between its forward and its backward."""
+    """What a stage saves of a run between its forward and its backward."""
 
-    inputs: dict[StageId, torch.Tensor]
-    output: torch.Tensor
-    auxiliary: torch.Tensor | None
+    inputs: dict[Piece, torch.Tensor]
+    outputs: dict[tuple[int, str], torch.Tensor]
+    """By micro-batch and name."""
+    losses: list[torch.Tensor]
 
 
 class StepExecutor(Generic[Batch]):
@@ -58,53 +110,56 @@ class StepExecutor(Generic[Batch]):
     def __init__(
         self,
         pipeline: Pipeline[Batch],
+        plan: StepPlan,
         batches: Sequence[Batch],
         *,
-        backward: bool,
         gradient_sync: StepSync,
         position: Position,
-        auxiliary_losses: dict[str, list[torch.Tensor]],
+        results: StepResults,
+        check_frozen: bool,
     ) -> None:
         """
         Args:
             pipeline: the stages.
+            plan: of the step.
             batches: the micro-batches.
-            backward: whether they have backwards.
             gradient_sync: drives data-parallel wrappers in this step.
             position: of the step, for the headers of bridges.
-            auxiliary_losses: gets this rank's auxiliary losses, by module.
+            results: gets the losses and outputs of this rank.
+            check_frozen: whether the first forward of a stage without a backward is checked to need none.
         """
         self._pipeline = pipeline
+        self._plan = plan
         self._batches = batches
-        self._backward = backward
         self._gradient_sync = gradient_sync
         self._position = position._replace(micro_batches=len(batches))
-        self._auxiliary_losses = auxiliary_losses
-        self._receiving: dict[Action, dict[StageId, Transfer]] = defaultdict(dict)
-        """By the action that waits for it and the stage that sends it: one before for a forward, the next for a backward."""
+        self._results = results
+        self._check_frozen = check_frozen
+        self._receiving: dict[Action, dict[Piece, Transfer]] = defaultdict(dict)
+        """By the action that waits for it."""
         self._sending: defaultdict[Action, list[Transfer]] = defaultdict(list)
         """By the action that has sent it."""
         self._saved: dict[tuple[StageId, int], _Saved] = {}
-        self._results: list[torch.Tensor] = []
+        self._specs: dict[tuple[StageId, int], Named[ActivationSpec]] = {}
 
     def receive_for(self, actions: Sequence[Action]) -> None:
         """Start to receive the inputs of these actions, over all bridges in one call."""
         started = []
         for action in actions:
-            for source, other in self._awaited(action):
-                if other not in self._receiving[action] and not self._is_local(source):
-                    back = action.phase is Phase.BACKWARD
-                    self._receiving[action][other] = self._transfer(None, source, action.micro_batch, back=back)
-                    started.append(self._receiving[action][other])
+            waiting, back = self._receiving[action], action.phase is Phase.BACKWARD
+            for piece in self._awaited(action):
+                if piece not in waiting and not self._is_local(piece.link):
+                    waiting[piece] = self._transfer(None, piece, back=back)
+                    started.append(waiting[piece])
         start_together(started)
 
     def execute(self, action: Action) -> None:
         """Wait for the inputs of an action, compute, and send."""
         inputs = {}
-        for other, transfer in self._receiving.pop(action, {}).items():
+        for piece, transfer in self._receiving.pop(action, {}).items():
             received = transfer.receive()
             assert received is not None
-            inputs[other] = received
+            inputs[piece] = received
             if transfer.release_result():  # a rank on both sides of a bridge sends with the same transfer
                 self._sending[action].append(transfer)
         if action.phase is Phase.FORWARD:
@@ -112,127 +167,199 @@ class StepExecutor(Generic[Batch]):
         else:
             self._do_backward(action, inputs)
 
-    def finish(self) -> list[torch.Tensor]:
-        """Wait until all that was sent has been received; return the losses or outputs of the step."""
+    def finish(self) -> None:
+        """Wait until all that was sent has been received."""
         for action in list(self._sending):
             self._wait_for(action)
-        return self._results
 
-    def _do_forward(self, action: Action, inputs: dict[StageId, torch.Tensor]) -> None:
-        at, number = action.at, action.micro_batch
-        trains = self._backward and at.module not in self._pipeline.frozen
+    def _do_forward(self, action: Action, inputs: dict[Piece, torch.Tensor]) -> None:
+        at, trains = action.at, self._plan.trains(action.at)
         if trains:
-            for source, tensor in inputs.items():
-                tensor.requires_grad_(self._has_gradient(source) and tensor.is_floating_point())
+            for piece, tensor in inputs.items():
+                tensor.requires_grad_(self._has_gradient(piece))
+        with torch.set_grad_enabled(trains or self._is_checked(action)):
+            returned, auxiliary = self._run(action, inputs)
+        is_last = not self._pipeline.graph.after[at]
         with torch.set_grad_enabled(trains):
-            output, auxiliary = self._run(at, number, inputs)
-            if self._pipeline.graph.after[at] is None and self._backward:
-                output = _scalar("loss_of()", self._pipeline.loss_of(output, self._batches[number]))
-        if self._pipeline.graph.after[at] is None:
-            self._results.append(output.detach() if self._backward else output)
-        else:
-            output = _tensor(f"run({at.module!r}, ...)", output)
-            output = self._pipeline.bridges[at].as_plain(output, self._spec(at, number))
-            if trains:
-                self._gradient_sync.check_output(at.module, output)
-            self._send(action, at, output.detach(), back=False, copy=not trains)
+            losses = self._losses(action, returned) if is_last else []
+        outputs = {} if is_last else self._outputs(action, returned)
+        if not is_last:
+            self._send_forward(action, outputs, copy=not trains)
         if trains:
-            self._saved[at, number] = _Saved(inputs, output, auxiliary)
+            self._saved[at, action.number] = _Saved(inputs, outputs, losses + auxiliary)
         else:
-            self._wait_for(action._replace(micro_batch=number - self._most_in_flight(at)))
+            self._wait_for(action._replace(number=action.number - self._plan.limits[at]))
 
-    def _run(
-        self, at: StageId, number: int, inputs: Mapping[StageId, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A stage's output and its auxiliary loss."""
+    def _run(self, action: Action, inputs: Mapping[Piece, torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
+        """What a stage returns for each micro-batch of a run, and its auxiliary losses."""
+        at = action.at
         self._gradient_sync.before_forward(at.module)
-        named = {source.module: tensor for source, tensor in inputs.items()}
-        returned = self._pipeline.run(at.module, self._batches[number], named)
-        if not isinstance(returned, StageOutput):
-            return returned, None
-        if self._backward and at.module in self._pipeline.frozen:
-            raise ScheduleError(
-                f"run({at.module!r}, ...) returned an auxiliary loss, but {at.module!r} is frozen; return the output alone, or "
-                f"remove {at.module!r} from frozen="
-            )
-        auxiliary = _scalar(f"run({at.module!r}, ...).loss", returned.loss)
-        self._auxiliary_losses.setdefault(at.module, []).append(auxiliary.detach())
-        return returned.output, auxiliary
-
-    def _do_backward(self, action: Action, gradients: dict[StageId, torch.Tensor]) -> None:
-        at, number = action.at, action.micro_batch
-        inputs, output, auxiliary = self._saved.pop((at, number))
-        self._wait_for(Action(Phase.FORWARD, at, number))
-        self._gradient_sync.before_backward(at.module, is_last=number == len(self._batches) - 1)
-        roots = [(output, next(iter(gradients.values()), None)), (auxiliary, None)]
-        trained = [(root, gradient) for root, gradient in roots if root is not None and root.requires_grad]
-        if trained:
-            torch.autograd.backward([root for root, _ in trained], [gradient for _, gradient in trained])
-        for source, tensor in inputs.items():
-            if self._has_gradient(source):
-                gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-                # A copy: autograd may use the same memory for a parameter's gradient, and add to it.
-                self._send(action, source, gradient, back=True, copy=True)
-        # The stages before have sent this micro-batch only after the backward of one that is so many earlier.
-        self._wait_for(action._replace(micro_batch=number - max(map(self._most_in_flight, inputs), default=0)))
-
-    def _send(self, action: Action, source: StageId, tensor: torch.Tensor, *, back: bool, copy: bool) -> None:
-        """Send over the bridge that begins at `source`; the receivers may include this rank."""
-        after = self._pipeline.graph.after[source]
-        assert after is not None
-        transfer = self._transfer(tensor, source, action.micro_batch, back=back, copy=copy).start()
-        if self._is_local(source):
-            waits, other = (source, after) if back else (after, source)
-            self._receiving[action._replace(at=waits)][other] = transfer
+        batches = [self._batches[number] for number in self._plan.micro_batches(action)]
+        named = [self._named_inputs(at, number, inputs) for number in self._plan.micro_batches(action)]
+        if len(batches) == 1:
+            returned = [self._pipeline.run(at.module, batches[0], named[0])]
         else:
-            self._sending[action].append(transfer)
+            together = {name: tuple(of_one[name] for of_one in named) for name in named[0]}
+            found = self._pipeline.run(at.module, tuple(batches), together)
+            if not isinstance(found, tuple | list) or len(found) != len(batches):
+                raise ScheduleError(
+                    f"run({at.module!r}, ...) returned {_described(found)}; for {len(batches)} micro-batches at once it "
+                    "returns a sequence of as many"
+                )
+            returned = list(found)
+        what = f"run({at.module!r}, ...).loss"
+        auxiliary = [_scalar(what, one.loss) for one in returned if isinstance(one, StageOutput)]
+        self._check_trains(action, auxiliary)
+        if auxiliary:
+            self._results.auxiliary.setdefault(at.module, []).extend(loss.detach() for loss in auxiliary)
+        return [one.output if isinstance(one, StageOutput) else one for one in returned], auxiliary
 
-    def _transfer(
-        self, tensor: torch.Tensor | None, source: StageId, micro_batch: int, *, back: bool, copy: bool = False
-    ) -> Transfer:
-        """The transfer of a micro-batch over the bridge that begins at `source`."""
-        return self._pipeline.bridges[source].transfer(
+    def _named_inputs(self, at: StageId, micro_batch: int, inputs: Mapping[Piece, torch.Tensor]) -> dict[str, Any]:
+        """The inputs of one micro-batch, by the module that they come from."""
+        named = {}
+        for source in self._pipeline.graph.before[at]:
+            of_source = {
+                piece.name: tensor
+                for piece, tensor in inputs.items()
+                if piece.link.source == source and piece.micro_batch == micro_batch
+            }
+            named[source.module] = self._specs_of(source, micro_batch).like(of_source)
+        return named
+
+    def _losses(self, action: Action, returned: list[Any]) -> list[torch.Tensor]:
+        """The losses of a run; without backwards, none: its outputs are the results."""
+        module = action.at.module
+        if not self._plan.backward:
+            self._results.outputs.setdefault(module, []).extend(returned)
+            return []
+        losses = []
+        for number, output in zip(self._plan.micro_batches(action), returned, strict=True):
+            losses.append(_scalar("loss_of()", self._pipeline.losses_of[module](output, self._batches[number])))
+            self._results.losses.setdefault(module, []).append(losses[-1].detach())
+        return losses
+
+    def _outputs(self, action: Action, returned: list[Any]) -> dict[tuple[int, str], torch.Tensor]:
+        """The tensors of a run, plain, by micro-batch and name."""
+        at, outputs = action.at, {}
+        what = f"run({at.module!r}, ...)"
+        for micro_batch, of_one in zip(self._plan.micro_batches(action), returned, strict=True):
+            tensors, specs = Named.of(what, of_one, torch.Tensor), self._specs_of(at, micro_batch)
+            tensors.check_like(specs, what)
+            for name, spec in specs.values.items():
+                for target in self._pipeline.graph.targets(at, name)[:1]:
+                    bridge = self._pipeline.bridge_of(StageLink(at, target), 0)
+                    outputs[micro_batch, name] = bridge.as_plain(tensors.values[name], spec)
+        if self._plan.trains(at):
+            self._gradient_sync.check_outputs(at.module, outputs.values())
+        self._check_trains(action, outputs.values())
+        return outputs
+
+    def _is_checked(self, action: Action) -> bool:
+        """Whether a forward without a backward runs as if it had one, to see whether it needs none."""
+        return self._check_frozen and self._plan.backward and action.number == 0 and not self._plan.trains(action.at)
+
+    def _check_trains(self, action: Action, tensors: Iterable[torch.Tensor]) -> None:
+        at = action.at
+        if self._is_checked(action) and any(tensor.requires_grad for tensor in tensors):
+            raise ScheduleError(
+                f"frozen: {at} has parameters to train, which would get no gradients; remove {at.module!r} from frozen=, or "
+                "set requires_grad_(False) on what does not train"
+            )
+
+    def _do_backward(self, action: Action, gradients: dict[Piece, torch.Tensor]) -> None:
+        at = action.at
+        saved = self._saved.pop((at, action.number))
+        self._wait_for(action._replace(phase=Phase.FORWARD))
+        is_last = (action.number + 1) * self._plan.per_run[at] == len(self._batches)
+        self._gradient_sync.before_backward(at.module, is_last=is_last)
+        of_outputs: dict[tuple[int, str], torch.Tensor] = {}
+        for piece, gradient in gradients.items():
+            key = piece.micro_batch, piece.name
+            of_outputs[key] = of_outputs[key] + gradient if key in of_outputs else gradient
+        roots: list[tuple[torch.Tensor, torch.Tensor | None]] = [(loss, None) for loss in saved.losses]
+        roots += [(output, of_outputs[key]) for key, output in saved.outputs.items() if key in of_outputs]
+        roots = [(root, gradient) for root, gradient in roots if root.requires_grad]
+        if roots:
+            torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
+        sent: list[tuple[torch.Tensor, Piece]] = []
+        for piece, tensor in saved.inputs.items():
+            if self._has_gradient(piece):
+                sent.append((torch.zeros_like(tensor) if tensor.grad is None else tensor.grad, piece))
+        # A copy: autograd may use the same memory for a parameter's gradient, and add to it.
+        self._send(action, sent, back=True, copy=True)
+        # The stages before have sent these micro-batches only after the backward of those that are so many earlier.
+        before = {piece.link.source for piece in saved.inputs}
+        behind = max((self._plan.limits[source] * self._plan.per_run[source] for source in before), default=0)
+        self._wait_for(action._replace(number=action.number + behind // -self._plan.per_run[at]))
+
+    def _send_forward(self, action: Action, outputs: Mapping[tuple[int, str], torch.Tensor], *, copy: bool) -> None:
+        sent = []
+        for target in self._pipeline.graph.after[action.at]:
+            for piece in self._pieces(StageLink(action.at, target), self._plan.micro_batches(action)):
+                sent.append((outputs[piece.micro_batch, piece.name].detach(), piece))
+        self._send(action, sent, back=False, copy=copy)
+
+    def _send(self, action: Action, tensors: Sequence[tuple[torch.Tensor, Piece]], *, back: bool, copy: bool) -> None:
+        """Send over the bridges of some pieces in one call; the receivers may include this rank."""
+        transfers = [(self._transfer(tensor, piece, back=back, copy=copy), piece) for tensor, piece in tensors]
+        start_together([transfer for transfer, _ in transfers])
+        for transfer, piece in transfers:
+            if self._is_local(piece.link):
+                waits = piece.link.source if back else piece.link.target
+                number = piece.micro_batch // self._plan.per_run[waits]
+                self._receiving[Action(action.phase, waits, number)][piece] = transfer
+            else:
+                self._sending[action].append(transfer)
+
+    def _transfer(self, tensor: torch.Tensor | None, piece: Piece, *, back: bool, copy: bool = False) -> Transfer:
+        return self._pipeline.bridge_of(piece.link, piece.number).transfer(
             tensor,
-            self._spec(source, micro_batch),
+            self._specs_of(piece.link.source, piece.micro_batch).values[piece.name],
             back=back,
             options=TransferOptions(copy=copy),
-            position=self._position._replace(micro_batch=micro_batch),
-            returns=Returns.YES if self._has_gradient(source) else Returns.NO,
+            position=self._position._replace(micro_batch=piece.micro_batch),
+            returns=Returns.YES if self._has_gradient(piece) else Returns.NO,
         )
 
     def _wait_for(self, action: Action) -> None:
         for transfer in self._sending.pop(action, ()):
             transfer.wait()
 
-    def _awaited(self, action: Action) -> list[tuple[StageId, StageId]]:
-        """The bridges from which an action gets its inputs: the stage at which each begins, and the stage that sends."""
+    def _awaited(self, action: Action) -> Iterator[Piece]:
+        """What an action gets over bridges."""
+        micro_batches = self._plan.micro_batches(action)
         if action.phase is Phase.FORWARD:
-            return [(source, source) for source in self._pipeline.graph.before[action.at]]
-        after = self._pipeline.graph.after[action.at]
-        return [] if after is None else [(action.at, after)]
+            for source in self._pipeline.graph.before[action.at]:
+                yield from self._pieces(StageLink(source, action.at), micro_batches)
+            return
+        for target in self._pipeline.graph.after[action.at]:
+            for piece in self._pieces(StageLink(action.at, target), micro_batches):
+                if self._has_gradient(piece):
+                    yield piece
 
-    def _is_local(self, source: StageId) -> bool:
-        """Whether this rank is on both sides of the bridge that begins at a stage."""
-        return source in self._pipeline.own_stages and self._pipeline.graph.after[source] in self._pipeline.own_stages
+    def _pieces(self, link: StageLink, micro_batches: Iterable[int]) -> Iterator[Piece]:
+        for micro_batch in micro_batches:
+            for number, name in enumerate(self._pipeline.names_for(self._specs_of(link.source, micro_batch), link)):
+                yield Piece(link, micro_batch, number, name)
 
-    def _has_gradient(self, source: StageId) -> bool:
-        return self._backward and source.module not in self._pipeline.frozen
+    def _is_local(self, link: StageLink) -> bool:
+        """Whether this rank is on both sides of a link."""
+        return link.source in self._pipeline.own_stages and link.target in self._pipeline.own_stages
 
-    def _most_in_flight(self, at: StageId) -> int:
-        """The largest number of micro-batches that a stage has begun and not completed."""
-        return self._pipeline.graph.distance[at] + 1 + self._pipeline.slack
+    def _has_gradient(self, piece: Piece) -> bool:
+        spec = self._specs_of(piece.link.source, piece.micro_batch).values[piece.name]
+        return self._plan.trains(piece.link.source) and takes_gradients(spec.dtype)
 
-    def _spec(self, source: StageId, micro_batch: int) -> ActivationSpec:
-        spec = self._pipeline.spec_of(source, self._batches[micro_batch])
-        if not isinstance(spec, ActivationSpec):
-            raise ScheduleError(f"spec_of({source}, ...) returned {type(spec).__name__}; it returns an ActivationSpec")
-        return spec
+    def _specs_of(self, source: StageId, micro_batch: int) -> Named[ActivationSpec]:
+        key = source, micro_batch
+        if key not in self._specs:
+            found = self._pipeline.spec_of(source, self._batches[micro_batch])
+            self._specs[key] = Named.of(f"spec_of({source}, ...)", found, ActivationSpec)
+        return self._specs[key]
 
 
-def _tensor(what: str, value: object) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise ScheduleError(f"{what} returned {type(value).__name__}; it returns one tensor, which spec_of() describes")
-    return value
+def _described(value: object) -> str:
+    return f"{len(value)} values" if isinstance(value, tuple | list) else type(value).__name__
 
 
 def _scalar(what: str, value: object) -> torch.Tensor:

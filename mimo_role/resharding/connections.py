@@ -8,8 +8,8 @@ from typing import Literal
 from mimo_role.resharding.endpoint import Endpoint, Side
 from mimo_role.resharding.samples import Samples, TokenSplit
 from mimo_role.resharding.transfer_plan import Chunk, TransferPlan, plan_transfers
-from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.stage_links import StageLink, stage_links
 from mimo_role.topology.topology import Topology
 
 _WIDTHS = (1, 1 << 20)
@@ -19,39 +19,33 @@ Pair = tuple[int, int]
 """A sender and a receiver."""
 
 
-def bridge_pairs(topology: Topology, module: str, rank: int, *, between_stages: bool, back: bool) -> set[Pair]:
-    """The pairs of ranks, of which one is `rank`, that exchange data over a bridge.
+def bridge_pairs(topology: Topology, links: Iterable[StageLink], rank: int, *, back: bool) -> set[Pair]:
+    """The pairs of ranks, of which one is `rank`, that exchange data over some bridges.
 
     Args:
         topology: the world.
-        module: where the bridge begins.
+        links: the stages at which each bridge begins and ends.
         rank: one of the pair.
-        between_stages: whether the bridges between its stages are meant, or the one to the language module.
         back: whether gradients are meant.
     """
-    plans = _plans(topology, module, between_stages, rank, back=back)
+    plans = _plans(topology, links, rank, back=back)
     return _pairs(((plan.sends, plan.receives) for plan in plans), rank)
 
 
 def replica_pairs(topology: Topology, module: str, rank: int) -> set[Pair]:
     """The pairs of replicas of a module's lanes, of which one is `rank`, that exchange what they have received."""
     found = set()
-    for bridge, between_stages in bridges(topology):
-        for back in (False, True):
-            receiver = bridge if between_stages or back else MIMO_LANGUAGE_MODULE_KEY
-            if receiver == module:
-                plans = _plans(topology, bridge, between_stages, rank, back=back)
-                found |= _pairs(((plan.replica_sends, plan.replica_receives) for plan in plans), rank)
+    links = usual_links(topology)
+    for back in (False, True):
+        own = [link for link in links if (link.source if back else link.target).module == module]
+        plans = _plans(topology, own, rank, back=back)
+        found |= _pairs(((plan.replica_sends, plan.replica_receives) for plan in plans), rank)
     return found
 
 
-def bridges(topology: Topology) -> Iterator[tuple[str, bool]]:
-    """The modules at which bridges begin, and whether these are between its stages."""
-    for module, grid in topology.grids.items():
-        if grid.axis_size("pp") > 1:
-            yield module, True
-        if module != MIMO_LANGUAGE_MODULE_KEY:
-            yield module, False
+def usual_links(topology: Topology) -> list[StageLink]:
+    """The links between neighbouring stages and to the first stages of modules; those to later stages exist on demand."""
+    return [link for link in stage_links(topology) if link.is_within_module or link.target.stage == 0]
 
 
 def _pairs(exchanges: Iterable[tuple[Sequence[Chunk], Sequence[Chunk]]], rank: int) -> set[Pair]:
@@ -61,14 +55,14 @@ def _pairs(exchanges: Iterable[tuple[Sequence[Chunk], Sequence[Chunk]]], rank: i
     return {(sender, receiver) for sender, receiver in pairs if sender != receiver}
 
 
-def _plans(topology: Topology, module: str, between_stages: bool, rank: int, *, back: bool) -> Iterator[TransferPlan]:
-    """The plans of a rank for bridges of one kind and batches whose samples are split evenly."""
-    grid, language = topology.grids[module], topology.grids[MIMO_LANGUAGE_MODULE_KEY]
-    last = grid.axis_size("pp") - 1
-    for stage in range(last) if between_stages else [last]:
-        after = (module, grid, stage + 1) if between_stages else (MIMO_LANGUAGE_MODULE_KEY, language, 0)
-        for splits in product(_splits_of(grid), _splits_of(after[1])):
-            source, destination = Endpoint(module, grid, stage, splits[0]), Endpoint(*after, splits[1])
+def _plans(topology: Topology, links: Iterable[StageLink], rank: int, *, back: bool) -> Iterator[TransferPlan]:
+    """The plans of a rank for batches whose samples are split evenly."""
+    for link in links:
+        grids = [topology.grids[at.module] for at in link]
+        for splits in product(*map(_splits_of, grids)):
+            source, destination = (
+                Endpoint(at.module, grid, at.stage, split) for at, grid, split in zip(link, grids, splits, strict=True)
+            )
             samples = Samples(
                 math.lcm(source.lanes, destination.lanes), 2 * source.cp * destination.cp * source.tp * destination.tp
             )

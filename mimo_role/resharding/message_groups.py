@@ -9,9 +9,10 @@ from enum import Enum
 from functools import cached_property
 from itertools import chain
 
-from mimo_role.resharding.connections import Pair, bridge_pairs, replica_pairs
+from mimo_role.resharding.connections import Pair, bridge_pairs, replica_pairs, usual_links
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.stage_links import StageId, StageLink, last_stage
 from mimo_role.topology.topology import Topology
 
 
@@ -19,7 +20,7 @@ class Traffic(Enum):
     """The messages of one communicator."""
 
     FORWARD = "forward"
-    """Activations, from a module's last stage to the language module's first."""
+    """Activations, from a module's last stage to a stage of a module that takes its output."""
     BACK = "back"
     """Their gradients."""
     STAGES_FORWARD = "stages forward"
@@ -36,14 +37,17 @@ class MessageGroup:
 
     module: str
     """At which the bridge begins, or whose replicas they are."""
+    to: str
+    """At which the bridge ends; the same for bridges between stages, and for replicas."""
     traffic: Traffic
     rows: tuple[tuple[int, ...], ...]
     """Disjoint, each ascending."""
 
     @property
     def name(self) -> str:
-        """Such as `vision forward`."""
-        return f"{self.module} {self.traffic.value}"
+        """Such as `vision forward`; where it does not end at the language module, `language forward to decoder`."""
+        to = "" if self.to in (self.module, MIMO_LANGUAGE_MODULE_KEY) else f" to {self.to}"
+        return f"{self.module} {self.traffic.value}{to}"
 
     @cached_property
     def ranks(self) -> frozenset[int]:
@@ -58,27 +62,29 @@ class MessageGroup:
         """The pairs of sender and receiver, of which one is `rank`, when samples are split evenly."""
         if self.traffic is Traffic.REPLICAS:
             return replica_pairs(topology, self.module, rank)
-        back = self.traffic in (Traffic.BACK, Traffic.STAGES_BACK)
-        between_stages = self.traffic in (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK)
-        return bridge_pairs(topology, self.module, rank, between_stages=between_stages, back=back)
+        links = [link for link in usual_links(topology) if (link.source.module, link.target.module) == (self.module, self.to)]
+        return bridge_pairs(topology, links, rank, back=self.traffic in (Traffic.BACK, Traffic.STAGES_BACK))
 
 
 def message_groups(topology: Topology) -> Iterator[MessageGroup]:
     """All message groups of a world, in an order that all its ranks share."""
     for module, grid in topology.grids.items():
-        stages = grid.axis_size("pp")
-        if stages > 1:
+        if grid.axis_size("pp") > 1:
             for traffic in (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK):
-                yield MessageGroup(module, traffic, (tuple(grid.ranks),))
-        if module != MIMO_LANGUAGE_MODULE_KEY:
-            language = topology.grids[MIMO_LANGUAGE_MODULE_KEY]
-            ends = tuple(sorted({*_stage(grid, stages - 1), *_stage(language, 0)}))
+                yield MessageGroup(module, module, traffic, (tuple(grid.ranks),))
+        for to in topology.module_graph.feeds[module]:
+            ends = ranks_of(topology, StageLink(last_stage(topology, module), StageId(to, 0)))
             if len(ends) > 1:
-                yield from (MessageGroup(module, traffic, (ends,)) for traffic in (Traffic.FORWARD, Traffic.BACK))
+                yield from (MessageGroup(module, to, traffic, (ends,)) for traffic in (Traffic.FORWARD, Traffic.BACK))
     for module, grid in topology.grids.items():
         receives = grid.axis_size("pp") > 1 or len(topology.grids) > 1
         if receives and grid.axis_size("tp") > 1:
-            yield MessageGroup(module, Traffic.REPLICAS, tuple(grid.rows(["tp"])))
+            yield MessageGroup(module, module, Traffic.REPLICAS, tuple(grid.rows(["tp"])))
+
+
+def ranks_of(topology: Topology, link: StageLink) -> tuple[int, ...]:
+    """The ranks of the two stages of a link, ascending."""
+    return tuple(sorted({rank for at in link for rank in _stage(topology.grids[at.module], at.stage)}))
 
 
 def rounds_of(groups: Iterable[MessageGroup]) -> list[list[MessageGroup]]:

@@ -41,6 +41,8 @@ class ModuleSizes:
     """The module's ranks, such as `0-7`, or `3` for one. Default: the next free ones."""
     colocate_with: str | None = None
     """Another modality module, whose ranks this one shares."""
+    after: str | tuple[str, ...] | None = None
+    """The modules whose outputs it takes. Default: none; for the language module all encoders that no other encoder takes."""
 
     @classmethod
     def from_value(cls, name: str, value: "ModuleSizes | Mapping[str, Any]") -> "ModuleSizes":
@@ -67,6 +69,11 @@ class ModuleSizes:
         if value.order is not None and sorted(value.order) != sorted(AXES):
             raise TopologyError(f"modules.{name}.order", f"={list(value.order)} is not an order of {', '.join(AXES)}")
         return value
+
+    @property
+    def sources(self) -> tuple[str, ...] | None:
+        """`after` as a tuple; `None` for the default."""
+        return (self.after,) if isinstance(self.after, str) else None if self.after is None else tuple(self.after)
 
     @property
     def fixed(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from mimo_role.errors import RankNotInGridError, TopologyError
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, ModuleLayout, RankRole, stage_info
 from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.module_graph import ModuleGraph
 from mimo_role.topology.sizing import LARGEST_WORLD, ModuleSizes, arrange
 
 _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -24,7 +25,8 @@ class Topology:
     """The module-to-grid map of one world.
 
     Ranks `0 .. world_size - 1` are covered exactly. `expert_grids` factor the ranks of some modules a second time, along
-    `expt_tp`, `ep`, `expt_dp` and `pp`.
+    `expt_tp`, `ep`, `expt_dp` and `pp`. `after` names the modules whose outputs a module takes: all modules' in the finished
+    object; those left out are by default encoders, which feed the language module.
 
     Raises:
         TopologyError: the grids do not form a world; see `docs/reference/config.md` for the rules.
@@ -34,11 +36,13 @@ class Topology:
     world_size: int
     grids: Mapping[str, RankGrid]
     expert_grids: Mapping[str, RankGrid] = field(default_factory=dict)
+    after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grids", MappingProxyType(dict(self.grids)))
         object.__setattr__(self, "expert_grids", MappingProxyType(dict(self.expert_grids)))
         _check_names(self.grids)
+        object.__setattr__(self, "after", MappingProxyType(dict(ModuleGraph.of(list(self.grids), self.after).after)))
         _check_layout(self.layout, self.grids)
         _check_cover(self.world_size, self.grids)
         _check_experts(self.grids, self.expert_grids)
@@ -72,13 +76,19 @@ class Topology:
         sizes = {name: ModuleSizes.from_value(name, value) for name, value in modules.items()}
         layout = _layout("layout", layout)
         grids, expert_grids = arrange(sizes, colocated=layout is ModuleLayout.COLOCATED, world_size=world_size)
+        after = {name: size.sources for name, size in sizes.items() if size.sources is not None}
         end = max((grid.ranks.stop for grid in grids.values()), default=0)
-        return cls(layout=layout, world_size=end, grids=grids, expert_grids=expert_grids)
+        return cls(layout=layout, world_size=end, grids=grids, expert_grids=expert_grids, after=after)
 
     @property
     def modality_module_names(self) -> list[str]:
         """All modules but the language module, in the map's order."""
         return [name for name in self.grids if name != MIMO_LANGUAGE_MODULE_KEY]
+
+    @cached_property
+    def module_graph(self) -> ModuleGraph:
+        """Which module feeds which."""
+        return ModuleGraph(self.after)
 
     def modules_of(self, rank: int) -> list[str]:
         """The modules that the rank runs, in the order of its role.
@@ -114,8 +124,11 @@ class Topology:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, a list of modules in the map's order."""
         modules = []
+        default = ModuleGraph.of(list(self.grids), {}).after
         for name, grid in self.grids.items():
             module = {"name": name, "rank_offset": grid.rank_offset, **_axes_as_dict(grid)}
+            if self.after[name] != default[name]:
+                module["after"] = list(self.after[name])
             if name in self.expert_grids:
                 module["experts"] = _axes_as_dict(self.expert_grids[name])
             modules.append(module)
@@ -162,18 +175,22 @@ class Topology:
         _check_form("topology", value, {"layout": str, "world_size": int, "modules": list})
         grids: dict[str, RankGrid] = {}
         expert_grids: dict[str, RankGrid] = {}
+        after: dict[str, tuple[str, ...]] = {}
         for index, module in enumerate(value["modules"]):
             where = f"topology.modules[{index}]"
-            _check_form(where, module, {"name": str, "rank_offset": int, "shape": list, "dim_names": list}, {"experts": dict})
+            required = {"name": str, "rank_offset": int, "shape": list, "dim_names": list}
+            _check_form(where, module, required, {"experts": dict, "after": list})
             name = module["name"]
             if name in grids:
                 raise TopologyError(where, f"a second module {name!r}")
             grids[name] = _grid_from_dict(where, module, module["rank_offset"])
+            if "after" in module:
+                after[name] = tuple(module["after"])
             if "experts" in module:
                 _check_form(f"{where}.experts", module["experts"], {"shape": list, "dim_names": list})
                 expert_grids[name] = _grid_from_dict(f"{where}.experts", module["experts"], module["rank_offset"])
         layout = _layout("topology.layout", value["layout"])
-        return cls(layout=layout, world_size=value["world_size"], grids=grids, expert_grids=expert_grids)
+        return cls(layout=layout, world_size=value["world_size"], grids=grids, expert_grids=expert_grids, after=after)
 
 
 def _check_names(grids: Mapping[str, RankGrid]) -> None:

@@ -10,7 +10,7 @@ AXES = ("tp", "cp", "dp", "pp")
 
 @st.composite
 def topologies(draw, max_ranks=None, experts=False):
-    """Random worlds: colocated, or language beside modality modules that share ranks or have their own."""
+    """Random worlds: colocated, or language beside modality modules that share ranks or have their own, in chains too."""
     topology = Topology.from_modules(**draw(_colocated(experts) if draw(st.booleans()) else _apart(experts)))
     assume(max_ranks is None or topology.world_size <= max_ranks)
     return topology
@@ -33,7 +33,9 @@ def _apart(draw, experts):
     if draw(st.booleans()):
         modules["audio"] = {**modules["vision"], "order": draw(st.permutations(AXES)), "colocate_with": "vision"}
     if draw(st.booleans()):
-        modules["depth"] = draw(sizes)
+        modules["depth"] = {**draw(sizes), **draw(st.sampled_from([{}, {"after": "vision"}]))}
+    if draw(st.booleans()):
+        modules["decoder"] = {**draw(sizes), "after": draw(st.sampled_from(["language", ("vision", "language")]))}
     modules["language"] = draw(sizes)
     if experts:
         modules["language"] = draw(_with_experts(modules["language"]))

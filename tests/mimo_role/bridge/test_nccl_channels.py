@@ -13,7 +13,7 @@ from mimo_role import GroupOptions, NcclOptions, Topology
 from mimo_role.bridge import nccl_channels
 from mimo_role.bridge.buffer_pool import BufferPool
 from mimo_role.groups import creation
-from mimo_role.resharding.connections import bridge_pairs, bridges, replica_pairs
+from mimo_role.resharding.connections import bridge_pairs, replica_pairs, usual_links
 from mimo_role.resharding.message_groups import Traffic, message_groups, rounds_of
 from tests.mimo_role.worlds import topologies
 
@@ -24,16 +24,18 @@ GPU = torch.device("cuda", 0)
 @given(topologies())
 @settings(max_examples=100)
 def test_ranks_that_send_each_other_messages_are_in_one_row_of_a_group(topology):
-    rows = {(group.module, group.traffic): group for group in message_groups(topology)}
+    rows = {(group.module, group.to, group.traffic): group for group in message_groups(topology)}
     for rank in {0, topology.world_size // 2, topology.world_size - 1}:
-        for module, between_stages in bridges(topology):
-            traffics = (Traffic.STAGES_FORWARD, Traffic.STAGES_BACK) if between_stages else (Traffic.FORWARD, Traffic.BACK)
+        for link in usual_links(topology):
+            names = link.source.module, link.target.module
+            within = Traffic.STAGES_FORWARD, Traffic.STAGES_BACK
+            traffics = within if link.is_within_module else (Traffic.FORWARD, Traffic.BACK)
             for traffic, back in zip(traffics, (False, True), strict=True):
-                for pair in bridge_pairs(topology, module, rank, between_stages=between_stages, back=back):
-                    assert set(pair) <= set(rows[module, traffic].row_of(rank) or ()), (module, traffic, pair)
+                for pair in bridge_pairs(topology, [link], rank, back=back):
+                    assert set(pair) <= set(rows[(*names, traffic)].row_of(rank) or ()), (link, traffic, pair)
         for module in topology.modules_of(rank):
             for pair in replica_pairs(topology, module, rank):
-                assert set(pair) <= set(rows[module, Traffic.REPLICAS].row_of(rank) or ()), (module, pair)
+                assert set(pair) <= set(rows[module, module, Traffic.REPLICAS].row_of(rank) or ()), (module, pair)
 
 
 @given(topologies())

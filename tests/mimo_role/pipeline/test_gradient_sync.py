@@ -411,12 +411,12 @@ OLD_FSDP = (
     "step has 2 micro-batches, sync_gradients=True"
 )
 FROZEN = (
-    "run('vision', ...) returned an auxiliary loss, but 'vision' is frozen; return the output alone, or remove 'vision' from "
-    "frozen="
+    "frozen: vision stage 0 has parameters to train, which would get no gradients; remove 'vision' from frozen=, or set "
+    "requires_grad_(False) on what does not train"
 )
 DETACHED = (
     "run('vision', ...) returned a tensor that needs no gradient, though modules['vision'] has parameters to train; return it "
-    "without detach() or no_grad(), or name a modality module that does not train in frozen="
+    "without detach() or no_grad(), or set requires_grad_(False) on what does not train"
 )
 
 

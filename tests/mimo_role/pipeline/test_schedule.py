@@ -75,9 +75,10 @@ def step_with(returned):
         "spec_of": lambda *_: ActivationSpec.of(1, (2,), torch.float32),
         "loss_of": lambda output, _: output.sum(),
     }
-    functions |= {name: lambda *_, value=value: value for name, value in returned.items()}
+    functions |= {name: lambda *_, value=value: value for name, value in returned.items() if name in functions}
+    settings = {name: value for name, value in returned.items() if name not in functions}
     try:
-        Schedule1F1B(ctx, **functions).step([0])
+        Schedule1F1B(ctx, **functions, **settings).step([0, 1])
     except (ScheduleError, BridgeError) as error:
         return str(error)
     return "no error"
@@ -86,10 +87,21 @@ def step_with(returned):
 @pytest.mark.parametrize(
     ("returned", "rank", "message"),
     [
-        ({"run": (1, 2)}, 0, "run('vision', ...) returned tuple; it returns one tensor, which spec_of() describes"),
+        ({"run": (1, 2)}, 0, "run('vision', ...) returned int as '0', where Tensor is needed"),
+        ({"run": (torch.ones(1),)}, 0, "run('vision', ...) returned a tuple of 0, but spec_of() describes one tensor"),
+        ({"run": {"a": torch.ones(1)}}, 0, "run('vision', ...) returned a mapping of a, but spec_of() describes one tensor"),
         ({"loss_of": 0.5}, 1, "loss_of() returned float; it returns a tensor of no dimensions"),
         ({"loss_of": torch.ones(2)}, 1, "loss_of() returned a tensor of shape [2]; it returns a tensor of no dimensions"),
-        ({"spec_of": None}, 1, "spec_of(vision stage 0, ...) returned NoneType; it returns an ActivationSpec"),
+        (
+            {"micro_batches": {"vision": 1}},
+            0,
+            "run('vision', ...) returned Tensor; for 2 micro-batches at once it returns a sequence of as many",
+        ),
+        (
+            {"spec_of": None},
+            1,
+            "spec_of(vision stage 0, ...) returned NoneType; it returns ActivationSpec, a tuple or a mapping of them",
+        ),
     ],
 )
 def test_return_values_of_the_scripts_functions_are_checked(returned, rank, message):
@@ -141,7 +153,11 @@ def schedule_of_nothing(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frozen": "visoin"}, "frozen: 'visoin' is not a modality module; there are vision"),
+        ({"frozen": "visoin"}, "frozen: no module 'visoin'; there are vision, language"),
+        (
+            {"frozen": "language"},
+            "frozen: 'language' computes the loss, so it has a backward; set requires_grad_(False) instead",
+        ),
         ({"splits": {"languag": TokenSplit()}}, "splits: no module 'languag'; there are vision, language"),
         ({"slack": -1}, "slack=-1: it is 0 or more"),
         ({"frozen": "vision", "splits": {"language": TokenSplit(cp_order="zigzag")}}, "no error"),
@@ -155,8 +171,8 @@ def step(batches, frozen, slack):
     """One step; results of one rank: losses, gradients by stage, most micro-batches kept at a time, outputs."""
     ctx = mimo_role.current()
     mine = {
-        StageId(module, ctx.coords(module)["pp"]): weights(StageId(module, ctx.coords(module)["pp"])).requires_grad_()
-        for module in ctx.role.modules
+        at: weights(at).requires_grad_(at.module not in frozen)
+        for at in (StageId(module, ctx.coords(module)["pp"]) for module in ctx.role.modules)
     }
     kept, most = Counter(), Counter()
 

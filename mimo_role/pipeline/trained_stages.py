@@ -1,0 +1,89 @@
+"""Which stages have a backward: those with parameters to train, and those that they feed."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mimo_role.errors import ScheduleError
+from mimo_role.pipeline.stage_graph import StageGraph
+from mimo_role.topology.module_graph import ModuleGraph
+from mimo_role.topology.stage_links import StageId
+
+
+class TrainedStages:
+    """The stages with a backward, on which all ranks agree at the first step."""
+
+    def __init__(
+        self,
+        graph: StageGraph,
+        modules: ModuleGraph,
+        own_stages: Collection[StageId],
+        frozen: Collection[str],
+        roots: Mapping[str, Sequence[nn.Module]],
+        device: torch.device,
+    ) -> None:
+        """
+        Args:
+            graph: the stages of all modules.
+            modules: which module feeds which.
+            own_stages: this rank's.
+            frozen: modules without parameters to train.
+            roots: this rank's parts of its modules, of those that are known.
+            device: where a tensor for all ranks lives.
+
+        Raises:
+            ScheduleError: a frozen module that computes a loss, or is fed by one that is not frozen.
+        """
+        for name in frozen:
+            if name not in modules.after:
+                raise ScheduleError(f"frozen: no module {name!r}; there are {', '.join(modules.after)}")
+            if name in modules.ends:
+                raise ScheduleError(
+                    f"frozen: {name!r} computes the loss, so it has a backward; set requires_grad_(False) instead"
+                )
+            if trained := sorted(modules.before(name) - set(frozen)):
+                raise ScheduleError(
+                    f"frozen: {name!r} takes the output of {', '.join(trained)}, whose gradients pass through it; freeze these "
+                    "too, or set requires_grad_(False) on its parameters instead"
+                )
+        self._graph = graph
+        self._frozen = graph.of_modules(frozen)
+        self._roots = {at: roots[at.module] for at in own_stages if at.module in roots and at.module not in frozen}
+        self._own_stages = own_stages
+        self._device = device
+        self._without_backward: frozenset[StageId] | None = None
+
+    def without_backward(self) -> frozenset[StageId]:
+        """The stages without a backward. Collective over the world at the first call.
+
+        Raises:
+            ScheduleError: parameters train that did not at the first call, or none do on any rank.
+        """
+        if self._without_backward is None:
+            self._without_backward = self._agree()
+        for at in self._without_backward & self._roots.keys():
+            if _has_trained(self._roots[at]):
+                raise ScheduleError(
+                    f"parameters of {at} require gradients now and did not at the first step, so other ranks send none; make a "
+                    "new schedule after changing requires_grad"
+                )
+        return self._without_backward
+
+    def _agree(self) -> frozenset[StageId]:
+        stages = list(self._graph.after)
+        own = [at in self._own_stages and at not in self._frozen and self._may_train(at) for at in stages]
+        found = torch.tensor(own, dtype=torch.int32, device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        trained = self._graph.reached_from([at for at, trains in zip(stages, found.tolist(), strict=True) if trains])
+        if not trained:
+            raise ScheduleError("no parameter of any module requires gradients; use forward(), or set requires_grad_(True)")
+        return frozenset(stages) - trained
+
+    def _may_train(self, at: StageId) -> bool:
+        return at not in self._roots or _has_trained(self._roots[at])
+
+
+def _has_trained(roots: Sequence[nn.Module]) -> bool:
+    return any(parameter.requires_grad for root in roots for parameter in root.parameters())
