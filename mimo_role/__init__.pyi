@@ -3,9 +3,13 @@ from mimo_role.bridge.autograd import Passage as Passage
 from mimo_role.bridge.autograd import cross_together as cross_together
 from mimo_role.bridge.bridge import Bridge as Bridge
 from mimo_role.context import RoleContext as RoleContext
+from mimo_role.data.global_batch import GlobalBatchSampler as GlobalBatchSampler
+from mimo_role.data.micro_batch import MicroBatch as MicroBatch
+from mimo_role.data.role_data_loader import RoleDataLoader as RoleDataLoader
 from mimo_role.errors import AxisError as AxisError
 from mimo_role.errors import BridgeError as BridgeError
 from mimo_role.errors import ContextError as ContextError
+from mimo_role.errors import DataError as DataError
 from mimo_role.errors import EnvironError as EnvironError
 from mimo_role.errors import GradientError as GradientError
 from mimo_role.errors import GridError as GridError

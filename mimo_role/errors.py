@@ -69,3 +69,7 @@ class ScheduleError(MimoError, ValueError):
 
 class GradientError(MimoError, RuntimeError):
     """Gradients whose norm over all modules cannot be computed, or is not finite if that is an error."""
+
+
+class DataError(MimoError, ValueError):
+    """A data loader whose dataset, sizes or state do not fit, or ranks that read different samples."""

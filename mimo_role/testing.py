@@ -58,7 +58,7 @@ def run_ranks(
                 "GLOO_SOCKET_IFNAME": "lo",
             }
             topology = None if isinstance(world, int) else world
-            process = start.Process(target=_rank_main, args=(sender, contract, topology, timeout_s, fn, args), daemon=True)
+            process = start.Process(target=_rank_main, args=(sender, contract, topology, timeout_s, fn, args))
             process.start()
             sender.close()
             started.append(process)
