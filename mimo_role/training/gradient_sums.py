@@ -129,8 +129,8 @@ class GradientSummer:
             check_dense(name, gradient)
             if (gradient.dtype, gradient.shape, place_of(gradient)) != (dtype, parameter.shape, place):
                 raise GradientError(
-                    f"{name}: its gradient is {_described(gradient)}, but the parameter is {_described(parameter)}; give it the "
-                    f"same shape, grad_dtype and placements"
+                    f"{name}: its gradient is {_described(gradient)}, but the parameter is {_described(parameter)}; give it "
+                    f"the same shape, grad_dtype and placements"
                 )
         key = (module, marks, place)
         try:
