@@ -43,6 +43,7 @@ from mimo_role.role import RankRole as RankRole
 from mimo_role.topology.grid import RankGrid as RankGrid
 from mimo_role.topology.sizing import ModuleSizes as ModuleSizes
 from mimo_role.topology.topology import Topology as Topology
+from mimo_role.training.fsdp_sums import set_gradient_sum as set_gradient_sum
 from mimo_role.training.random_streams import RandomStreams as RandomStreams
 from mimo_role.training.seeding import megatron_seeds as megatron_seeds
 

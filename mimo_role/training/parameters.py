@@ -61,8 +61,7 @@ def check_dense(name: str, gradient: torch.Tensor) -> None:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor: of a DTensor the local one, without a copy."""
-    tensor = tensor.detach()
+    """This rank's part of a tensor: of a DTensor the local one, without a copy. Call it without gradients."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -145,9 +145,7 @@ def _digests(module: str, axis: str, items: Sequence[_Item]) -> dict[str, str]:
     own = [item for item in items if (item.module, item.axis) == (module, axis)]
     if axis != EMBEDDING:
         return {item.name: item.digest for item in own}
-    return {
-        f"{module}: number {number} of the tied embeddings and their gradients": item.digest for number, item in enumerate(own)
-    }
+    return {f"{module}: item {number} of the tied embeddings": item.digest for number, item in enumerate(own)}
 
 
 def _differences(axis: str, group: dist.ProcessGroup, digests: dict[str, str]) -> list[_Difference]:

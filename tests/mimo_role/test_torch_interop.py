@@ -113,7 +113,7 @@ def test_fully_shard_on_a_part_of_the_world(axes, language):
 
 def train_on_flattened_dimensions():
     """FSDP2 over dp and cp beside tensor parallelism; then over dp alone, with `sum_gradients` over cp."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     context = mimo_role.current()
@@ -126,10 +126,7 @@ def train_on_flattened_dimensions():
             model = parallelize_module(network().to(dtype), mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
             for layer in (model[0], model[2], model):
                 fully_shard(layer, mesh=mesh["_".join(lanes)])
-            for layer in model.modules():
-                if isinstance(layer, FSDPModule):
-                    layer.set_gradient_divide_factor(1.0)
-                    layer.set_force_sum_reduction_for_comms(True)
+            mimo_role.set_gradient_sum(model)
             lane = 2 * coords["dp"] + coords["cp"]
             model(batch().to(dtype).chunk(4)[lane]).square().sum().backward()
             context.sum_gradients({"language": model})
