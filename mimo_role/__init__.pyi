@@ -15,6 +15,7 @@ from mimo_role.errors import GradientError as GradientError
 from mimo_role.errors import GridError as GridError
 from mimo_role.errors import MimoError as MimoError
 from mimo_role.errors import RankNotInGridError as RankNotInGridError
+from mimo_role.errors import ReplicaError as ReplicaError
 from mimo_role.errors import ScheduleError as ScheduleError
 from mimo_role.errors import TopologyError as TopologyError
 from mimo_role.errors import TopologyMismatchError as TopologyMismatchError
@@ -46,6 +47,7 @@ from mimo_role.topology.grid import RankGrid as RankGrid
 from mimo_role.topology.sizing import ModuleSizes as ModuleSizes
 from mimo_role.topology.stage_links import StageId as StageId
 from mimo_role.topology.topology import Topology as Topology
+from mimo_role.training.fsdp_sums import set_gradient_sum as set_gradient_sum
 from mimo_role.training.random_streams import RandomStreams as RandomStreams
 from mimo_role.training.seeding import megatron_seeds as megatron_seeds
 

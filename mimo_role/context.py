@@ -1,6 +1,7 @@
 """The context of one rank: its role, its groups and its bridges."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.profiler import record_function
 
 from mimo_role.bridge.bridge import Bridge
 from mimo_role.bridge.registry import BridgeRegistry
 from mimo_role.errors import AxisError
 from mimo_role.groups.creation import new_group_of
 from mimo_role.groups.families import EMBEDDING, expert_grid_of
+from mimo_role.groups.meshes import Dimension, dimensions_of, mesh_over
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups
 from mimo_role.megatron.hyper_comm_grid import HyperCommGrid
@@ -24,8 +27,11 @@ from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
 from mimo_role.training.gradient_norm import GradientClipper
+from mimo_role.training.gradient_sums import GradientSummer
 from mimo_role.training.losses import mean_loss, token_count
+from mimo_role.training.owned_tokens import owned_tokens
 from mimo_role.training.random_streams import RandomStreams
+from mimo_role.training.replica_check import ReplicaCheck
 from mimo_role.training.seeding import DIFFERENT_OVER
 
 
@@ -43,6 +49,7 @@ class RoleContext:
         bridges: BridgeRegistry,
         agreement: PreemptionAgreement,
         heartbeat: Heartbeat,
+        run_dir: Path | None = None,
     ) -> None:
         self.topology = topology
         self.rank = rank
@@ -51,12 +58,16 @@ class RoleContext:
         self.role: RankRole = topology.role_of(rank)
         self.heartbeat = heartbeat
         """Reports this rank's progress to mimo-launch; scripts call `step()`."""
+        self.run_dir = run_dir
+        """The run directory, the same on all ranks; `None` outside mimo-launch."""
         self._options = dict(options)
         self._groups = groups
         self._bridges = bridges
         self._agreement = agreement
-        self._meshes: dict[str, DeviceMesh] = {}
+        self._meshes: dict[tuple[str, tuple[tuple[str, ...], ...]], DeviceMesh] = {}
         self._clipper = GradientClipper(topology, rank, device, self._own_grid)
+        self._summer = GradientSummer(topology, rank, device, self._own_grid, self.group)
+        self._replicas = ReplicaCheck(topology, rank, device, self._own_grid, self.group)
         self._grids = {
             name: HyperCommGrid.over(grid, expert_grid_of(topology, name), groups, groups.communicator(name))
             for name, grid in topology.grids.items()
@@ -66,6 +77,17 @@ class RoleContext:
     def world_size(self) -> int:
         """The number of ranks of all modules together."""
         return self.topology.world_size
+
+    @property
+    def name(self) -> str:
+        """This rank's modules, each with its coordinates along axes longer than one: `language.pp1.tp0`."""
+        return self.topology.label_of(self.rank)
+
+    @property
+    def is_logging_rank(self) -> bool:
+        """True on one rank of the world, which has the loss: the first of the language model's last stage."""
+        grid = self.topology.grids[MIMO_LANGUAGE_MODULE_KEY]
+        return self.rank == grid.rank_at({"pp": grid.axis_size("pp") - 1})
 
     @property
     def module_to_grid_map(self) -> Mapping[str, HyperCommGrid]:
@@ -109,24 +131,27 @@ class RoleContext:
         """
         return new_group_of(ranks, **settings)
 
-    def mesh(self, module: str, *axes: str) -> DeviceMesh:
+    def mesh(self, module: str, *axes: Dimension) -> DeviceMesh:
         """The module's ranks as a DeviceMesh over the same groups, slowest axis first: `("pp", "dp", "cp", "tp")`.
 
-        With `axes`, a mesh of one dimension over all of them together, named `dp_cp`: what `mesh["dp", "cp"]._flatten()` would
-        be; that would create a group under a name on which the ranks of other modules disagree.
+        With axes, a mesh of one dimension over all of them together: `ctx.mesh("language", "dp", "cp")` has the dimension
+        `dp_cp`. With a tuple among them, each argument is one dimension: `ctx.mesh("language", ("dp", "cp"), "tp")` has `dp_cp`
+        and `tp`, of which FSDP2 takes the first and tensor parallelism the second. No group is created, other than by
+        `mesh["dp", "cp"]._flatten()`, whose group has a name on which the ranks of other modules disagree.
+
+        Returns:
+            The mesh; the same object for the same arguments. In a dimension ranks ascend, whatever the order of its axes.
 
         Raises:
-            AxisError: there is no such module, axis or group, or this rank does not run the module.
+            AxisError: there is no such module, axis or group, an axis is used twice, or this rank does not run the module.
         """
-        grid = self._own_grid(module)
-        if axes:
-            return DeviceMesh.from_group(self.group(module, *axes), self.device.type, mesh_dim_names=("_".join(axes),))
-        if module not in self._meshes:
-            axes = tuple(reversed(grid.dim_names))
-            ranks = torch.arange(grid.ranks.start, grid.ranks.stop).reshape([grid.axis_size(axis) for axis in axes])
-            groups = [self.group(module, axis) for axis in axes]
-            self._meshes[module] = DeviceMesh.from_group(groups, self.device.type, mesh=ranks, mesh_dim_names=axes)
-        return self._meshes[module]
+        self._own_grid(module)
+        dimensions = dimensions_of(self.topology, module, axes)
+        if (module, dimensions) not in self._meshes:
+            self._meshes[module, dimensions] = mesh_over(
+                self.topology, module, self.rank, dimensions, self.group, self.device.type
+            )
+        return self._meshes[module, dimensions]
 
     def megatron_grid_map(self) -> dict[str, Any]:
         """Every module's grid as Megatron-Core's own `HyperCommGrid`, filled with this context's groups; none is created.
@@ -185,6 +210,47 @@ class RoleContext:
         """
         return self._bridges.get(self._bridges.link_of(module, stage, to, to_stage), tensor, source, destination)
 
+    def sum_gradients(self, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> None:
+        """Add up the gradients of each module over its dp and cp ranks, in place.
+
+        Collective over the lanes of each module of this rank's role, and over the first and last stages of a module where
+        `group(module, "embd")` exists; without gradients, or for a module that is left out, call it too. Sums are not divided
+        by anything: divide the loss by the count of the whole batch (docs/guides/numbers.md).
+
+        What a parameter's device mesh covers is left to it: of an FSDP2 module over `dp`, gradients are summed over `cp` only.
+        Experts (`allreduce = False`) are summed over `expt_dp`; tied embeddings (`shared_embedding = True`) over the first and
+        last stages too. Partial DTensor gradients are reduced first. A parameter without a gradient counts as zeros, and has
+        one afterwards if any lane has; if none has, it stays `None`. Frozen parameters are left out.
+
+        Args:
+            modules: the modules of this rank's role, or its parts of them, by name.
+
+        Raises:
+            AxisError: there is no such module, this rank does not run it, or a group is missing.
+            GradientError: DDP or another wrapper that reduces by itself; a sparse gradient; ranks of a group have different
+                parameters to sum (names, shapes, dtypes, placement), on all of them; or another rank of a group has failed.
+        """
+        self._summer.sum(modules)
+
+    def check_replicas(self, modules: Mapping[str, nn.Module] | nn.ModuleDict, *, gradients: bool = True) -> None:
+        """Check that ranks which have copies of a parameter have the same bits, over tp, cp, dp and tied embeddings.
+
+        Collective over the world; a few small all-reduces, and one pass over the tensors. Gradients are compared as they are:
+        call it after `sum_gradients`, or with `gradients=False`. Shards of DTensors are compared with their copies. NaNs are
+        equal if their bits are.
+
+        Args:
+            modules: the modules of this rank's role, or its parts of them, by name.
+            gradients: whether gradients are compared too; one rank without and one with a gradient differ.
+
+        Raises:
+            ReplicaError: on all ranks: which parameters or gradients differ, along which axis, and between which ranks; or the
+                check failed on another rank.
+            AxisError: there is no such module, or this rank does not run it.
+            GradientError: a sparse gradient, or a device mesh that is no row of the module's grid.
+        """
+        self._replicas.check(modules, gradients=gradients)
+
     def clip_grad_norm_(
         self,
         modules: Mapping[str, nn.Module] | nn.ModuleDict,
@@ -242,6 +308,32 @@ class RoleContext:
         name = MIMO_LANGUAGE_MODULE_KEY
         is_counted = self.role.is_last_stage(name) and self.coords(name)["tp"] == 0
         return mean_loss(losses, tokens, self.device, is_counted=is_counted)
+
+    def owned_tokens(self, module: str, length: int, split: TokenSplit | None = None) -> torch.Tensor:
+        """The tokens of a sample that this rank owns: an index for labels, masks and positions.
+
+        Args:
+            module: one that this rank runs.
+            length: tokens of the sample, or of the sequence into which several are packed.
+            split: how its ranks divide the tokens, the same as its bridge's; default: `TokenSplit()`.
+
+        Returns:
+            int64 `[tokens of this rank]` on `device`, ascending, the order in which bridges deliver them:
+            `labels_BS[:, owned]`; it is itself the tokens' positions.
+
+        Raises:
+            AxisError: there is no such module, or this rank does not run it.
+            BridgeError: `length` is not a number of tokens.
+        """
+        self._own_grid(module)
+        return owned_tokens(self.topology, module, self.rank, length, split or TokenSplit()).to(self.device)
+
+    def span(self, name: str) -> record_function:
+        """A named range in the traces of `torch.profiler`: `with ctx.span("data"): ...`, or `@ctx.span("data")` on a function.
+
+        Without a profiler it takes less than 10 microseconds.
+        """
+        return record_function(name)
 
     def step(self, number: int | None = None) -> None:
         """Report the start of a training step: the next one, or the one with this number. Numbers increase.

@@ -68,7 +68,11 @@ class ScheduleError(MimoError, ValueError):
 
 
 class GradientError(MimoError, RuntimeError):
-    """Gradients whose norm over all modules cannot be computed, or is not finite if that is an error."""
+    """Gradients that cannot be summed or whose norm cannot be computed, or a norm that is not finite if that is an error."""
+
+
+class ReplicaError(MimoError, RuntimeError):
+    """Ranks that should have equal parameters or gradients do not, or they cannot be compared."""
 
 
 class DataError(MimoError, ValueError):

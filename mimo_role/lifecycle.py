@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -91,7 +92,8 @@ def init(
             raise ContextError(f"the job has {dist.get_world_size()} ranks, but the topology has {topology.world_size}")
         monitors = _monitor(dist.get_rank(), device, found)
         own_groups = ProcessGroups(topology, dist.get_rank(), timeout, options)
-        context, ledger = _make_context(topology, device, timeout, options, own_groups, monitors)
+        run_dir = Path(found.run_dir) if found and found.run_dir else None
+        context, ledger = _make_context(topology, device, timeout, options, own_groups, monitors, run_dir)
         # A rank that went on and exited would break the connections of those that are still creating their groups.
         dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
     except BaseException:
@@ -150,6 +152,7 @@ def _make_context(
     options: Mapping[str, GroupOptions],
     groups: ProcessGroups,
     monitors: tuple[PreemptionAgreement, Heartbeat],
+    run_dir: Path | None,
 ) -> tuple[RoleContext, BatchLedger]:
     rank = dist.get_rank()
     agreement, heartbeat = monitors
@@ -157,7 +160,15 @@ def _make_context(
     ledger = BatchLedger(connect_peers(rank, timeout), timeout.total_seconds(), tags=channels.tags)
     bridges = BridgeRegistry(topology, rank, device, channels=channels, ledger=ledger, step=lambda: heartbeat.script_step)
     context = RoleContext(
-        topology, rank, device, options, groups=groups, bridges=bridges, agreement=agreement, heartbeat=heartbeat
+        topology,
+        rank,
+        device,
+        options,
+        groups=groups,
+        bridges=bridges,
+        agreement=agreement,
+        heartbeat=heartbeat,
+        run_dir=run_dir,
     )
     return context, ledger
 

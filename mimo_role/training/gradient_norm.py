@@ -2,27 +2,32 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Placement
 
 from mimo_role.errors import GradientError, MimoError
 from mimo_role.topology.topology import Topology
-from mimo_role.training.replicas import Marks, Placed, is_counted
+from mimo_role.training.parameters import (
+    Modules,
+    Place,
+    check_dense,
+    each_owned_parameter,
+    local_part,
+    marks_of,
+    place_of,
+    placed,
+    reduce_partial_gradients,
+)
+from mimo_role.training.replicas import Marks, is_counted
 
 logger = logging.getLogger(__name__)
 
 _MARGIN = 1e-6
 """Added to the norm before `max_norm` is divided by it, as in `torch.nn.utils.clip_grad_norm_`."""
-
-_Place = tuple[DeviceMesh, tuple[Placement, ...]]
-"""How a DTensor is divided."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,12 @@ class GradientClipper:
         self._device = device
         self._check_module = check_module
         # A mesh of thousands of ranks is searched once, not for every parameter at every step.
-        self._counted: dict[tuple[str, Marks, _Place | None], bool] = {}
+        self._counted: dict[tuple[str, Marks, Place | None], bool] = {}
 
     @torch.no_grad()
     def clip(
         self,
-        modules: Mapping[str, nn.Module] | nn.ModuleDict,
+        modules: Modules,
         max_norm: float,
         norm_type: float,
         *,
@@ -66,7 +71,7 @@ class GradientClipper:
         """`RoleContext.clip_grad_norm_`, which documents the arguments. Collective over the world."""
         gradients: list[_Gradient] = []
         own_error: MimoError | None = None
-        _reduce_partial_gradients(modules)
+        reduce_partial_gradients(modules)
         try:
             _check_numbers(max_norm, norm_type)
             gradients = self._collect(modules)
@@ -83,41 +88,33 @@ class GradientClipper:
             torch._foreach_mul_([gradient.local for gradient in gradients], coefficient)
         return torch.tensor(norm, dtype=torch.float64, device=self._device)
 
-    def _collect(self, modules: Mapping[str, nn.Module] | nn.ModuleDict) -> list[_Gradient]:
+    def _collect(self, modules: Modules) -> list[_Gradient]:
         """This rank's gradients, each parameter once; first those that this rank counts.
 
         Raises:
             MimoError: a module or a gradient that cannot be part of the norm.
         """
-        owners: dict[int, str] = {}
-        found = []
         for module in modules:
             self._check_module(module)
-        for module, name, parameter in _parameters(modules):
-            owner = owners.setdefault(id(parameter), module)
-            if owner != module and self._topology.grids[owner] != self._topology.grids[module]:
-                raise GradientError(
-                    f"{name} is a parameter of {owner!r} too, which has another grid; remove it from one of them"
-                )
-            if owner == module and parameter.grad is not None:
-                found.append(self._gradient(module, name, parameter))
+        found = [
+            self._gradient(module, name, parameter)
+            for module, name, parameter in each_owned_parameter(self._topology, modules)
+            if parameter.grad is not None
+        ]
         return sorted(found, key=lambda gradient: not gradient.is_counted)
 
     def _gradient(self, module: str, name: str, parameter: nn.Parameter) -> _Gradient:
         gradient = parameter.grad
         assert gradient is not None
-        if gradient.layout != torch.strided:
-            raise GradientError(f"{name}: its gradient is {gradient.layout}; use a dense one (nn.Embedding: sparse=False)")
-        place: _Place | None = None
-        if isinstance(gradient, DTensor):
-            place, gradient = (gradient.device_mesh, gradient.placements), gradient.to_local()
-        key = (module, _marks_of(parameter), place)
+        check_dense(name, gradient)
+        place = place_of(gradient)
+        key = (module, marks_of(parameter), place)
         if key not in self._counted:
             try:
-                self._counted[key] = is_counted(self._topology, module, self._rank, key[1], _placed(place))
+                self._counted[key] = is_counted(self._topology, module, self._rank, key[1], placed(place))
             except GradientError as error:
                 raise GradientError(f"{name}: {error}") from None
-        return _Gradient(name, parameter, gradient, self._counted[key])
+        return _Gradient(name, parameter, local_part(gradient), self._counted[key])
 
     def _norms(self, gradients: Sequence[_Gradient], norm_type: float) -> torch.Tensor:
         """0, then the norm of each gradient. In float64: on a CPU, torch's float32 norm of 10^8 elements is off by 1 %."""
@@ -139,22 +136,6 @@ class GradientClipper:
             raise GradientError(f"the norm of the gradients is not finite{where}")
         if here or self._rank == 0:
             logger.warning("the norm of the gradients is not finite, so all are set to None: no rank updates%s", where)
-
-
-def _parameters(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """Module, full name and parameter."""
-    for module, held in modules.items():
-        for name, parameter in held.named_parameters(prefix=module):
-            yield module, name, parameter
-
-
-def _reduce_partial_gradients(modules: Mapping[str, nn.Module] | nn.ModuleDict) -> None:
-    """Reduce partial gradients: those of replicated parameters in sequence-parallel regions."""
-    for _, _, parameter in _parameters(modules):
-        gradient = parameter.grad
-        if isinstance(gradient, DTensor) and any(placement.is_partial() for placement in gradient.placements):
-            assert isinstance(parameter, DTensor)
-            parameter.grad = gradient.redistribute(placements=parameter.placements)
 
 
 def _over_the_world(counted: torch.Tensor, all_finite: torch.Tensor, norm_type: float, own_error: MimoError | None) -> float:
@@ -186,21 +167,3 @@ def _check_numbers(max_norm: float, norm_type: float) -> None:
         raise GradientError(f"max_norm={max_norm}; use 0 or more (math.inf leaves the gradients as they are)")
     if not norm_type > 0:
         raise GradientError(f"norm_type={norm_type}; use a number above 0, or math.inf")
-
-
-def _marks_of(parameter: nn.Parameter) -> Marks:
-    return Marks(
-        tensor_model_parallel=bool(getattr(parameter, "tensor_model_parallel", False)),
-        is_expert=not getattr(parameter, "allreduce", True),
-        shared=bool(getattr(parameter, "shared", False)),
-        shared_embedding=bool(getattr(parameter, "shared_embedding", False)),
-    )
-
-
-def _placed(place: _Place | None) -> Placed | None:
-    if place is None:
-        return None
-    mesh, placements = place
-    at = mesh.get_coordinate() or [-1] * mesh.ndim
-    first = all(coordinate == 0 or not placement.is_replicate() for coordinate, placement in zip(at, placements, strict=True))
-    return Placed(ranks=frozenset(mesh.mesh.flatten().tolist()), is_first_replica=first)

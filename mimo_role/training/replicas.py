@@ -1,4 +1,4 @@
-"""Which of the ranks that have replicas of a gradient counts it in a sum over the world. Pure arithmetic.
+"""Which ranks have replicas of a parameter, and which of them counts it in a sum over the world. Pure arithmetic.
 
 Gradients have been summed over the lanes of their module, so ranks with the same part of a parameter have equal gradients. Of
 these ranks, the one with coordinate 0 along every axis of replicas is the first.
@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from mimo_role.errors import GradientError
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
+
+LANES = ("dp", "cp")
+"""The axes over which the gradients of dense parameters are summed."""
+
+EXPERT_LANES = ("expt_dp",)
+"""The same for experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,20 @@ class Placed:
     """The mesh's."""
     is_first_replica: bool
     """This rank's coordinate is 0 along each dimension of the mesh that replicates the tensor."""
+    replicas: tuple[frozenset[int], ...] = ()
+    """For each of these dimensions, the ranks that differ from this one only along it."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The axes along which ranks have replicas of one parameter."""
+
+    axes: frozenset[str]
+    """Including those over which a device mesh has reduced its gradient."""
+    lanes: tuple[str, ...]
+    """Those over which gradients are still to be summed."""
+    is_expert: bool
+    """Whether these are axes of the experts' grid."""
 
 
 def is_counted(topology: Topology, module: str, rank: int, marks: Marks, placed: Placed | None = None) -> bool:
@@ -49,25 +69,28 @@ def is_counted(topology: Topology, module: str, rank: int, marks: Marks, placed:
     Raises:
         GradientError: the mesh's ranks are not a whole row of the module's grid or of its experts' grid.
     """
-    grid, experts = topology.grids[module], topology.expert_grids.get(module)
-    if marks.shared or (marks.shared_embedding and grid.coords(rank)["pp"] > 0):
+    if marks.shared or (marks.shared_embedding and topology.grids[module].coords(rank)["pp"] > 0):
         return False
-    if marks.is_expert and experts is not None:
-        views, distinct = [experts], {"pp", "ep"} | ({"expt_tp"} if marks.tensor_model_parallel else set())
-    else:
-        views, distinct = [grid], {"pp"} | ({"tp"} if marks.tensor_model_parallel else set())
-        views += [experts] if experts is not None and placed is not None else []
-    if placed is None:
-        return _is_first(views[0], rank, distinct)
-    for view in views:
-        covered = axes_of_row(view, placed.ranks)
-        if covered is not None:
-            return placed.is_first_replica and _is_first(view, rank, distinct | covered)
-    raise GradientError(
-        f"the {len(placed.ranks)} ranks of its device mesh, {min(placed.ranks)} to {max(placed.ranks)}, are not all ranks of "
-        f"{module!r} along some of its axes ({'; or '.join(', '.join(view.dim_names) for view in views)}); make the mesh with "
-        f"ctx.mesh({module!r})"
-    )
+    grid, distinct = _view(topology, module, marks, placed)
+    return (placed is None or placed.is_first_replica) and _is_first(grid, rank, distinct)
+
+
+def replicas_of(topology: Topology, module: str, marks: Marks, placed: Placed | None = None) -> Replicas:
+    """The axes of replicas of a parameter, with the arguments of `is_counted`; `shared_embedding` is not considered.
+
+    Raises:
+        GradientError: the ranks of the mesh, or of one of its dimensions, are not a whole row of a grid.
+    """
+    grid, distinct = _view(topology, module, marks, placed)
+    axes = frozenset(axis for axis in grid.dim_names if axis not in distinct and grid.axis_size(axis) > 1)
+    is_expert = "expt_dp" in grid.dim_names
+    lanes = tuple(axis for axis in (EXPERT_LANES if is_expert else LANES) if axis in axes)
+    for row in placed.replicas if placed is not None else ():
+        covered = axes_of_row(grid, row)
+        if covered is None:
+            raise GradientError(f"a dimension of its device mesh, ranks {sorted(row)}, is no row of {module!r}")
+        axes |= covered
+    return Replicas(axes, lanes, is_expert)
 
 
 def axes_of_row(grid: RankGrid, ranks: Collection[int]) -> frozenset[str] | None:
@@ -77,6 +100,31 @@ def axes_of_row(grid: RankGrid, ranks: Collection[int]) -> frozenset[str] | None
     coords = [grid.coords(rank) for rank in ranks]
     axes = frozenset(axis for axis in grid.dim_names if len({at[axis] for at in coords}) > 1)
     return axes if grid.row_size(axes) == len(ranks) else None
+
+
+def _view(topology: Topology, module: str, marks: Marks, placed: Placed | None) -> tuple[RankGrid, frozenset[str]]:
+    """The grid in which a parameter has replicas, and the axes along which it has none or belongs to a mesh.
+
+    Raises:
+        GradientError: the mesh's ranks are not a whole row of the module's grid or of its experts' grid.
+    """
+    grid, experts = topology.grids[module], topology.expert_grids.get(module)
+    if marks.is_expert and experts is not None:
+        views, distinct = [experts], {"pp", "ep"} | ({"expt_tp"} if marks.tensor_model_parallel else set())
+    else:
+        views, distinct = [grid], {"pp"} | ({"tp"} if marks.tensor_model_parallel else set())
+        views += [experts] if experts is not None and placed is not None else []
+    if placed is None:
+        return views[0], frozenset(distinct)
+    for view in views:
+        covered = axes_of_row(view, placed.ranks)
+        if covered is not None:
+            return view, frozenset(distinct | covered)
+    raise GradientError(
+        f"the {len(placed.ranks)} ranks of its device mesh, {min(placed.ranks)} to {max(placed.ranks)}, are not all ranks of "
+        f"{module!r} along some of its axes ({'; or '.join(', '.join(view.dim_names) for view in views)}); make the mesh with "
+        f"ctx.mesh({module!r})"
+    )
 
 
 def _is_first(grid: RankGrid, rank: int, distinct: Collection[str]) -> bool:

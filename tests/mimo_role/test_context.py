@@ -1,5 +1,6 @@
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.ranks
 
 APART = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 2}})
 SHARED = Topology.from_modules({"vision": {"dp": 4}, "language": {"tp": 2, "dp": 2}}, layout="colocated")
+ALONE = Topology.from_modules({"language": {}}, layout="colocated")
 EXPERTS = Topology.from_modules({"vision": {}, "language": {"tp": 2, "dp": 2, "ep": 4}})
 
 
@@ -58,6 +60,37 @@ def place_in_the_job():
         RankEnviron.from_environ(),
         dict(os.environ),
     )
+
+
+def name_and_owned_tokens():
+    context = mimo_role.current()
+    owned = context.owned_tokens("language", 4) if context.role.has_language_module else torch.empty(0)
+    return context.name, context.is_logging_rank, context.run_dir, owned.device == context.device, owned.tolist()
+
+
+def test_one_rank_logs_and_each_has_a_name():
+    found = run_ranks(name_and_owned_tokens, Topology.from_modules({"vision": {}, "language": {"cp": 2, "pp": 2}}))
+    assert found == [
+        ("vision", False, None, True, []),
+        ("language.pp0.cp0", False, None, True, [0, 1]),
+        ("language.pp0.cp1", False, None, True, [2, 3]),
+        ("language.pp1.cp0", True, None, True, [0, 1]),
+        ("language.pp1.cp1", False, None, True, [2, 3]),
+    ]
+
+
+def join_in_a_run_directory():
+    os.environ.update(RankEnviron(topology=ALONE, rank=0, run_dir="/runs/first").to_environ())
+    context = mimo_role.init(backend="gloo")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with context.span("data"):
+            torch.ones(1)
+        context.span("augment")(torch.ones)(1)
+    return context.run_dir, [event.name for event in profiler.events() if event.name in ("data", "augment")]
+
+
+def test_a_context_has_the_run_directory_and_spans_are_in_traces():
+    assert run_ranks(join_in_a_run_directory, 1) == [(Path("/runs/first"), ["data", "augment"])]
 
 
 def test_a_context_has_its_role_and_coordinates_and_exports_them():

@@ -111,6 +111,77 @@ def test_fully_shard_on_a_part_of_the_world(axes, language):
         assert made == 0
 
 
+def train_on_flattened_dimensions():
+    """FSDP2 over dp and cp beside tensor parallelism; then over dp alone, with `sum_gradients` over cp."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    context = mimo_role.current()
+    coords, found = context.coords("language"), []
+    with CountingGroups() as counted:
+        for dtype, lanes in [(torch.float64, ("dp", "cp")), (torch.float32, ("dp", "cp")), (torch.float64, ("dp",))]:
+            mesh = context.mesh("language", lanes, "tp")
+            assert mesh is context.mesh("language", lanes, "tp")
+            assert mesh.mesh_dim_names == ("_".join(lanes), "tp")
+            model = parallelize_module(network().to(dtype), mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+            for layer in (model[0], model[2], model):
+                fully_shard(layer, mesh=mesh["_".join(lanes)])
+            mimo_role.set_gradient_sum(model)
+            lane = 2 * coords["dp"] + coords["cp"]
+            model(batch().to(dtype).chunk(4)[lane]).square().sum().backward()
+            context.sum_gradients({"language": model})
+            context.check_replicas({"language": model})
+            found.append({name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()})
+    return found, counted.made
+
+
+def test_fully_shard_beside_tensor_parallelism_adds_up_over_flattened_dimensions():
+    world = Topology.from_modules({"language": {"tp": 2, "cp": 2, "dp": 2}}, layout="colocated")
+    for (float64, float32, over_cp), made in run_ranks(train_on_flattened_dimensions, world):
+        assert_equal(float64, oracle())
+        assert_equal(over_cp, oracle())
+        for name, gradient in oracle().items():
+            torch.testing.assert_close(float32[name], gradient.float(), rtol=1e-5, atol=1e-5)
+        assert made == 0
+
+
+def meshes_of_dimensions():
+    context = mimo_role.current()
+    names = [("cp", "dp"), (("cp", "dp"), "tp"), ("tp", ("dp", "cp")), (("dp",), "cp", "tp"), ()]
+    found = []
+    for axes in names:
+        mesh = context.mesh("language", *axes)
+        same = [dist.get_process_group_ranks(mesh.get_group(axis)) for axis in range(mesh.ndim)]
+        at = [group[index] for group, index in zip(same, mesh.get_coordinate(), strict=True)]
+        found.append((mesh.mesh_dim_names, mesh.mesh.tolist(), at == [context.rank] * mesh.ndim))
+    for axes in [(("dp", "cp"), "dp"), ((), "tp"), (["dp", "cp"], "tp"), (("dp", "sp"), "tp")]:
+        with pytest.raises(mimo_role.AxisError) as raised:
+            context.mesh("language", *axes)
+        found.append(str(raised.value))
+    return found
+
+
+def test_a_mesh_has_the_dimensions_of_its_arguments():
+    found = run_ranks(
+        meshes_of_dimensions, Topology.from_modules({"language": {"tp": 2, "cp": 2, "dp": 2}}, layout="colocated")
+    )
+    for rank, own in enumerate(found):
+        tp = rank % 2
+        assert own[:5] == [
+            (("cp_dp",), [tp, 2 + tp, 4 + tp, 6 + tp], True),
+            (("cp_dp", "tp"), [[0, 1], [2, 3], [4, 5], [6, 7]], True),
+            (("tp", "dp_cp"), [[0, 2, 4, 6], [1, 3, 5, 7]], True),
+            (("dp", "cp", "tp"), [[[0, 1], [2, 3]], [[4, 5], [6, 7]]], True),
+            (("pp", "dp", "cp", "tp"), [[[[0, 1], [2, 3]], [[4, 5], [6, 7]]]], True),
+        ]
+        assert own[5:] == [
+            "duplicate axis: dp, cp, dp",
+            "a dimension of a mesh is an axis or a tuple of axes, not ()",
+            "a dimension of a mesh is an axis or a tuple of axes, not ['dp', 'cp']",
+            "module 'language' has no grid with the axes dp, sp, tp; it has tp, cp, dp, pp; or expt_tp, ep, expt_dp, pp",
+        ]
+
+
 def train_with_tensor_parallelism():
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 

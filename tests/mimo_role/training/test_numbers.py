@@ -106,11 +106,9 @@ def step_of_tied_stages():
         dist.recv(hidden := torch.empty(len(inputs), WIDTH, dtype=torch.float64), group=pipeline, group_src=0)
         loss_of(hidden.requires_grad_(), weight, targets).backward()
         dist.send(hidden.grad, group=pipeline, group_dst=0)
-    dist.all_reduce(weight.grad, group=ctx.group("language", "dp"))
-    if ctx.role.is_first_stage("language") or ctx.role.is_last_stage("language"):
-        dist.all_reduce(weight.grad, group=ctx.group("language", "embd"))
     module = nn.Module()
     module.weight = weight
+    ctx.sum_gradients({"language": module})
     norm = ctx.clip_grad_norm_({"language": module}, 0.1)
     gradient = weight.grad.clone()
     torch.optim.SGD([weight], lr=0.1).step()

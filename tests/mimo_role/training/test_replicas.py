@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mimo_role import GradientError, Topology
 from mimo_role.topology.grid import RankGrid
-from mimo_role.training.replicas import Marks, Placed, axes_of_row, is_counted
+from mimo_role.training.replicas import Marks, Placed, axes_of_row, is_counted, replicas_of
 from tests.mimo_role.worlds import topologies
 
 LANGUAGE = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2, "pp": 2}})
@@ -89,7 +89,12 @@ def test_every_part_of_a_parameter_is_counted_exactly_once(data):
     for rank in grid.ranks:
         coords = grid.coords(rank)
         first = all(coords[axis] == 0 for axis in axes - sharded)
-        placed = Placed(ranks=frozenset(grid.row_of(rank, axes)), is_first_replica=first) if axes else None
+        rows = tuple(frozenset(grid.row_of(rank, [axis])) for axis in axes - sharded)
+        ranks = frozenset(grid.row_of(rank, axes))
+        placed = Placed(ranks=ranks, is_first_replica=first, replicas=rows) if axes else None
+        found = replicas_of(topology, module, marks, placed)
+        assert found.axes == {axis for axis in replicas if grid.axis_size(axis) > 1}
+        assert set(found.lanes) == (found.axes - axes) & ({"expt_dp"} if is_expert else {"dp", "cp"})
         if is_counted(topology, module, rank, marks, placed):
             counted.append(tuple(coords[axis] for axis in grid.dim_names if axis not in replicas))
 

@@ -1,0 +1,95 @@
+"""The parameters of this rank's modules: each once, with its marks and its place on a device mesh."""
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Placement
+
+from mimo_role.errors import GradientError
+from mimo_role.topology.topology import Topology
+from mimo_role.training.replicas import Marks, Placed
+
+Modules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
+"""The modules of this rank's role, or its parts of them, by name."""
+
+Place = tuple[DeviceMesh, tuple[Placement, ...]]
+"""How a DTensor is divided."""
+
+
+def each_parameter(modules: Modules) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Module, full name and parameter; each parameter once in a module."""
+    for module, held in modules.items():
+        for name, parameter in held.named_parameters(prefix=module):
+            yield module, name, parameter
+
+
+def each_owned_parameter(topology: Topology, modules: Modules) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """The same, each parameter once: with the first of the modules that have it.
+
+    Raises:
+        GradientError: two modules have it whose grids differ.
+    """
+    owners: dict[int, str] = {}
+    for module, name, parameter in each_parameter(modules):
+        owner = owners.setdefault(id(parameter), module)
+        if owner == module:
+            yield module, name, parameter
+        elif topology.grids[owner] != topology.grids[module]:
+            raise GradientError(f"{name} is a parameter of {owner!r} too, which has another grid; remove it from one of them")
+
+
+def reduce_partial_gradients(modules: Modules) -> None:
+    """Reduce partial gradients: those of replicated parameters in sequence-parallel regions. Collective over their meshes."""
+    for _, _, parameter in each_parameter(modules):
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor) and any(placement.is_partial() for placement in gradient.placements):
+            assert isinstance(parameter, DTensor)
+            parameter.grad = gradient.redistribute(placements=parameter.placements)
+
+
+def check_dense(name: str, gradient: torch.Tensor) -> None:
+    """
+    Raises:
+        GradientError: the gradient is sparse.
+    """
+    if gradient.layout != torch.strided:
+        raise GradientError(f"{name}: its gradient is {gradient.layout}; use a dense one (nn.Embedding: sparse=False)")
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor: of a DTensor the local one, without a copy. Call it without gradients."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def place_of(tensor: torch.Tensor) -> Place | None:
+    """How a tensor is divided; `None` if it is not a DTensor."""
+    return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+
+
+def marks_of(parameter: nn.Parameter) -> Marks:
+    """The attributes that Megatron-Core sets on parameters."""
+    return Marks(
+        tensor_model_parallel=bool(getattr(parameter, "tensor_model_parallel", False)),
+        is_expert=not getattr(parameter, "allreduce", True),
+        shared=bool(getattr(parameter, "shared", False)),
+        shared_embedding=bool(getattr(parameter, "shared_embedding", False)),
+    )
+
+
+def placed(place: Place | None) -> Placed | None:
+    """The ranks of a place."""
+    if place is None:
+        return None
+    mesh, placements = place
+    ranks, at = mesh.mesh, mesh.get_coordinate() or [-1] * mesh.ndim
+    replicating = [dimension for dimension, placement in enumerate(placements) if placement.is_replicate()]
+    rows = [ranks[(*at[:dimension], slice(None), *at[dimension + 1 :])] for dimension in replicating]
+    return Placed(
+        ranks=frozenset(ranks.flatten().tolist()),
+        is_first_replica=all(at[dimension] == 0 for dimension in replicating),
+        replicas=tuple(frozenset(row.tolist()) for row in rows),
+    )
