@@ -1,3 +1,4 @@
+from mimo_role import checkpoint as checkpoint
 from mimo_role.bridge.activation_spec import ActivationSpec as ActivationSpec
 from mimo_role.bridge.autograd import Passage as Passage
 from mimo_role.bridge.autograd import cross_together as cross_together
@@ -5,6 +6,7 @@ from mimo_role.bridge.bridge import Bridge as Bridge
 from mimo_role.context import RoleContext as RoleContext
 from mimo_role.errors import AxisError as AxisError
 from mimo_role.errors import BridgeError as BridgeError
+from mimo_role.errors import CheckpointError as CheckpointError
 from mimo_role.errors import ContextError as ContextError
 from mimo_role.errors import EnvironError as EnvironError
 from mimo_role.errors import GradientError as GradientError

@@ -69,3 +69,7 @@ class ScheduleError(MimoError, ValueError):
 
 class GradientError(MimoError, RuntimeError):
     """Gradients whose norm over all modules cannot be computed, or is not finite if that is an error."""
+
+
+class CheckpointError(MimoError, RuntimeError):
+    """A checkpoint that cannot be saved, found or loaded."""

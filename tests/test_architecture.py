@@ -19,7 +19,7 @@ LAYERS = {
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ megatron bridge training"
-        " | joining | context | pipeline lifecycle | testing"
+        " | joining | context | checkpoint pipeline lifecycle | testing"
     ),
 }
 """A module imports from its own package and from those further left."""
