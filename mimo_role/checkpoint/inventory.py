@@ -13,6 +13,9 @@ from mimo_role.checkpoint.optimizer_state import Settings
 from mimo_role.errors import CheckpointError
 
 _NAMED = 5
+_WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of an element."""
+
 Place = tuple[Any, ...]
 """Which part of a parameter a rank has. Ranks with equal places have copies of one part."""
 
@@ -37,12 +40,12 @@ def forms_of(weights: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str
 
 
 def digests_of(names: Mapping[nn.Parameter, Sequence[str]]) -> dict[tuple[str, Place], int]:
-    """A number from the bits of this rank's part of each parameter, with one wait for the device."""
+    """The sum of the bits of this rank's part of each parameter, with one wait for the device."""
     parts = {parameter: _local(parameter) for parameter in names}
     held = {parameter: part for parameter, part in parts.items() if part.numel()}
     if not held:
         return {}
-    numbers = torch.stack([torch.hash_tensor(part).view(torch.int64).cpu() for part in held.values()]).tolist()
+    numbers = torch.stack([part.sum(dtype=torch.int64) for part in held.values()]).tolist()
     return {
         (name, _place_of(parameter)): number
         for parameter, number in zip(held, numbers, strict=True)
@@ -51,12 +54,11 @@ def digests_of(names: Mapping[nn.Parameter, Sequence[str]]) -> dict[tuple[str, P
 
 
 def _local(parameter: nn.Parameter) -> torch.Tensor:
+    """This rank's part, its bits as whole numbers: their sum is the same in any order, and that of equal ones is not 0."""
     part = parameter.detach()
     part = part.to_local() if isinstance(part, DTensor) else part
-    if part.is_complex():
-        part = torch.view_as_real(part)
-    # Types of 8 bits have no reduction of their own.
-    return part.view(torch.uint8) if part.is_floating_point() and part.element_size() == 1 else part
+    part = torch.view_as_real(part) if part.is_complex() else part
+    return part.view(_WHOLE_NUMBERS[part.element_size()])
 
 
 def _place_of(parameter: nn.Parameter) -> Place:
