@@ -112,18 +112,27 @@ def put_in_place(unfinished: Path, final: Path) -> None:
     _sync(final.parent)
 
 
-def clean_up(folder: Path, step: int, keep: int | None) -> None:
-    """Remove what is left of interrupted saves, and all complete checkpoints but that of `step` and the last others.
+def clear_left_over(folder: Path) -> None:
+    """Remove what is left of interrupted saves and removals. What cannot be removed is logged."""
+    if folder.is_dir():
+        _remove_all([path for path in folder.iterdir() if _LEFT_OVER.fullmatch(path.name)])
 
-    A folder that cannot be removed is logged: the checkpoint of `step` is complete all the same.
+
+def thin_out(folder: Path, step: int, keep: int | None) -> None:
+    """Remove replaced checkpoints, and all complete ones but that of `step` and the last others, `keep` in all.
+
+    What cannot be removed is logged: the checkpoint of `step` is complete all the same.
     """
     own = path_of(folder, step)
-    doomed = [path for path in folder.iterdir() if _LEFT_OVER.fullmatch(path.name)]
-    doomed += [saved.path for saved in _all(folder) if saved.path.suffix and problem_of(path_of(folder, saved.step)) is None]
+    doomed = [saved.path for saved in _all(folder) if saved.path.suffix and problem_of(path_of(folder, saved.step)) is None]
     if keep is not None:
         others = [saved.path for saved in complete(folder) if saved.path != own]
         doomed += others[keep - 1 :]
-    for path in doomed:
+    _remove_all(doomed)
+
+
+def _remove_all(paths: list[Path]) -> None:
+    for path in paths:
         try:
             remove(path)
         except OSError as error:

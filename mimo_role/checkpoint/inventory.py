@@ -45,7 +45,8 @@ def digests_of(names: Mapping[nn.Parameter, Sequence[str]]) -> dict[tuple[str, P
     held = {parameter: part for parameter, part in parts.items() if part.numel()}
     if not held:
         return {}
-    numbers = torch.stack([part.sum(dtype=torch.int64) for part in held.values()]).tolist()
+    sums = [part.sum(dtype=torch.int64) for part in held.values()]
+    numbers = torch.stack([each.to(sums[0].device) for each in sums]).tolist()
     return {
         (name, _place_of(parameter)): number
         for parameter, number in zip(held, numbers, strict=True)

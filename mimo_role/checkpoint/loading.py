@@ -69,7 +69,7 @@ def load(
 
     Raises:
         CheckpointError: there is none of this step, or all are incomplete; names, shapes or types do not fit; the files cannot
-            be read. On all ranks alike; if it happens while tensors are read, some have been loaded.
+            be read. On all ranks alike. Then the optimizers have no states, and some tensors may have been loaded.
     """
     session = session_of(ctx)
     session.wait()

@@ -28,7 +28,7 @@ class CheckpointWriter(FileSystemWriter):
         return plan  # the base class makes the folder here, before rank 0 has removed an earlier one
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        folders.remove(Path(self.path))
+        folders.clear_left_over(self.final.parent)  # before the write: the disk may be full of it
         Path(self.path).mkdir(parents=True)
         return super().prepare_global_plan(plans)
 
@@ -39,4 +39,4 @@ class CheckpointWriter(FileSystemWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
         folders.put_in_place(Path(self.path), self.final)
-        folders.clean_up(self.final.parent, self._step, self._keep)
+        folders.thin_out(self.final.parent, self._step, self._keep)

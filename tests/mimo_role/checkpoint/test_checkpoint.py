@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import mimo_role
 from mimo_role import CheckpointError, MimoError, Topology, checkpoint
@@ -179,6 +181,32 @@ def train_tied_and_partly_unused(found, folder):
     found.append(nn.ModuleDict(modules)["language"].state_dict() if "language" in modules else None)
 
 
+class Nested(nn.Module):
+    """A part within another module, wrapped or not."""
+
+    def __init__(self, value, wrap):
+        super().__init__()
+        self.inner = wrap(Part(a=value))
+
+
+def save_wrapped_and_load_plain(found, folder):
+    ctx = mimo_role.current()
+    wrapped = {"vision": DistributedDataParallel(Nested(1.0, lambda part: part)), "language": Nested(2.0, torch.compile)}
+    plain = {name: Nested(0.0, lambda part: part) for name in ("vision", "language")}
+    both = [wrapped, plain]
+    optimizers = [torch.optim.Adam(nn.ModuleDict(modules).parameters()) for modules in both]
+    for parameter in nn.ModuleDict(wrapped).parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers[0].step()
+    for source, target, step in ((0, 1, 1), (1, 0, 2)):
+        checkpoint.save(ctx, folder, step, both[source], optimizers[source])
+        checkpoint.load(ctx, folder, both[target], optimizers[target])
+        weights = [[parameter.tolist() for parameter in nn.ModuleDict(modules).parameters()] for modules in both]
+        states = [[value["exp_avg"].tolist() for value in optimizer.state.values()] for optimizer in optimizers]
+        found.append((weights[0] == weights[1], states[0] == states[1], len(states[0])))
+    found.append(sorted(FileSystemReader(folder / "step_000001").read_metadata().state_dict_metadata)[:2])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("checkpoints")
@@ -193,6 +221,7 @@ def outcomes(folder):
         "another layout": Job(load_in_another_layout, ALONE, (folder / "drawn",)),
         "background": Job(save_in_the_background, SPLIT, (folder / "background",)),
         "after background": Job(load_alone, ALONE, (folder / "background",)),
+        "wrapped": Job(save_wrapped_and_load_plain, ALONE, (folder / "wrapped",)),
         "stages": Job(train_tied_and_partly_unused, STAGES, (folder / "tied",)),
         "tied": Job(train_tied_and_partly_unused, ALONE, (folder / "tied",)),
     }
@@ -230,6 +259,10 @@ def test_saves_in_the_background_have_the_values_at_the_call(outcomes):
     assert found_by(outcomes, "after background") == [
         [(2, {2.0}, {2.0}), (3, {3.0}, {3.0}), ["step_000002", "step_000003"]],
     ]
+
+
+def test_wrappers_do_not_change_names(outcomes):
+    assert found_by(outcomes, "wrapped") == [[(True, True, 2), (True, True, 2), ["language.inner.a", "mimo/manifest"]]]
 
 
 def test_a_weight_of_two_names_and_an_optimizer_that_has_not_begun_are_saved_as_they_are(outcomes):

@@ -107,8 +107,10 @@ def test_what_is_kept_is_the_new_checkpoint_and_the_last_others(existing, step, 
     write_empty(folder / "new")
     counted = {saved.step for saved in folders.complete(folder)} - {step}
 
+    folders.clear_left_over(folder)
+    assert not [path.name for path in folder.iterdir() if path.name.endswith((".tmp", ".removed"))]
     folders.put_in_place(folder / "new", folders.path_of(folder, step))
-    folders.clean_up(folder, step, keep)
+    folders.thin_out(folder, step, keep)
 
     others = sorted(counted)
     expected = {step, *(others if keep is None else others[max(0, len(others) - keep + 1) :])}
@@ -142,7 +144,7 @@ def test_an_interruption_while_a_checkpoint_is_replaced_and_others_are_removed_l
     ):
         try:
             folders.put_in_place(tmp_path / "step_000003.tmp", folders.path_of(tmp_path, 3))
-            folders.clean_up(tmp_path, 3, keep=1)
+            folders.thin_out(tmp_path, 3, keep=1)
         except KeyboardInterrupt:
             pass
 
