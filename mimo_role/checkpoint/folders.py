@@ -1,8 +1,8 @@
 """The folder of a job's checkpoints, and which of them are complete.
 
-`step_000100` is the checkpoint of step 100 and `step_000100.tmp` one that is being written. `step_000100.replaced` was the
-checkpoint of that step until another one was saved; it counts while there is no complete `step_000100`. `.removed` is one that
-is being removed.
+`step_000100` is the checkpoint of step 100 and `step_000100.tmp` one that is being written. `step_000100.replaced` was
+the checkpoint of that step until another one was saved; it counts while there is no complete `step_000100`. `.removed`
+is one that is being removed.
 """
 
 import logging

@@ -59,17 +59,20 @@ def load(
         ctx: this rank's context.
         folder: as in `save`.
         modules: as in `save`.
-        optimizer: as in `save`. Gradients are set to `None`. Without one on any rank, states in the checkpoint are left out.
-        step: by default the last of which there is a complete checkpoint. An incomplete one is passed over with a warning.
-        strict: whether names that are only in the checkpoint, or only here, and tensors of another type are errors. Otherwise
-            the former are left out, the second stay as they are, and the last are converted.
+        optimizer: as in `save`. Gradients are set to `None`. Without one on any rank, states in the checkpoint are
+            left out.
+        step: by default the last of which there is a complete checkpoint. An incomplete one is passed over with a
+            warning.
+        strict: whether names that are only in the checkpoint, or only here, and tensors of another type are errors.
+            Otherwise the former are left out, the second stay as they are, and the last are converted.
 
     Returns:
         `None` if the folder has no checkpoint at all.
 
     Raises:
-        CheckpointError: there is none of this step, or all are incomplete; names, shapes or types do not fit; the files cannot
-            be read. On all ranks alike. Then the optimizers have no states, and some tensors may have been loaded.
+        CheckpointError: there is none of this step, or all are incomplete; names, shapes or types do not fit; the
+            files cannot be read. On all ranks alike. Then the optimizers have no states, and some tensors may have
+            been loaded.
     """
     session = session_of(ctx)
     session.wait()

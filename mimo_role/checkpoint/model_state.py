@@ -23,7 +23,7 @@ def root_of(modules: Modules, topology: Topology, rank: int) -> nn.ModuleDict:
     """The modules of this rank in one container, which gives names such as `vision.blocks.0.weight`.
 
     Raises:
-        CheckpointError: a module that this rank does not run, or parameters whose parts cannot be told from whole ones.
+        CheckpointError: a module that this rank does not run, or parameters that cannot be saved or loaded.
     """
     if unknown := sorted(set(modules) - set(topology.modules_of(rank))):
         raise CheckpointError(f"{unknown[0]!r} is no module of this rank, which runs {', '.join(topology.modules_of(rank))}")

@@ -27,8 +27,9 @@ def export_safetensors(
 ) -> list[Path]:
     """Write the weights of a checkpoint as safetensors, each whole and under its name in the checkpoint.
 
-    It needs no job and no GPU, and memory for one file. Under a job, call it on one rank. Files are named as Hugging Face's
-    libraries name them: `model.safetensors`, or `model-00001-of-00003.safetensors` with `model.safetensors.index.json`.
+    It needs no job and no GPU, and memory for one file. Under a job, call it on one rank. Files are named as Hugging
+    Face's libraries name them: `model.safetensors`, or `model-00001-of-00003.safetensors` with
+    `model.safetensors.index.json`.
 
     Args:
         folder: as in `save`.
@@ -41,7 +42,8 @@ def export_safetensors(
         The files with tensors.
 
     Raises:
-        CheckpointError: the package safetensors is missing, or there is no complete checkpoint, or no such module in it.
+        CheckpointError: the package safetensors is missing, or there is no complete checkpoint, or no such module in
+            it.
     """
     try:
         from safetensors.torch import save_file

@@ -33,9 +33,9 @@ def save(
 ) -> None:
     """Save a checkpoint that any layout can load. Collective over the world.
 
-    Tensors are stored once and whole under the names of their module and in it, `vision.blocks.0.attention.query.weight`, so
-    modules need names that do not depend on stages. It is written beside its place, and is there, under `FOLDER/step_000100`,
-    when it is complete (docs/guides/checkpoints.md).
+    Tensors are stored once and whole under the names of their module and in it,
+    `vision.blocks.0.attention.query.weight`, so modules need names that do not depend on stages. It is written beside
+    its place, and is there, under `FOLDER/step_000100`, when it is complete (docs/guides/checkpoints.md).
 
     Args:
         ctx: this rank's context.
@@ -43,18 +43,19 @@ def save(
         step: 0 or more. A checkpoint of the same step is replaced.
         modules: the modules of this rank's role, or its parts of them, by name; wrapped by DDP, `fully_shard`,
             `parallelize_module` or `torch.compile`, or not at all.
-        optimizer: those of this rank, none, one or several. States are saved by the name of the parameter, as is what its group
-            is set to: `lr`, `betas` and all other numbers and text.
+        optimizer: those of this rank, none, one or several. States are saved by the name of the parameter, as is what
+            its group is set to: `lr`, `betas` and all other numbers and text.
         extra: any picklable value, the same on all ranks, such as a schedule's state. Saved once.
-        per_rank: any picklable value of this rank, such as `RandomStreams.rng_state()`. `load` returns it in the same layout.
+        per_rank: any picklable value of this rank, such as `RandomStreams.rng_state()`. `load` returns it in the same
+            layout.
         keep: how many complete checkpoints remain, this one included, at least 1; by default all.
-        asynchronous: return when the values have been copied, and write them in the background. The next `save`, `load`, `wait`
-            or `shutdown()` waits for the end of the write, and raises its error.
+        asynchronous: return when the values have been copied, and write them in the background. The next `save`,
+            `load`, `wait` or `shutdown()` waits for the end of the write, and raises its error.
         check_copies: compare the bits of the copies of each parameter that ranks have.
 
     Raises:
-        CheckpointError: something that cannot be saved; ranks that have different values under one name; the files cannot be
-            written; a save in the background failed. On all ranks alike; earlier checkpoints stay.
+        CheckpointError: something that cannot be saved; ranks that have different values under one name; the files
+            cannot be written; a save in the background failed. On all ranks alike; earlier checkpoints stay.
     """
     session = session_of(ctx)
     session.wait()
@@ -73,8 +74,8 @@ def save(
 def wait(ctx: RoleContext) -> None:
     """Wait for the checkpoint that `save(..., asynchronous=True)` writes in the background. On all ranks.
 
-    `mimo_role.shutdown()`, and with it the end of a script under mimo-launch, waits too; but there an error no longer changes
-    the script's outcome. Call it at the end of the training loop.
+    `mimo_role.shutdown()`, and with it the end of a script under mimo-launch, waits too; but there an error no longer
+    changes the script's outcome. Call it at the end of the training loop.
 
     Raises:
         CheckpointError: the files could not be written, on whichever rank.

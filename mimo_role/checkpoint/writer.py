@@ -14,8 +14,8 @@ from mimo_role.checkpoint import folders
 class CheckpointWriter(FileSystemWriter):
     """Writes beside the checkpoint's place, and puts it there as the last act of a save.
 
-    DCP calls `prepare_global_plan` and `finish` on rank 0 only, `finish` after all ranks have written, and has all ranks raise
-    an error of either. So a save needs no collective of ours after the write, in the background as well.
+    DCP calls `prepare_global_plan` and `finish` on rank 0 only, `finish` after all ranks have written, and has all
+    ranks raise an error of either. So a save needs no collective of ours after the write, in the background as well.
     """
 
     def __init__(self, folder: Path, step: int, keep: int | None) -> None:
