@@ -1,8 +1,8 @@
 """The role of each process of a multimodal training job: the modules that it runs, its coordinates, its process groups.
 
 Every name is loaded at first use; `__init__.pyi` lists them. `current()`, `init()`, `shutdown()`, `RoleContext`,
-`RandomStreams`, `HyperCommGrid`, `Bridge`, `ActivationSpec`, `Passage`, `cross_together`, `Schedule1F1B`, `StageOutput`,
-`RoleDataLoader`, `GlobalBatchSampler` and `set_gradient_sum` need torch; the rest does not.
+`RandomStreams`, `checkpoint`, `HyperCommGrid`, `Bridge`, `ActivationSpec`, `Passage`, `cross_together`, `Schedule1F1B`,
+`StageOutput`, `RoleDataLoader`, `GlobalBatchSampler` and `set_gradient_sum` need torch; the rest does not.
 """
 
 from mimo_role.host.lazy_exports import lazy_exports

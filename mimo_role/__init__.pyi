@@ -1,3 +1,4 @@
+from mimo_role import checkpoint as checkpoint
 from mimo_role.bridge.activation_spec import ActivationSpec as ActivationSpec
 from mimo_role.bridge.autograd import Passage as Passage
 from mimo_role.bridge.autograd import cross_together as cross_together
@@ -8,6 +9,7 @@ from mimo_role.data.micro_batch import MicroBatch as MicroBatch
 from mimo_role.data.role_data_loader import RoleDataLoader as RoleDataLoader
 from mimo_role.errors import AxisError as AxisError
 from mimo_role.errors import BridgeError as BridgeError
+from mimo_role.errors import CheckpointError as CheckpointError
 from mimo_role.errors import ContextError as ContextError
 from mimo_role.errors import DataError as DataError
 from mimo_role.errors import EnvironError as EnvironError

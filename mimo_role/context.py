@@ -1,6 +1,6 @@
 """The context of one rank: its role, its groups and its bridges."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,6 +65,7 @@ class RoleContext:
         self._bridges = bridges
         self._agreement = agreement
         self._meshes: dict[tuple[str, tuple[tuple[str, ...], ...]], DeviceMesh] = {}
+        self._closing: list[Callable[[], None]] = []
         self._clipper = GradientClipper(topology, rank, device, self._own_grid)
         self._summer = GradientSummer(topology, rank, device, self._own_grid, self.group)
         self._replicas = ReplicaCheck(topology, rank, device, self._own_grid, self.group)
@@ -382,8 +383,19 @@ class RoleContext:
             raise AxisError(f"rank {self.rank} does not run {module!r}; it runs {', '.join(self.role.modules)}")
         return grid
 
+    def _before_close(self, finish: Callable[[], None]) -> None:
+        """Have `shutdown()` call this first, on the ranks that have asked for it."""
+        self._closing.append(finish)
+
     def _close(self) -> None:
         """Leave the job together with the peers, and destroy bridges and groups. Called by `shutdown()`."""
+        try:
+            for finish in self._closing:
+                finish()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         try:
             self._agreement.close()
             self._bridges.leave()

@@ -77,3 +77,7 @@ class ReplicaError(MimoError, RuntimeError):
 
 class DataError(MimoError, ValueError):
     """A data loader whose dataset, sizes or state do not fit, or ranks that read different samples."""
+
+
+class CheckpointError(MimoError, RuntimeError):
+    """A checkpoint that cannot be saved, found or loaded."""

@@ -17,6 +17,7 @@ if find_spec("torch") is None:
         "launcher/schedulers": "*",
         "mimo_role": "context joining rehearsal torch_interop",
         "mimo_role/bridge": "*",
+        "mimo_role/checkpoint": "*",
         "mimo_role/data": "*",
         "mimo_role/groups": "groups nccl_order",
         "mimo_role/megatron": "*",

@@ -19,7 +19,7 @@ LAYERS = {
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ megatron bridge training"
-        " | joining rank_store | context | data pipeline lifecycle | testing"
+        " | joining rank_store | context | checkpoint data pipeline lifecycle | testing"
     ),
 }
 """A module imports from its own package and from those further left."""

@@ -26,6 +26,8 @@ def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callabl
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if modules[name] == package:
+            return import_module(f"{package}.{name}")
         value = getattr(import_module(modules[name]), name)
         setattr(sys.modules[package], name, value)
         return value
