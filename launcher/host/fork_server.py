@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import launcher
+from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.reaper import state_of
 
@@ -31,6 +32,8 @@ LENGTH = struct.Struct("!I")
 UNKNOWN_EXIT = 255
 """The exit code of ranks whose fork server has died."""
 _INTERVAL_S = 1.0
+_PATIENCE_S = 20.0
+"""How long an import may take before a message names the module."""
 _STOPPED_POLLS = 5
 """Polls before a stopped fork server is killed: exit codes and new ranks depend on it."""
 
@@ -44,6 +47,19 @@ class Request:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preload:
+    """Modules that the server imports for all ranks, after torch."""
+
+    names: tuple[str, ...]
+    entry: Mapping[str, Any]
+    """The fields of the plan's `Entry`: the modules are imported as it would import them."""
+
+    def to_json(self) -> str:
+        """The argument of the server's program."""
+        return json.dumps({"names": self.names, "entry": dict(self.entry)})
+
+
 def interpreter() -> list[str]:
     """The command of a new interpreter with the options of this one. Like torchrun's ranks it writes output at once (`-u`):
     C code too."""
@@ -53,7 +69,9 @@ def interpreter() -> list[str]:
 class ForkServer:
     """The reaper and the fork server of one node. It is safe to use from several threads."""
 
-    def __init__(self, agent_id: str, grace_s: float, directory: Path, *, preload: bool) -> None:
+    def __init__(
+        self, agent_id: str, grace_s: float, directory: Path, *, preload: bool, modules: Preload | None = None
+    ) -> None:
         """Start both, and return while the server still imports torch.
 
         Args:
@@ -61,9 +79,10 @@ class ForkServer:
             grace_s: between SIGTERM and SIGKILL, for what is left once this process has ended.
             directory: the node directory, which the reaper removes.
             preload: whether the server imports torch, and forks ranks.
+            modules: what it imports besides.
         """
         self._agent_id, self._grace_s, self._directory = agent_id, grace_s, directory
-        self._preload = preload
+        self._preload, self._modules = preload, modules
         self._lock = threading.RLock()
         self._channel, self._reaper = self._start()
         reaper.adopt_orphans()  # those of a reaper that is killed
@@ -79,6 +98,39 @@ class ForkServer:
         with self._lock:
             self._channel.receive()
             return self._channel.is_closed
+
+    def wait_for_modules(self, say: Callable[[str], None]) -> None:
+        """Wait until the server has imported the modules, if there are any.
+
+        Args:
+            say: prints a message for a user who waits.
+
+        Raises:
+            LaunchError: one cannot be imported, or does not fit a fork; or the server has ended.
+        """
+        if not self._preload or self._modules is None:
+            return
+        names, channel = self._modules.names, self._channel
+        at, since, shown = channel.importing, time.monotonic(), None
+        while channel.imported < len(names) and channel.refusal is None and not channel.is_closed:
+            with self._lock:
+                channel.receive(timeout_s=_PATIENCE_S)
+            if at != channel.importing:
+                at, since = channel.importing, time.monotonic()
+            elif at is not None and at != shown and time.monotonic() - since >= _PATIENCE_S:
+                say(f"still importing '{names[at]}' (runtime.preload[{at}])")
+                shown = at
+        self._check_modules(names, channel)
+
+    def _check_modules(self, names: Sequence[str], channel: "_Channel") -> None:
+        if channel.refusal is not None:
+            raise LaunchError(channel.refusal)
+        if channel.imported < len(names):
+            at = channel.importing or 0
+            raise LaunchError(
+                f"runtime.preload[{at}]: the process that imports modules for all ranks ended while it imported '{names[at]}'; "
+                f"python -c 'import {names[at]}' may show why; or remove it from runtime.preload"
+            )
 
     def start_rank(self, request: Request, variables: Mapping[str, str], streams: Sequence[int]) -> int:
         """Start a process, and return its id.
@@ -134,6 +186,8 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs:
             server = [*interpreter(), PROGRAM, "serve", str(theirs.fileno()), "preload" if self._preload else "bare"]
+            if self._preload and self._modules is not None:
+                server.append(self._modules.to_json())
             own = [self._agent_id, str(self._grace_s), str(self._directory), str(theirs.fileno())]
             command = [sys.executable, "-I", "-S", reaper.__file__, *own, *server]
             pass_on = (theirs.fileno(),)
@@ -164,6 +218,12 @@ class _Channel:
         """The server's process id, once it has reported it."""
         self.codes: dict[int, int] = {}
         """The exit codes of processes that have ended."""
+        self.importing: int | None = None
+        """Which module of `runtime.preload` is being imported, once the server has reported it."""
+        self.imported = 0
+        """How many modules have been imported, once all have."""
+        self.refusal: str | None = None
+        """Why the server could not import them."""
         self.is_closed = False
         """Whether the server has exited."""
 
@@ -204,5 +264,11 @@ class _Channel:
                 self.server = message["server"]
             elif "code" in message:
                 self.codes[message["pid"]] = message["code"]
+            elif "importing" in message:
+                self.importing = message["importing"]
+            elif "imported" in message:
+                self.imported = message["imported"]
+            elif "refused" in message:
+                self.refusal = message["refused"]
             else:
                 self._answers.append(message)
