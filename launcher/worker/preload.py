@@ -177,11 +177,16 @@ def _preload(key: str, name: str, own: Collection[str], before: Mapping[str, Mod
 
 
 def _hide_again(own: Collection[str], before: Mapping[str, ModuleType]) -> None:
-    """Hide what is new below the names of the list, and the script's own modules."""
-    for each in _job.preloaded:
-        roots = {_root_of(each.name), *own}
-        new = {name: module for name, module in sys.modules.items() if _root_of(name) in roots}
-        each.hide({name: module for name, module in new.items() if before.get(name) is not module})
+    """Hide what is new: modules below the names of the list, and with the last one the script's own that it has imported."""
+    by_root = {_root_of(each.name): each for each in reversed(_job.preloaded)}
+    found: dict[_Preloaded, dict[str, ModuleType]] = {each: {} for each in _job.preloaded}
+    for name, module in sys.modules.items():
+        root = _root_of(name)
+        owner = by_root.get(root, _job.preloaded[-1] if root in own else None)
+        if owner is not None and before.get(name) is not module:
+            found[owner][name] = module
+    for each, modules in found.items():
+        each.hide(modules)
 
 
 def _root_of(name: str) -> str:

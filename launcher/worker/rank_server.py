@@ -1,8 +1,9 @@
 """The fork server: starts the ranks of one node, and reports how they end.
 
-It imports torch once; every rank begins as a copy of it. A forked rank leaves `serve` and goes on as the main program
-would in a new interpreter: it has a session of its own, the signal handlers, streams and environment of a new process,
-and it ends as the interpreter ends a program, without taking apart what the server has imported (`process_end`).
+It imports torch and the modules of `runtime.preload` once; every rank begins as a copy of it. A forked rank leaves `serve`
+and continues as the main program would in a new interpreter: it has a session of its own, the signal handlers, streams and
+environment of a new process, and it ends as the interpreter ends a program, without taking apart what the server has
+imported (`process_end`).
 """
 
 import errno
