@@ -153,11 +153,13 @@ def _in_place_of_the_script(entry: Entry, started_with: Collection[str]) -> Iter
 def _preload(key: str, name: str, own: Collection[str], before: Mapping[str, ModuleType]) -> None:
     module = _Preloaded(name)
     was_there = name in sys.modules and name not in before
+    variables, pools, find_hazard = dict(environ.variables()), _pools(), fork_hazards.watch()
     late_variables.list_modules()
     _job.torch = late_variables.hide_torch(on_import=lambda: None)
-    variables, pools, find_hazard = dict(environ.variables()), _pools(), fork_hazards.watch()
     with environ.noting_reads() as reads:
         _import(key, name)
+    module.brings_torch = not _job.torch.is_hidden
+    _job.torch.bring_back()
     if (hazard := find_hazard()) is not None:
         raise LaunchError(f"{key}: importing '{name}' {hazard}; remove it from runtime.preload")
     _refuse_variables_of_ranks(key, name, reads)
@@ -167,11 +169,9 @@ def _preload(key: str, name: str, own: Collection[str], before: Mapping[str, Mod
     module.reads = {each: variables.get(each) for each in reads if not late_variables.is_applied(each)}
     if _pools() - pools:
         module.reads |= {each: variables.get(each) for each in _SIZES_OF_POOLS}
-    module.brings_torch = not _job.torch.is_hidden
     module.brings = [each for each in _job.preloaded if not each.hidden.is_hidden]
     if was_there:  # one of the others has imported it
         module.brings = [*_job.preloaded]
-    _job.torch.bring_back()
     _job.preloaded.append(module)
     _hide_again(own, before)
 
