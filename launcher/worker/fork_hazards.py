@@ -18,7 +18,10 @@ from launcher.host import reaper
 
 _THREADS_END_WITHIN_S = 1.0
 """A thread that has been joined ends a moment later."""
-_SHAREABLE = ("/dev/null", "/dev/urandom", "/dev/random", "/dev/zero")
+_SHAREABLE = ("/dev/null", "/dev/urandom", "/dev/random", "/dev/zero", "/dev/nvidia")
+"""Devices without a position, among them those by which NVIDIA's management library counts GPUs."""
+_OF_CUDA = "/dev/nvidia-uvm"
+"""CUDA alone opens it, also where another library than torch has initialized CUDA."""
 
 State = Mapping[str, Any]
 """Values by the names that a message has for them."""
@@ -43,12 +46,12 @@ def watch() -> Callable[[], str | None]:
     threads, before = _threads(), [hazard.state() for hazard in _HAZARDS]
 
     def find() -> str | None:
-        if lost := _lost_threads(threads):
-            return f"started {counted(len(lost), 'thread')} ({', '.join(lost)}), which a fork would lose"
         for hazard, old in zip(_HAZARDS, before, strict=True):
             changed = [name for name, value in hazard.state().items() if name not in old or old[name] != value]
             if changed:
                 return hazard.message.format(", ".join(changed))
+        if lost := _lost_threads(threads):
+            return f"started {counted(len(lost), 'thread')} ({', '.join(lost)}), which a fork would lose"
         return None
 
     return find
@@ -106,15 +109,19 @@ def _signals() -> State:
     return {one.name: (signal.getsignal(one), reaper.catches(own, one), one in blocked) for one in signal.Signals}
 
 
-def _open_files() -> State:
-    """Files, sockets and pipes; not the devices that have no position."""
+def _descriptors() -> dict[str, str]:
+    """What each descriptor refers to."""
     found = {}
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         with suppress(OSError):  # the one by which they are listed is closed again
-            target = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
-            if target not in _SHAREABLE:
-                found[f"{target} (descriptor {name})"] = target
+            found[name] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
     return found
+
+
+def _open_files() -> State:
+    """Files, sockets and pipes."""
+    found = _descriptors().items()
+    return {f"{target} (descriptor {name})": target for name, target in found if not target.startswith(_SHAREABLE)}
 
 
 def _shared_memory() -> State:
@@ -136,7 +143,8 @@ def _torch() -> State:
     import torch.distributed as dist
 
     is_joined = dist.is_available() and dist.is_initialized()
-    return {"CUDA": torch.cuda.is_initialized(), "torch.distributed": is_joined}  # type: ignore[no-untyped-call]
+    uses_cuda = torch.cuda.is_initialized() or _OF_CUDA in _descriptors().values()  # type: ignore[no-untyped-call]
+    return {"CUDA": uses_cuda, "torch.distributed": is_joined}
 
 
 def _prepare_generators() -> None:
@@ -159,12 +167,12 @@ def _keys() -> State:
 
 
 _HAZARDS = (
+    _Hazard(_torch, "initialized {}, which a fork cannot use"),
     _Hazard(_children, "started {}, whose parent no rank would be"),
     _Hazard(_signals, "changed what {} does, which mimo-launch sets for the process that forks"),
     _Hazard(_open_files, "left {} open, whose position all ranks would share"),
     _Hazard(_shared_memory, "mapped {} for writing, which all ranks would share"),
     _Hazard(_folder, "changed the current folder to {}"),
     _Hazard(_arguments, "changed {}, which each rank sets anew"),
-    _Hazard(_torch, "initialized {}, which a fork cannot use"),
     _Hazard(_keys, "seeded {}, whose generator each rank seeds anew"),
 )

@@ -28,6 +28,9 @@ _POOLS = ("libgomp", "libomp", "libiomp", "openblas", "libmkl", "libblis")
 _SIZES_OF_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS")
 """C libraries with threads, and the variables that they read when they are loaded."""
 
+_WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""With it torch finds out whether there is a GPU without initializing CUDA, which forked ranks could not use then."""
+
 
 class _Preloaded:
     """One module of the list, with those that are hidden and come back together with it."""
@@ -153,27 +156,34 @@ def _in_place_of_the_script(entry: Entry, started_with: Collection[str]) -> Iter
 def _preload(key: str, name: str, own: Collection[str], before: Mapping[str, ModuleType]) -> None:
     module = _Preloaded(name)
     was_there = name in sys.modules and name not in before
-    variables, pools, find_hazard = dict(environ.variables()), _pools(), fork_hazards.watch()
-    late_variables.list_modules()
-    _job.torch = late_variables.hide_torch(on_import=lambda: None)
-    with environ.noting_reads() as reads:
+    find_hazard = fork_hazards.watch()
+    with _noting_what_it_does(module) as reads:
         _import(key, name)
-    module.brings_torch = not _job.torch.is_hidden
-    _job.torch.bring_back()
     if (hazard := find_hazard()) is not None:
         raise LaunchError(f"{key}: importing '{name}' {hazard}; remove it from runtime.preload")
     _refuse_variables_of_ranks(key, name, reads)
-    now = environ.variables()
-    changed = {each for each in variables.keys() | now if variables.get(each) != now.get(each)}
-    module.sets = {each: (variables.get(each), now.get(each)) for each in changed}
-    module.reads = {each: variables.get(each) for each in reads if not late_variables.is_applied(each)}
-    if _pools() - pools:
-        module.reads |= {each: variables.get(each) for each in _SIZES_OF_POOLS}
-    module.brings = [each for each in _job.preloaded if not each.hidden.is_hidden]
-    if was_there:  # one of the others has imported it
-        module.brings = [*_job.preloaded]
+    # One that was there has been imported by one of the others, which may be any of them.
+    module.brings = [each for each in _job.preloaded if was_there or not each.hidden.is_hidden]
     _job.preloaded.append(module)
     _hide_again(own, before)
+
+
+@contextmanager
+def _noting_what_it_does(module: _Preloaded) -> Iterator[Collection[str]]:
+    """Note whether a module imports torch, and which variables it reads and sets."""
+    variables, pools = dict(environ.variables()), _pools()
+    late_variables.list_modules()
+    _job.torch = late_variables.hide_torch(on_import=lambda: None)
+    with environ.defaults(_WITHOUT_CUDA), environ.noting_reads() as reads:
+        yield reads
+    module.brings_torch = not _job.torch.is_hidden
+    _job.torch.bring_back()
+    now = environ.variables()
+    module.sets = {name: (variables.get(name), now.get(name)) for name in {*variables, *now}}
+    module.sets = {name: (old, new) for name, (old, new) in module.sets.items() if old != new}
+    sizes = _SIZES_OF_POOLS if _pools() - pools else ()
+    read = [*sizes, *(name for name in reads if not late_variables.is_applied(name))]
+    module.reads = {name: variables.get(name) for name in read}
 
 
 def _hide_again(own: Collection[str], before: Mapping[str, ModuleType]) -> None:

@@ -51,6 +51,9 @@ CASES = {
     "import os\nos.chdir('/')": "changed the current folder to /",
     "import sys\nsys.argv = ['other']": "changed sys.argv",
     "import torch\ntorch.cuda.is_initialized = lambda: True": "initialized CUDA, which a fork cannot use",
+    "import torch.distributed as dist\ndist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)": (
+        "initialized torch.distributed, which a fork cannot use"
+    ),
     "import torch\ntorch.manual_seed(1)": "seeded torch",
     "import random\nrandom.seed(1)": "seeded random",
     "import numpy\nnumpy.random.seed(1)": "seeded numpy.random",
