@@ -1,17 +1,12 @@
 """The agent's side of the fork server, the process from which the ranks of a node are started.
 
-The agent starts the reaper, which starts the fork server, which starts the ranks (`launcher/worker/program.py`). The agent
-and the fork server talk over a pair of connected sockets, which need no name in the file system. Each message is a length
-of four bytes and JSON; a request carries the descriptors of the rank's standard streams (`SCM_RIGHTS`, see unix(7)).
+The agent starts the reaper, which starts the fork server, which starts the ranks (`launcher/worker/program.py`).
 """
 
-import errno
 import json
 import os
-import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -26,9 +21,9 @@ import launcher
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.reaper import state_of
+from launcher.host.server_channel import Channel
 
 PROGRAM = str(Path(launcher.__path__[0], "worker", "program.py"))
-LENGTH = struct.Struct("!I")
 UNKNOWN_EXIT = 255
 """The exit code of ranks whose fork server has died."""
 _INTERVAL_S = 1.0
@@ -122,7 +117,7 @@ class ForkServer:
                 shown = at
         self._check_modules(names, channel)
 
-    def _check_modules(self, names: Sequence[str], channel: "_Channel") -> None:
+    def _check_modules(self, names: Sequence[str], channel: Channel) -> None:
         if channel.refusal is not None:
             raise LaunchError(channel.refusal)
         if channel.imported < len(names):
@@ -182,7 +177,7 @@ class ForkServer:
         if self._reaper.returncode != 0:  # it was killed
             reaper.clean_up(self._agent_id, self._grace_s, str(self._directory))
 
-    def _start(self) -> "tuple[_Channel, subprocess.Popen[bytes]]":
+    def _start(self) -> tuple[Channel, "subprocess.Popen[bytes]"]:
         ours, theirs = socket.socketpair()
         with theirs:
             server = [*interpreter(), PROGRAM, "serve", str(theirs.fileno()), "preload" if self._preload else "bare"]
@@ -192,7 +187,7 @@ class ForkServer:
             command = [sys.executable, "-I", "-S", reaper.__file__, *own, *server]
             pass_on = (theirs.fileno(),)
             started = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=pass_on, start_new_session=True)
-        return _Channel(ours), started
+        return Channel(ours), started
 
     def _kill_if_stopped(self) -> None:
         stopped = 0
@@ -205,70 +200,3 @@ class ForkServer:
             if stopped > _STOPPED_POLLS:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-class _Channel:
-    """The agent's end of the connection to one fork server."""
-
-    def __init__(self, own: socket.socket) -> None:
-        self._socket = own
-        self._buffer = b""
-        self._answers: list[dict[str, Any]] = []
-        self.server = 0
-        """The server's process id, once it has reported it."""
-        self.codes: dict[int, int] = {}
-        """The exit codes of processes that have ended."""
-        self.importing: int | None = None
-        """Which module of `runtime.preload` is being imported, once the server has reported it."""
-        self.imported = 0
-        """How many modules have been imported, once all have."""
-        self.refusal: str | None = None
-        """Why the server could not import them."""
-        self.is_closed = False
-        """Whether the server has exited."""
-
-    def ask(self, request: Mapping[str, Any], streams: Sequence[int]) -> dict[str, Any]:
-        """Send a request, and wait for its answer."""
-        data = json.dumps(request).encode()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: there will be no answer
-            socket.send_fds(self._socket, [LENGTH.pack(len(data))], list(streams))
-            self._socket.sendall(data)
-        while not self._answers and not self.is_closed:
-            self.receive(timeout_s=None)
-        return self._answers.pop(0) if self._answers else {"error": errno.ECONNRESET}
-
-    def receive(self, timeout_s: float | None = 0) -> None:
-        """Read what the server has reported; wait for it until the timeout."""
-        while not self.is_closed and select.select([self._socket], [], [], timeout_s)[0]:
-            timeout_s = 0
-            try:
-                data = self._socket.recv(1 << 16)
-            except ConnectionResetError:
-                data = b""
-            self.is_closed = not data
-            self._buffer += data
-            self._take_messages()
-
-    def close(self) -> None:
-        """Close this end: the server exits."""
-        self.is_closed = True
-        self._socket.close()
-
-    def _take_messages(self) -> None:
-        while len(self._buffer) >= LENGTH.size:
-            end = LENGTH.size + LENGTH.unpack_from(self._buffer)[0]
-            if len(self._buffer) < end:
-                return
-            message, self._buffer = json.loads(self._buffer[LENGTH.size : end]), self._buffer[end:]
-            if "server" in message:
-                self.server = message["server"]
-            elif "code" in message:
-                self.codes[message["pid"]] = message["code"]
-            elif "importing" in message:
-                self.importing = message["importing"]
-            elif "imported" in message:
-                self.imported = message["imported"]
-            elif "refused" in message:
-                self.refusal = message["refused"]
-            else:
-                self._answers.append(message)

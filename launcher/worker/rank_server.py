@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from launcher.errors import LaunchError
 from launcher.host import limits
-from launcher.host.fork_server import LENGTH
+from launcher.host.server_channel import LENGTH
 from launcher.worker import late_variables, process_end
 from mimo_role.host import environ
 
