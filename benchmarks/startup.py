@@ -55,8 +55,8 @@ def torchrun(folder: Path, ranks: int) -> list[str]:
 class Job:
     """One start of the script under either launcher, in a folder of its own."""
 
-    def __init__(self, command, ranks: int) -> None:
-        self._command, self._ranks = command, ranks
+    def __init__(self, command, ranks: int, script: str = SCRIPT) -> None:
+        self._command, self._ranks, self._script = command, ranks, script
 
     def seconds(self) -> tuple[float, float]:
         """Until the first collective is done on all ranks, and until the command has ended."""
@@ -81,7 +81,7 @@ class Job:
             return found
 
     def _start(self, folder: Path, hold: str) -> subprocess.Popen:
-        (folder / "script.py").write_text(SCRIPT)
+        (folder / "script.py").write_text(self._script)
         command = [*self._command(folder, self._ranks), str(folder), hold]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -114,8 +114,9 @@ def pss_kib(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def startup_rows(ranks: int, runs: int) -> list[Row]:
-    sides = {"ours": Job(ours, ranks), "peer": Job(torchrun, ranks)}
+def startup_rows(case: str, ranks: int, runs: int, command=ours, script: str = SCRIPT) -> list[Row]:
+    """Start a script under our command and torchrun's: the whole process, and until the first collective."""
+    sides = {"ours": Job(command, ranks, script), "peer": Job(torchrun, ranks, script)}
     first: dict[str, list[float]] = {"ours": [], "peer": []}
 
     def whole(side: str) -> float:
@@ -123,9 +124,9 @@ def startup_rows(ranks: int, runs: int) -> list[Row]:
         first[side].append(collective)
         return ended
 
-    row = alternate(f"{ranks} ranks, whole process", lambda: whole("ours"), lambda: whole("peer"), runs)
+    row = alternate(f"{case}, whole process", lambda: whole("ours"), lambda: whole("peer"), runs)
     again = iter(first["ours"]), iter(first["peer"])
-    collective = alternate(f"{ranks} ranks, first collective", lambda: next(again[0]), lambda: next(again[1]), runs)
+    collective = alternate(f"{case}, first collective", lambda: next(again[0]), lambda: next(again[1]), runs)
     return [row, collective]
 
 
@@ -142,7 +143,7 @@ def main() -> None:
     options.add_argument("--memory-ranks", type=int, default=32, help="the world whose memory is measured (default: 32)")
     arguments = options.parse_args()
     here = Path(sys.executable)
-    rows = [row for ranks in arguments.ranks for row in startup_rows(ranks, arguments.runs)]
+    rows = [row for ranks in arguments.ranks for row in startup_rows(f"{ranks} ranks", ranks, arguments.runs)]
     memory = [Job(side, arguments.memory_ranks).memory_mib for side in (ours, torchrun)]
     rows.append(alternate(f"{arguments.memory_ranks} ranks, memory (MiB)", *memory, runs=min(arguments.runs, 3)))
     helps = [lambda name=name: seconds_of(str(here.with_name(name)), "--help") for name in ("mimo-launch", "torchrun")]

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from launcher.console import Console
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
-from launcher.host.fork_server import ForkServer
+from launcher.host.fork_server import ForkServer, Preload
 from launcher.outcome import Outcome, Terminated
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight import capacity
@@ -64,6 +65,7 @@ def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str,
                 logger.info("run directory %s, run id %s", run_dir.path, run_dir.run_id)
                 if nodes.node_rank == 0:
                     run_dir.write_nodes(plan.nodes, [member.host for member in nodes.state.members])
+                server.wait_for_modules(console.say)
                 job = NodeJob(plan=plan, nodes=nodes, server=server, run_dir=run_dir, node_dir=node_directory, say=console.say)
                 agent = ElasticAgent(JobMonitor(job), RunDirLogsSpecs(plan, run_dir, console))
                 return nodes.as_seen_by_scheduler(agent.run_job())
@@ -96,13 +98,19 @@ def _session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple
     _set_environment(plan, node, agent_id, node_directory)
     try:
         with limits.threads_as_os_errors():
-            server = ForkServer(agent_id, plan.runtime.grace_s, node_directory, preload=plan.is_forked)
+            server = ForkServer(
+                agent_id, plan.runtime.grace_s, node_directory, preload=plan.is_forked, modules=_modules_to_preload(plan)
+            )
     except OSError as error:
         with contextlib.suppress(OSError):
             node_directory.rmdir()
         raise LaunchError(f"no process can be started: {limits.explain(error.errno or 0)}") from None
     with contextlib.closing(server):
         yield node_directory, server
+
+
+def _modules_to_preload(plan: LaunchPlan) -> Preload | None:
+    return Preload(names=plan.runtime.preload, entry=asdict(plan.entry)) if plan.runtime.preload else None
 
 
 def _raise_terminated(*_: object) -> None:

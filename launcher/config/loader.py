@@ -1,6 +1,5 @@
 """From a YAML file and overrides to a `JobConfig`, or to one error that names file and key."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,17 +8,11 @@ from typing import Any
 from launcher.config.conversion import build
 from launcher.config.literals import read
 from launcher.config.mistakes import InvalidValueError, problem_of, raise_all
-from launcher.config.schema import JobConfig, Join, ModuleConfig
+from launcher.config.schema import RESERVED_VARIABLES, JobConfig, Join, ModuleConfig
 from launcher.config.yaml_reader import as_config_errors, read_config, refusal, source_of
 from launcher.config.yaml_text import dump_yaml
 from launcher.errors import ConfigError
 from mimo_role import ModuleSizes, TopologyError
-
-_RESERVED_VARIABLES = re.compile(
-    r"(MIMO|TORCHELASTIC|ROLE|GROUP)_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT"
-)
-"""Environment variables that mimo-launch sets."""
-
 
 _MOST_LISTED = 8
 """Mistakes in one message."""
@@ -81,11 +74,16 @@ def _mistakes(config: JobConfig, plain: Any) -> Iterator[InvalidValueError]:
     if config.pools is not None and not config.pools:
         yield InvalidValueError("pools", "empty; leave it out to run on this machine")
     yield from _entry_mistakes(config)
+    for at, module_name in enumerate(config.runtime.preload):
+        if not all(part.isidentifier() for part in module_name.split(".")):
+            yield InvalidValueError(
+                f"runtime.preload[{at}]", f"={module_name} is not the name of a module, such as package.module"
+            )
     for key, env in [("env", config.env), *((f"modules.{name}.env", m.env) for name, m in config.modules.items())]:
         for variable in env:
             if not variable or "=" in variable or "\0" in variable:
                 yield InvalidValueError(f"{key}.{variable}", "not a name for an environment variable")
-            elif _RESERVED_VARIABLES.fullmatch(variable):
+            elif RESERVED_VARIABLES.fullmatch(variable):
                 yield InvalidValueError(f"{key}.{variable}", "mimo-launch sets this variable itself; leave it out")
 
 

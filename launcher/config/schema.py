@@ -3,6 +3,7 @@
 The docstring of a field is its description in `job.schema.json`: one sentence for a reader of the config.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,6 +11,11 @@ from typing import Any
 
 from launcher.config.mistakes import Bound
 from mimo_role import GroupOptions, ModuleLayout, ModuleSizes
+
+RESERVED_VARIABLES = re.compile(
+    r"(MIMO|TORCHELASTIC|ROLE|GROUP)_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT"
+)
+"""Environment variables that mimo-launch sets."""
 
 _AT_LEAST_0 = Bound(0, "is less than 0").metadata
 _AT_LEAST_1 = Bound(1, "is less than 1").metadata
@@ -116,6 +122,8 @@ class RuntimeConfig:
     """Seconds for joining and for each collective."""
     start_method: StartMethod = StartMethod.FORKSERVER
     """`forkserver`: ranks are forked from a process that has imported torch. `spawn`: a new interpreter each."""
+    preload: tuple[str, ...] = ()
+    """Modules that this process imports too, once for all ranks, such as `[transformers, sklearn]`."""
     join: Join | None = None
     """Who calls `init_process_group`: `launcher`, before the script starts, or the `script` itself.
 

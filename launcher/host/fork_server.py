@@ -1,36 +1,34 @@
 """The agent's side of the fork server, the process from which the ranks of a node are started.
 
-The agent starts the reaper, which starts the fork server, which starts the ranks (`launcher/worker/program.py`). The agent
-and the fork server talk over a pair of connected sockets, which need no name in the file system. Each message is a length
-of four bytes and JSON; a request carries the descriptors of the rank's standard streams (`SCM_RIGHTS`, see unix(7)).
+The agent starts the reaper, which starts the fork server, which starts the ranks (`launcher/worker/program.py`).
 """
 
-import errno
 import json
 import os
-import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import launcher
+from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.reaper import state_of
+from launcher.host.server_channel import Channel
 
 PROGRAM = str(Path(launcher.__path__[0], "worker", "program.py"))
-LENGTH = struct.Struct("!I")
 UNKNOWN_EXIT = 255
 """The exit code of ranks whose fork server has died."""
 _INTERVAL_S = 1.0
+_PATIENCE_S = 20.0
+"""How long an import may take before a message names the module."""
 _STOPPED_POLLS = 5
 """Polls before a stopped fork server is killed: exit codes and new ranks depend on it."""
 
@@ -44,6 +42,19 @@ class Request:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preload:
+    """Modules that the server imports for all ranks, after torch."""
+
+    names: tuple[str, ...]
+    entry: Mapping[str, Any]
+    """The fields of the plan's `Entry`: the modules are imported as it would import them."""
+
+    def to_json(self) -> str:
+        """The argument of the server's program."""
+        return json.dumps({"names": self.names, "entry": dict(self.entry)})
+
+
 def interpreter() -> list[str]:
     """The command of a new interpreter with the options of this one. Like torchrun's ranks it writes output at once (`-u`):
     C code too."""
@@ -53,7 +64,9 @@ def interpreter() -> list[str]:
 class ForkServer:
     """The reaper and the fork server of one node. It is safe to use from several threads."""
 
-    def __init__(self, agent_id: str, grace_s: float, directory: Path, *, preload: bool) -> None:
+    def __init__(
+        self, agent_id: str, grace_s: float, directory: Path, *, preload: bool, modules: Preload | None = None
+    ) -> None:
         """Start both, and return while the server still imports torch.
 
         Args:
@@ -61,9 +74,10 @@ class ForkServer:
             grace_s: between SIGTERM and SIGKILL, for what is left once this process has ended.
             directory: the node directory, which the reaper removes.
             preload: whether the server imports torch, and forks ranks.
+            modules: what it imports besides.
         """
         self._agent_id, self._grace_s, self._directory = agent_id, grace_s, directory
-        self._preload = preload
+        self._preload, self._modules = preload, modules
         self._lock = threading.RLock()
         self._channel, self._reaper = self._start()
         reaper.adopt_orphans()  # those of a reaper that is killed
@@ -79,6 +93,39 @@ class ForkServer:
         with self._lock:
             self._channel.receive()
             return self._channel.is_closed
+
+    def wait_for_modules(self, say: Callable[[str], None]) -> None:
+        """Wait until the server has imported the modules, if there are any.
+
+        Args:
+            say: prints a message for a user who waits.
+
+        Raises:
+            LaunchError: one cannot be imported, or does not fit a fork; or the server has ended.
+        """
+        if not self._preload or self._modules is None:
+            return
+        names, channel = self._modules.names, self._channel
+        at, since, shown = channel.importing, time.monotonic(), None
+        while channel.imported < len(names) and channel.refusal is None and not channel.is_closed:
+            with self._lock:
+                channel.receive(timeout_s=_PATIENCE_S)
+            if at != channel.importing:
+                at, since = channel.importing, time.monotonic()
+            elif at is not None and at != shown and time.monotonic() - since >= _PATIENCE_S:
+                say(f"still importing '{names[at]}' (runtime.preload[{at}])")
+                shown = at
+        self._check_modules(names, channel)
+
+    def _check_modules(self, names: Sequence[str], channel: Channel) -> None:
+        if channel.refusal is not None:
+            raise LaunchError(channel.refusal)
+        if channel.imported < len(names):
+            at = channel.importing or 0
+            raise LaunchError(
+                f"runtime.preload[{at}]: the process that imports modules for all ranks ended while it imported '{names[at]}'; "
+                f"python -c 'import {names[at]}' may show why; or remove it from runtime.preload"
+            )
 
     def start_rank(self, request: Request, variables: Mapping[str, str], streams: Sequence[int]) -> int:
         """Start a process, and return its id.
@@ -130,15 +177,17 @@ class ForkServer:
         if self._reaper.returncode != 0:  # it was killed
             reaper.clean_up(self._agent_id, self._grace_s, str(self._directory))
 
-    def _start(self) -> "tuple[_Channel, subprocess.Popen[bytes]]":
+    def _start(self) -> tuple[Channel, "subprocess.Popen[bytes]"]:
         ours, theirs = socket.socketpair()
         with theirs:
             server = [*interpreter(), PROGRAM, "serve", str(theirs.fileno()), "preload" if self._preload else "bare"]
+            if self._preload and self._modules is not None:
+                server.append(self._modules.to_json())
             own = [self._agent_id, str(self._grace_s), str(self._directory), str(theirs.fileno())]
             command = [sys.executable, "-I", "-S", reaper.__file__, *own, *server]
             pass_on = (theirs.fileno(),)
             started = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=pass_on, start_new_session=True)
-        return _Channel(ours), started
+        return Channel(ours), started
 
     def _kill_if_stopped(self) -> None:
         stopped = 0
@@ -151,58 +200,3 @@ class ForkServer:
             if stopped > _STOPPED_POLLS:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-class _Channel:
-    """The agent's end of the connection to one fork server."""
-
-    def __init__(self, own: socket.socket) -> None:
-        self._socket = own
-        self._buffer = b""
-        self._answers: list[dict[str, Any]] = []
-        self.server = 0
-        """The server's process id, once it has reported it."""
-        self.codes: dict[int, int] = {}
-        """The exit codes of processes that have ended."""
-        self.is_closed = False
-        """Whether the server has exited."""
-
-    def ask(self, request: Mapping[str, Any], streams: Sequence[int]) -> dict[str, Any]:
-        """Send a request, and wait for its answer."""
-        data = json.dumps(request).encode()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: there will be no answer
-            socket.send_fds(self._socket, [LENGTH.pack(len(data))], list(streams))
-            self._socket.sendall(data)
-        while not self._answers and not self.is_closed:
-            self.receive(timeout_s=None)
-        return self._answers.pop(0) if self._answers else {"error": errno.ECONNRESET}
-
-    def receive(self, timeout_s: float | None = 0) -> None:
-        """Read what the server has reported; wait for it until the timeout."""
-        while not self.is_closed and select.select([self._socket], [], [], timeout_s)[0]:
-            timeout_s = 0
-            try:
-                data = self._socket.recv(1 << 16)
-            except ConnectionResetError:
-                data = b""
-            self.is_closed = not data
-            self._buffer += data
-            self._take_messages()
-
-    def close(self) -> None:
-        """Close this end: the server exits."""
-        self.is_closed = True
-        self._socket.close()
-
-    def _take_messages(self) -> None:
-        while len(self._buffer) >= LENGTH.size:
-            end = LENGTH.size + LENGTH.unpack_from(self._buffer)[0]
-            if len(self._buffer) < end:
-                return
-            message, self._buffer = json.loads(self._buffer[LENGTH.size : end]), self._buffer[end:]
-            if "server" in message:
-                self.server = message["server"]
-            elif "code" in message:
-                self.codes[message["pid"]] = message["code"]
-            else:
-                self._answers.append(message)

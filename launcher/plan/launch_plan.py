@@ -35,6 +35,8 @@ class Runtime:
     backend: Backend
     timeout_s: float
     start_method: StartMethod
+    preload: tuple[str, ...]
+    """Modules that the process from which ranks are forked imports for all of them."""
     join: Join
     max_restarts: int
     grace_s: float

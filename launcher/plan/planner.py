@@ -3,11 +3,11 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from launcher.config.schema import Backend, JobConfig, Join, PoolConfig
+from launcher.config.schema import Backend, JobConfig, Join, PoolConfig, StartMethod
 from launcher.config.yaml_reader import refusal, source_of
 from launcher.errors import ConfigError, PlacementError
 from launcher.host import resources
@@ -43,6 +43,7 @@ def make_plan(config: JobConfig, config_path: Path, script_args: Sequence[str], 
         schedule(topology, groups)  # refuses axes that a module does not have
         found = review(topology, nodes, pools)
         _check_gpus(config.runtime.backend, found)
+        found += _review_preload(config)
         entry = _entry(config, config_path, script_args)
     except TopologyError as error:
         raise refusal(source_of(config_path, error.key, overrides), str(error)) from None
@@ -68,6 +69,7 @@ def _runtime(config: JobConfig) -> Runtime:
         backend=runtime.backend,
         timeout_s=runtime.timeout_s,
         start_method=runtime.start_method,
+        preload=runtime.preload,
         join=runtime.join or (Join.SCRIPT if config.entry.command else Join.LAUNCHER),
         max_restarts=runtime.max_restarts,
         grace_s=runtime.grace_s,
@@ -92,6 +94,13 @@ def _check_gpus(backend: Backend, found: Sequence[PlanWarning]) -> None:
     for warning in found:
         if backend is Backend.NCCL and warning.code == "fewer_gpus_than_ranks":
             raise PlacementError(f"{warning.message}; NCCL needs one for each rank")
+
+
+def _review_preload(config: JobConfig) -> Iterator[PlanWarning]:
+    if config.runtime.preload and config.entry.command is not None:
+        yield PlanWarning("preload_without_fork", "runtime.preload has no effect with entry.command, another program")
+    elif config.runtime.preload and config.runtime.start_method is StartMethod.SPAWN:
+        yield PlanWarning("preload_without_fork", "runtime.preload has no effect with start_method: spawn; use forkserver")
 
 
 def _topology(config: JobConfig) -> Topology:

@@ -19,7 +19,7 @@ from launcher.exit_code import ExitCode
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import read_plan
 from launcher.preflight import facts
-from launcher.worker import late_variables, numa_binding
+from launcher.worker import late_variables, numa_binding, preload
 from launcher.worker.fresh_process import become_fresh
 from launcher.worker.main_program import prepare_path, record_error, run_as_main, script_frames
 from mimo_role.errors import MimoError
@@ -43,6 +43,7 @@ def run_python(plan_file: str, run_id: str, node: str, *, started_with: Collecti
     plan = prepare(Path(plan_file), run_id, node)
     if "torch" in sys.modules:
         late_variables.apply("the environment of a module")
+        preload.enter_rank()
     else:
         late_variables.remember()
     become_fresh()
@@ -59,7 +60,7 @@ def run_python(plan_file: str, run_id: str, node: str, *, started_with: Collecti
         sys.exit(ExitCode.FAILURE)
     _offer_debuggers(plan)
     prepare_path(plan.entry, started_with)
-    late_variables.hide_torch()
+    preload.offer_to_script()
     run_as_main(plan.entry, on_failure=_leave_groups_alone)
 
 

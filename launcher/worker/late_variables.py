@@ -8,11 +8,9 @@ nothing.
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Callable, Mapping
 
+from launcher.worker.hidden_modules import HiddenModules
 from mimo_role.host import environ
 
 _LIBRARIES = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS|GOTO|MKLDNN|ONEDNN|DNNL|NPY|PYTORCH_JIT|TORCHDYNAMO|TORCHEXPORT)(_\w+)?")
@@ -35,6 +33,20 @@ def remember() -> None:
     """Remember the environment in which torch is imported."""
     _seen.clear()
     _seen.update(environ.variables())
+
+
+def expect(variables: Mapping[str, str | None]) -> None:
+    """Take variables as if they had been so when torch was imported; `None`: not set."""
+    for name, value in variables.items():
+        if value is None:
+            _seen.pop(name, None)
+        else:
+            _seen[name] = value
+
+
+def is_applied(name: str) -> bool:
+    """Whether a change of a variable has its effect even after the import of torch."""
+    return name in _APPLIED
 
 
 def apply(origin: str) -> None:
@@ -69,54 +81,22 @@ def list_modules() -> None:
     The fork server does so for all ranks. Reading each name, or hiding each of the thousand modules, writes to its count of
     references, and so copies memory that ranks share.
     """
+    _names[:] = [name for name in sys.modules if name.partition(".")[0] == "torch" and name.count(".") <= 1]
+
+
+def hide_torch(on_import: Callable[[], None]) -> HiddenModules:
+    """Let torch look as if it had not been imported yet; importing it brings it back.
+
+    Args:
+        on_import: called then.
+    """
     if not _names:
-        _names.extend(name for name in sys.modules if name.partition(".")[0] == "torch" and name.count(".") <= 1)
-
-
-def hide_torch() -> None:
-    """Let torch look as if it had not been imported yet; importing it brings it back, and applies the changed variables."""
-    list_modules()
-    hidden = {name: sys.modules[name] for name in _names if name in sys.modules}
-    if hidden:
-        sys.meta_path.insert(0, _HiddenTorch(hidden))
-        for name in hidden:
-            del sys.modules[name]
-
-
-class _HiddenTorch(MetaPathFinder, Loader):
-    """Finds the modules of a torch that has been imported already."""
-
-    def __init__(self, modules: Mapping[str, ModuleType]) -> None:
-        self._modules = modules
-        self._specs = {name: module.__spec__ for name, module in modules.items()}
-
-    def find_spec(
-        self,
-        name: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002
-        target: ModuleType | None = None,  # noqa: ARG002
-    ) -> ModuleSpec | None:
-        """The specification of a hidden module."""
-        original = self._specs.get(name)
-        if original is None:
-            return None
-        spec = ModuleSpec(name, self, origin=original.origin, is_package=original.submodule_search_locations is not None)
-        spec.submodule_search_locations = original.submodule_search_locations
-        return spec
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Bring all hidden modules back."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        for name, module in self._modules.items():
-            sys.modules.setdefault(name, module)
-        return self._modules[spec.name]
-
-    def exec_module(self, module: ModuleType) -> None:
-        """The module has been executed: keep its own specification, and apply the variables."""
-        module.__spec__ = self._specs[module.__name__]
-        if module.__name__ == "torch":
-            apply("the script")
+        list_modules()
+    modules = {name: sys.modules[name] for name in _names if name in sys.modules}
+    hidden = HiddenModules(modules, on_import)
+    if modules:
+        hidden.let_find()
+    return hidden
 
 
 def _set_threads() -> bool:

@@ -58,20 +58,26 @@ def run_as_main(entry: Entry, on_failure: Callable[[], object]) -> None:
     process_end.succeeded()
 
 
-def prepare_path(entry: Entry, started_with: Collection[str]) -> None:
+def prepare_path(entry: Entry, started_with: Collection[str]) -> set[str]:
     """Put the folder of the script, or for a module the current one, in front of `sys.path`, as Python does unless its safe
     path is on. Its modules come before those that this process has imported already.
 
     Args:
         entry: what will run.
         started_with: the modules that every interpreter imports at its start, before it looks into that folder.
+
+    Returns:
+        The modules that the script may have of its own, in that folder, and `launcher` anywhere.
     """
-    names: set[str] = set()
+    own: set[str] = set()
+    others: set[str] = set()
     if not getattr(sys.flags, "safe_path", False):
         folder = os.getcwd() if entry.script is None else str(_folder_of(Path(entry.script)))  # noqa: PTH109
         sys.path.insert(0, folder)
-        names = {name for name in _modules_in(folder) if not _is_from(folder, sys.modules.get(name))} - {*started_with}
-    _forget_modules(names)
+        own = _modules_in(folder) - {*started_with}
+        others = {name for name in own if not _is_from(folder, sys.modules.get(name))}
+    _forget_modules(others)
+    return {"launcher", *own}
 
 
 def record_error(error: BaseException, frames: TracebackType | None, *, to_stderr: bool) -> None:
@@ -193,6 +199,7 @@ def list_modules() -> None:
     share.
     """
     global _last_listed
+    _listed.clear()
     for name in sys.modules:
         _listed.setdefault(name.partition(".")[0], []).append(name)
         _last_listed = name

@@ -13,7 +13,7 @@ import os
 import sys
 import sysconfig
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES
 from types import ModuleType
@@ -34,6 +34,8 @@ _TORN_DOWN = {
 }
 """Modules that an ending interpreter uses itself."""
 
+_STANDARD_LIBRARY = os.path.join(sysconfig.get_path("stdlib"), "")  # noqa: PTH118
+_OF_PACKAGES = tuple(os.path.join("", name, "") for name in ("site-packages", "dist-packages"))  # noqa: PTH118
 _HOOK = "__mimo_launch_end__"
 _kept: dict[str, ModuleType] = {}
 _finalizers: list[Any] = []
@@ -52,6 +54,19 @@ def keep_modules() -> None:
     _finalizers.extend(getattr(weakref.finalize, "_registry", ()))  # those of torch's operators
     atexit.register(_decide)
     _skip_clean_up_of_libraries()
+
+
+def keep_preloaded(modules: Mapping[str, ModuleType]) -> None:
+    """In the fork server: forked ranks will not take these apart either.
+
+    Modules that are not installed, such as the user's own, are left out: they may have files to close.
+    """
+    _kept.update((name, module) for name, module in modules.items() if _is_installed(module))
+
+
+def _is_installed(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return not isinstance(file, str) or file.startswith(_STANDARD_LIBRARY) or any(part in file for part in _OF_PACKAGES)
 
 
 def succeeded() -> None:

@@ -28,7 +28,7 @@ def _run() -> None:
     if command == "serve":
         from launcher.worker import rank_server
 
-        arguments = rank_server.serve(int(arguments[0]), preload=arguments[1] == "preload")
+        arguments = rank_server.serve(int(arguments[0]), *arguments[1:], started_with=_STARTED_WITH)
         command = "run"
     from launcher.worker import entrypoint
 

@@ -1,8 +1,9 @@
 """The fork server: starts the ranks of one node, and reports how they end.
 
-It imports torch once; every rank begins as a copy of it. A forked rank leaves `serve` and goes on as the main program
-would in a new interpreter: it has a session of its own, the signal handlers, streams and environment of a new process,
-and it ends as the interpreter ends a program, without taking apart what the server has imported (`process_end`).
+It imports torch and the modules of `runtime.preload` once; every rank begins as a copy of it. A forked rank leaves `serve`
+and continues as the main program would in a new interpreter: it has a session of its own, the signal handlers, streams and
+environment of a new process, and it ends as the interpreter ends a program, without taking apart what the server has
+imported (`process_end`).
 """
 
 import errno
@@ -12,13 +13,14 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
+from launcher.errors import LaunchError
 from launcher.host import limits
-from launcher.host.fork_server import LENGTH
+from launcher.host.server_channel import LENGTH
 from launcher.worker import late_variables, process_end
 from mimo_role.host import environ
 
@@ -28,14 +30,16 @@ _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 _NOT_STARTED = 127
 
 
-def serve(descriptor: int, *, preload: bool) -> list[str]:
+def serve(descriptor: int, kind: str, modules: str = "", *, started_with: Collection[str]) -> list[str]:
     """Start processes until the agent closes its end of the socket.
 
     It returns in the processes of forked ranks only.
 
     Args:
         descriptor: of the socket to the agent.
-        preload: whether to import torch.
+        kind: `preload` to import torch, `bare` for a server that starts commands only.
+        modules: what to import beside torch, as JSON (`host.fork_server.Preload`).
+        started_with: the modules that were imported before mimo-launch's own.
 
     Returns:
         The arguments of the rank's program.
@@ -43,8 +47,8 @@ def serve(descriptor: int, *, preload: bool) -> list[str]:
     ignored = _leave_the_terminal()
     server = _Server(socket.socket(fileno=descriptor), ignored)
     server.send({"server": os.getpid()})
-    if preload:
-        _import_torch()
+    if kind == "preload":
+        _import_all(server, json.loads(modules) if modules else None, started_with)
     words = server.run()
     if words is None:
         os._exit(0)
@@ -64,7 +68,7 @@ def _leave_the_terminal() -> set[signal.Signals]:
     return ignored
 
 
-def _import_torch() -> None:
+def _import_all(server: "_Server", modules: Mapping[str, Any] | None, started_with: Collection[str]) -> None:
     """Import what every rank needs. It does not initialize CUDA, which a forked child could not use afterwards."""
     process_end.prepare()
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
@@ -77,9 +81,28 @@ def _import_torch() -> None:
     late_variables.list_modules()
     main_program.list_modules()
     process_end.keep_modules()
+    if modules is not None:
+        _preload(server, modules, started_with)
+        late_variables.list_modules()
+        main_program.list_modules()
     # Collecting does not write to frozen objects, so their memory stays shared with the ranks.
     gc.freeze()
     gc.enable()
+
+
+def _preload(server: "_Server", modules: Mapping[str, Any], started_with: Collection[str]) -> None:
+    """Import the modules of `runtime.preload`, and report it. If one does not fit a fork, the server ends."""
+    from launcher.plan.launch_plan import Entry
+    from launcher.worker import preload
+
+    entry = Entry(**{**modules["entry"], "args": tuple(modules["entry"]["args"])})
+    try:
+        found = preload.import_modules(modules["names"], entry, started_with, lambda at: server.send({"importing": at}))
+    except LaunchError as error:
+        server.send({"refused": str(error)})
+        os._exit(0)
+    process_end.keep_preloaded(found)
+    server.send({"imported": len(modules["names"])})
 
 
 class _Server:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mimo_role.errors import EnvironError
 from mimo_role.host.slurm import SlurmTask, job_of, restarts_of, task_of
@@ -71,6 +72,41 @@ def without(matches: Callable[[str], bool]) -> Iterator[None]:
         yield
     finally:
         os.environ.update(taken)
+
+
+@contextmanager
+def noting_reads() -> Iterator[dict[str, str | None]]:
+    """The variables that Python code reads within a block by their names, each with the first value that it gets.
+
+    Whoever copies the environment reads none of them by its name. What C code reads is not noted.
+    """
+    kind: Any = type(os.environ)
+    read_one, read_names = kind.__getitem__, kind.__iter__
+    found: dict[str, str | None] = {}
+    copied: list[str] = []
+
+    def note(environ: Any, name: str) -> Any:
+        is_copied = copied == [name]
+        try:
+            value = read_one(environ, name)
+        except KeyError:
+            found.setdefault(name, None)
+            raise
+        if not is_copied:
+            found.setdefault(name, value)
+        return value
+
+    def names(environ: Any) -> Iterator[str]:
+        for name in read_names(environ):
+            copied[:] = [name]
+            yield name
+        copied.clear()
+
+    kind.__getitem__, kind.__iter__ = note, names
+    try:
+        yield found
+    finally:
+        kind.__getitem__, kind.__iter__ = read_one, read_names
 
 
 def rank() -> int | None:

@@ -113,6 +113,12 @@ CASES = [
         "modules.vision.groups.nccl.max_ctas=0 is less than 1",
         id="no CTAs",
     ),
+    pytest.param(
+        good(runtime="{preload: [json, my-package]}"),
+        "job.yaml: runtime.preload[1]=my-package is not the name of a module, such as package.module",
+        id="a module to preload that is no name",
+    ),
+    pytest.param(good(runtime="{preload: sklearn}"), "runtime.preload='sklearn' is not a list", id="a module for a list"),
     pytest.param(good(name=None), "job.yaml: name: missing", id="no name"),
     pytest.param(good(layout=None), "job.yaml: layout: missing; it is colocated or non_colocated", id="no layout"),
     pytest.param(good(name="'  '"), "job.yaml: name: empty", id="empty name"),

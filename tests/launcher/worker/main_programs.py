@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.loader import load
-from launcher.host.fork_server import PROGRAM, ForkServer, Request, interpreter
+from launcher.host.fork_server import PROGRAM, ForkServer, Preload, Request, interpreter
 from launcher.plan.planner import make_plan
 
 START_METHODS = ("forkserver", "spawn")
@@ -131,11 +131,12 @@ class Programs:
 
 
 @contextmanager
-def programs(folder: Path, **variables: str) -> Iterator[Programs]:
+def programs(folder: Path, *, preload: Sequence[str] = (), **variables: str) -> Iterator[Programs]:
     """Programs in a folder, which is the current one of all of them.
 
     Args:
-        folder: an empty one.
+        folder: one without the names that `Programs` uses.
+        preload: modules that the fork server imports, for scripts in this folder.
         variables: in the environment of all processes.
     """
     directory = folder / "node directory"
@@ -147,8 +148,11 @@ def programs(folder: Path, **variables: str) -> Iterator[Programs]:
         for name, value in variables.items():
             patch.setenv(name, value)
         environ = dict(os.environ)
-        server = ForkServer(f"test-{os.getpid()}", 5.0, directory, preload=True)
+        entry = {"script": str(folder / "script.py"), "args": []}
+        modules = Preload(names=tuple(preload), entry=entry) if preload else None
+        server = ForkServer(f"test-{os.getpid()}", 5.0, directory, preload=True, modules=modules)
     try:
+        server.wait_for_modules(print)
         yield Programs(server, folder, environ)
     finally:
         server.close()

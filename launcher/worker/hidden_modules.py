@@ -1,0 +1,72 @@
+"""Modules that look as if they had not been imported yet, in a process that has imported them already."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class HiddenModules(MetaPathFinder, Loader):
+    """A set of modules. Importing one of them brings all back as they are."""
+
+    def __init__(self, modules: Mapping[str, ModuleType], on_import: Callable[[], None]) -> None:
+        """Hide the modules. They can be found once this finder is in `sys.meta_path`.
+
+        Args:
+            modules: by their names.
+            on_import: called when the first of them is imported.
+        """
+        self.modules = dict(modules)
+        self._on_import = on_import
+        self._specs = {name: module.__spec__ for name, module in modules.items()}
+        self.is_hidden = True
+        for name in modules:
+            sys.modules.pop(name, None)
+
+    def let_find(self) -> None:
+        """Let imports find the modules, before any others of their names."""
+        if self.is_hidden and self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+    def leave(self) -> None:
+        """Let no import find the modules."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def bring_back(self) -> None:
+        """Let the modules look imported."""
+        self.leave()
+        self.is_hidden = False
+        for name, module in self.modules.items():
+            sys.modules.setdefault(name, module)
+
+    def import_now(self) -> None:
+        """The same, as an import of one of them would."""
+        if self.is_hidden:
+            self.bring_back()
+            self._on_import()
+
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """The specification of a hidden module."""
+        original = self._specs.get(name)
+        if original is None:
+            return None
+        spec = ModuleSpec(name, self, origin=original.origin, is_package=original.submodule_search_locations is not None)
+        spec.submodule_search_locations = original.submodule_search_locations
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Bring all hidden modules back."""
+        self.bring_back()
+        return self.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """The module has been executed: keep its own specification."""
+        module.__spec__ = self._specs[module.__name__]
+        self._on_import()

@@ -1,0 +1,228 @@
+"""The modules of `runtime.preload`: the fork server imports them once, and every rank begins with them.
+
+They are imported as the script would import them, from its folder too. Afterwards they look, in the server and in each
+rank, as if they had not been imported yet. When the script imports one of them it is there at once, with torch if its
+import has brought torch, and with the environment variables that it has set. Variables that have changed since, and that it
+read when it was imported, are named in a warning.
+
+Modules of the script's own folder cannot be found before the script starts: they hide nothing from mimo-launch.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from launcher.config.schema import RESERVED_VARIABLES
+from launcher.errors import LaunchError
+from launcher.plan.launch_plan import Entry
+from launcher.worker import fork_hazards, late_variables, main_program
+from launcher.worker.hidden_modules import HiddenModules
+from mimo_role.host import environ
+
+_POOLS = ("libgomp", "libomp", "libiomp", "openblas", "libmkl", "libblis")
+_SIZES_OF_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS")
+"""C libraries with threads, and the variables that they read when they are loaded."""
+
+_WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""With it torch finds out whether there is a GPU without initializing CUDA, which forked ranks could not use then."""
+
+
+class _Preloaded:
+    """One module of the list, with those that are hidden and come back together with it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.brings: list[_Preloaded] = []
+        self.brings_torch = False
+        self.reads: dict[str, str | None] = {}
+        """The variables that it has read, with their values before its import."""
+        self.sets: dict[str, tuple[str | None, str | None]] = {}
+        """The variables that it has changed, with their values before and after."""
+        self.hidden = HiddenModules({}, self.come_back)
+
+    def hide(self, modules: Mapping[str, ModuleType]) -> None:
+        """Hide modules too, and those that were brought back again."""
+        if not modules:
+            return
+        self.hidden.leave()
+        self.hidden = HiddenModules({**self.hidden.modules, **modules}, self.come_back)
+        self.hidden.let_find()
+
+    def come_back(self) -> None:
+        """Bring back what its import brings."""
+        for other in self.brings:
+            other.hidden.import_now()
+        if self.brings_torch and _job.torch is not None:
+            _job.torch.import_now()
+        if _job.is_rank:
+            self.warn("the script")
+            self._set_variables()
+
+    def warn(self, origin: str) -> None:
+        """Name the variables that come too late."""
+        now = environ.variables()
+        late = sorted(name for name, value in self.reads.items() if now.get(name) != value)
+        self.reads.update({name: now.get(name) for name in late})
+        if late:
+            sys.stderr.write(
+                f"mimo-launch: {', '.join(late)}, set by {origin}, may have no effect: {self.name} was imported before "
+                f"(runtime.preload), and read it then. Set it in the config, for the whole job (`env: {{{late[0]}: ...}}`), "
+                f"or remove {self.name} from runtime.preload\n"
+            )
+
+    def _set_variables(self) -> None:
+        changed = {name: after for name, (before, after) in self.sets.items() if environ.get(name) == before}
+        environ.export({name: after for name, after in changed.items() if after is not None})
+        environ.withdraw([name for name, after in changed.items() if after is None])
+        late_variables.expect(changed)
+
+
+class _Job:
+    """What has been preloaded in this process."""
+
+    def __init__(self) -> None:
+        self.preloaded: list[_Preloaded] = []
+        self.path: list[str] | None = None
+        """`sys.path` after the imports."""
+        self.torch: HiddenModules | None = None
+        self.is_rank = False
+
+
+_job = _Job()
+
+
+def import_modules(
+    names: Sequence[str], entry: Entry, started_with: Collection[str], report: Callable[[int], None]
+) -> dict[str, ModuleType]:
+    """Import modules in the fork server, in the script's environment.
+
+    Args:
+        names: the modules.
+        entry: what will run.
+        started_with: the modules that every interpreter imports at its start.
+        report: called with the index of each module before its import.
+
+    Returns:
+        All modules that this has imported, by name.
+
+    Raises:
+        LaunchError: a module cannot be imported, or leaves something that forked ranks could not have.
+    """
+    before = dict(sys.modules)
+    with _in_place_of_the_script(entry, started_with) as own:
+        for at, name in enumerate(names):
+            report(at)
+            _preload(f"runtime.preload[{at}]", name, own, before)
+        found = {name: module for name, module in sys.modules.items() if before.get(name) is not module}
+    sys.modules.update(before)
+    for each in _job.preloaded:
+        found |= each.hidden.modules
+        if any(_root_of(name) in own for name in each.hidden.modules):
+            each.hidden.leave()
+    return found
+
+
+def enter_rank() -> None:
+    """In a rank, once its environment is complete: name the variables of its modules that come too late."""
+    for each in _job.preloaded:
+        each.warn("the environment of a module")
+
+
+def offer_to_script() -> None:
+    """In a rank, after `main_program.prepare_path`: let the script find what has been preloaded. torch is hidden too."""
+    _job.is_rank = True
+    if _job.path is not None:
+        sys.path[:] = _job.path
+    for each in _job.preloaded:
+        each.hidden.let_find()
+    _job.torch = late_variables.hide_torch(on_import=partial(late_variables.apply, "the script"))
+
+
+@contextmanager
+def _in_place_of_the_script(entry: Entry, started_with: Collection[str]) -> Iterator[set[str]]:
+    path, arguments = [*sys.path], sys.argv
+    own = main_program.prepare_path(entry, started_with)
+    sys.argv = [entry.script or entry.module or "", *entry.args]
+    yield own
+    _job.path = [*sys.path]
+    sys.path[:], sys.argv = path, arguments
+
+
+def _preload(key: str, name: str, own: Collection[str], before: Mapping[str, ModuleType]) -> None:
+    module = _Preloaded(name)
+    was_there = name in sys.modules and name not in before
+    find_hazard = fork_hazards.watch()
+    with _noting_what_it_does(module) as reads:
+        _import(key, name)
+    if (hazard := find_hazard()) is not None:
+        raise LaunchError(f"{key}: importing '{name}' {hazard}; remove it from runtime.preload")
+    _refuse_variables_of_ranks(key, name, reads)
+    # One that was there has been imported by one of the others, which may be any of them.
+    module.brings = [each for each in _job.preloaded if was_there or not each.hidden.is_hidden]
+    _job.preloaded.append(module)
+    _hide_again(own, before)
+
+
+@contextmanager
+def _noting_what_it_does(module: _Preloaded) -> Iterator[Collection[str]]:
+    """Note whether a module imports torch, and which variables it reads and sets."""
+    variables, pools = dict(environ.variables()), _pools()
+    late_variables.list_modules()
+    _job.torch = late_variables.hide_torch(on_import=lambda: None)
+    with environ.defaults(_WITHOUT_CUDA), environ.noting_reads() as reads:
+        yield reads
+    module.brings_torch = not _job.torch.is_hidden
+    _job.torch.bring_back()
+    now = environ.variables()
+    module.sets = {name: (variables.get(name), now.get(name)) for name in {*variables, *now}}
+    module.sets = {name: (old, new) for name, (old, new) in module.sets.items() if old != new}
+    sizes = _SIZES_OF_POOLS if _pools() - pools else ()
+    read = [*sizes, *(name for name in reads if not late_variables.is_applied(name))]
+    module.reads = {name: variables.get(name) for name in read}
+
+
+def _hide_again(own: Collection[str], before: Mapping[str, ModuleType]) -> None:
+    """Hide what is new: modules below the names of the list, and with the last one the script's own that it has imported."""
+    by_root = {_root_of(each.name): each for each in reversed(_job.preloaded)}
+    found: dict[_Preloaded, dict[str, ModuleType]] = {each: {} for each in _job.preloaded}
+    for name, module in sys.modules.items():
+        root = _root_of(name)
+        owner = by_root.get(root, _job.preloaded[-1] if root in own else None)
+        if owner is not None and before.get(name) is not module:
+            found[owner][name] = module
+    for each, modules in found.items():
+        each.hide(modules)
+
+
+def _root_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _import(key: str, name: str) -> None:
+    try:
+        import_module(name)
+    except BaseException as error:
+        reason = traceback.format_exception_only(error)[-1].strip()
+        missing = isinstance(error, ModuleNotFoundError) and error.name is not None and f"{name}.".startswith(f"{error.name}.")
+        cure = "install it, or correct the name" if missing else f"python -c 'import {name}' shows where"
+        raise LaunchError(f"{key}: '{name}' cannot be imported: {reason}; {cure}, or remove it from runtime.preload") from None
+
+
+def _refuse_variables_of_ranks(key: str, name: str, reads: Collection[str]) -> None:
+    """A rank's variables are not set before it is forked: the module would have taken this process for one without a rank."""
+    if found := sorted(each for each in reads if RESERVED_VARIABLES.fullmatch(each)):
+        raise LaunchError(
+            f"{key}: importing '{name}' read {', '.join(found)}, which ranks have once they are forked; "
+            "remove it from runtime.preload"
+        )
+
+
+def _pools() -> set[str]:
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    files = {line.rpartition("/")[2] for line in lines}
+    return {file for file in files if any(pool in file for pool in _POOLS)}
