@@ -128,14 +128,16 @@ def convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
-    """One type, or one of several words, or `None`."""
+    """One type, a list in its place, one of several words, or `None`."""
     if read(value) is None and type(None) in choices:
         return None
     rest = [choice for choice in choices if choice is not type(None)]
     words = [word for choice in rest if get_origin(choice) is Literal for word in get_args(choice)]
     if value in words:
         return value
-    plain = next(choice for choice in rest if get_origin(choice) is not Literal)
+    lists = [choice for choice in rest if get_origin(choice) is tuple]
+    others = [choice for choice in rest if get_origin(choice) not in (Literal, tuple)]
+    plain = (lists + others if isinstance(value, list) else others + lists)[0]
     try:
         return convert(plain, value, key)
     except InvalidValueError as error:

@@ -61,7 +61,15 @@ def as_table(plan: LaunchPlan) -> str:
         headers[0:3] = ["ranks", "nodes", "per node"]
     table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
     notes = [f"warning ({warning.code}): {warning.message}" for warning in plan.warnings]
-    return "\n".join([title, "", table, *([""] if notes else []), *notes])
+    return "\n".join([title, "", table, *_graph(plan), *([""] if notes else []), *notes])
+
+
+def _graph(plan: LaunchPlan) -> list[str]:
+    """Which module feeds which, if it is not the language module alone that takes the others' outputs."""
+    graph = plan.topology.module_graph
+    if graph.is_default:
+        return []
+    return ["", "outputs: " + "; ".join(f"{name} -> {', '.join(to)}" for name, to in graph.feeds.items() if to)]
 
 
 def summary(plan: LaunchPlan) -> str:

@@ -178,7 +178,10 @@ def test_each_mistake_has_its_message():
         "AxisError: module 'vision' has no grid with the axes sp; it has tp, cp, dp, pp; or expt_tp, ep, expt_dp, pp",
         "AxisError: duplicate axis: tp, tp",
         "AxisError: axes are names, one argument each, not ['dp', 'cp']",
-        "BridgeError: a bridge ends at the language module; name a modality module, or a stage",
+        (
+            "BridgeError: no bridge begins at the last stage of 'language', whose output no module takes; name another module "
+            "(modules.NAME.after has what NAME takes), or a stage"
+        ),
         "BridgeError: module 'language' has 2 stages; no stage follows stage 1",
         "AxisError: no module 'audio'; there are vision, language",
     ]
