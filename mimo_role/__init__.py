@@ -2,7 +2,8 @@
 
 Every name is loaded at first use; `__init__.pyi` lists them. `current()`, `init()`, `shutdown()`, `RoleContext`,
 `RandomStreams`, `checkpoint`, `HyperCommGrid`, `Bridge`, `ActivationSpec`, `Passage`, `cross_together`, `Schedule1F1B`,
-`StageOutput`, `RoleDataLoader`, `GlobalBatchSampler` and `set_gradient_sum` need torch; the rest does not.
+`StageOutput`, `RoleDataLoader`, `GlobalBatchSampler`, `exchange_sizes`, `SampleSizes` and `set_gradient_sum` need torch; the
+rest does not.
 """
 
 from mimo_role.host.lazy_exports import lazy_exports

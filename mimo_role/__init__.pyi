@@ -7,6 +7,8 @@ from mimo_role.context import RoleContext as RoleContext
 from mimo_role.data.global_batch import GlobalBatchSampler as GlobalBatchSampler
 from mimo_role.data.micro_batch import MicroBatch as MicroBatch
 from mimo_role.data.role_data_loader import RoleDataLoader as RoleDataLoader
+from mimo_role.data.sample_sizes import SampleSizes as SampleSizes
+from mimo_role.data.sample_sizes import exchange_sizes as exchange_sizes
 from mimo_role.errors import AxisError as AxisError
 from mimo_role.errors import BridgeError as BridgeError
 from mimo_role.errors import CheckpointError as CheckpointError

@@ -76,7 +76,8 @@ def _stages(topology: Topology, module: str, needs: Collection[int] | Literal["a
     if needs == "all":
         return set(range(count))
     if needs is None:
-        needs = (0, -1) if module == MIMO_LANGUAGE_MODULE_KEY else (0,)
+        has_targets = module == MIMO_LANGUAGE_MODULE_KEY or module in topology.module_graph.ends
+        needs = (0, -1) if has_targets else (0,)
     for stage in needs:
         if stage not in range(-count, count):
             raise DataError(f"needs[{module!r}]: no stage {stage!r}; there are {count}, from 0, and -1 is the last")

@@ -57,7 +57,7 @@ class Named(Generic[T]):
             ScheduleError: the names or the form differ from those of the specs.
         """
         if self.form is not specs.form or self.values.keys() != specs.values.keys():
-            raise ScheduleError(f"{what} returned {self._described()}, but spec_of() describes {specs._described()}")
+            raise ScheduleError(f"{what} returned {self._described()}; by spec_of() it returns {specs._described()}")
 
     def like(self, values: Mapping[str, Any]) -> Any:
         """Values of some of these names, in the form of these."""

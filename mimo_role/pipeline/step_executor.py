@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from torch.profiler import record_function
 
 from mimo_role.bridge.activation_spec import ActivationSpec, takes_gradients
 from mimo_role.bridge.bridge import Bridge
@@ -154,18 +155,24 @@ class StepExecutor(Generic[Batch]):
         start_together(started)
 
     def execute(self, action: Action) -> None:
-        """Wait for the inputs of an action, compute, and send."""
+        """Wait for the inputs of an action, compute, and send; `torch.profiler` shows these spans."""
         inputs = {}
         for piece, transfer in self._receiving.pop(action, {}).items():
-            received = transfer.receive()
+            with record_function(f"bridge {piece.link.source.module}"):
+                received = transfer.receive()
             assert received is not None
             inputs[piece] = received
             if transfer.release_result():  # a rank on both sides of a bridge sends with the same transfer
                 self._sending[action].append(transfer)
-        if action.phase is Phase.FORWARD:
-            self._do_forward(action, inputs)
-        else:
-            self._do_backward(action, inputs)
+        with record_function(f"{action.phase.value} {action.at.module}.{action.at.stage}, {self._described(action)}"):
+            if action.phase is Phase.FORWARD:
+                self._do_forward(action, inputs)
+            else:
+                self._do_backward(action, inputs)
+
+    def _described(self, action: Action) -> str:
+        numbers = self._plan.micro_batches(action)
+        return f"micro-batch {numbers[0]}" if len(numbers) == 1 else f"micro-batches {numbers[0]}-{numbers[-1]}"
 
     def finish(self) -> None:
         """Wait until all that was sent has been received."""

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 import mimo_role
-from mimo_role import ActivationSpec, DataError, GlobalBatchSampler, RoleDataLoader, Schedule1F1B, Topology
+from mimo_role import (
+    ActivationSpec,
+    DataError,
+    GlobalBatchSampler,
+    RoleDataLoader,
+    Schedule1F1B,
+    Topology,
+    balanced_lanes,
+    exchange_sizes,
+)
 from mimo_role.testing import run_ranks
 from tests.mimo_role.data.datasets import LAYOUTS, Numbers, indices_and_noise, place
 
@@ -193,3 +202,42 @@ def test_ranks_that_read_other_samples_are_named_on_all_ranks(uneven, case, mess
     errors = {rank["errors"][case] for rank in uneven}
     assert len(errors) == 1
     assert message in errors.pop()
+
+
+def size_of(index):
+    return index % 4
+
+
+def sizes_of_steps(_):
+    """The exchanged sizes of three steps, what they should be, and messages for wrong ones."""
+    ctx = mimo_role.current()
+    assign = {"vision": lambda indices, lanes: balanced_lanes([size_of(index) + 1 for index in indices], lanes)}
+    loader = RoleDataLoader(ctx, Numbers(11), SAMPLER, collate_fn=indices_and_noise, assign_lanes=assign)
+    found, expected, messages = [], [], []
+    for micros in islice(loader, 3):
+        own = {
+            name: [[size_of(index) for index in micro[name][0]] for micro in micros]
+            for name in ctx.role.modules
+            if ctx.role.is_first_stage(name)
+        }
+        sizes = exchange_sizes(ctx, ["vision", "language"], micros, own)
+        found += [sizes[name][micro.number] for name in ("vision", "language") for micro in micros]
+        expected += [tuple(map(size_of, micro.indices)) for _ in range(2) for micro in micros]
+    for wrong in ({}, {"vision": [[1] * 9] * len(micros)}) if "vision" in ctx.role.modules else ():
+        with pytest.raises(DataError) as caught:  # before any message
+            exchange_sizes(ctx, ["vision"], micros, wrong)
+        messages.append(str(caught.value))
+    with pytest.raises(DataError) as caught:
+        sizes["audio"]
+    return found, expected, [*messages, str(caught.value)]
+
+
+def test_every_rank_gets_the_sizes_of_all_samples():
+    topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"pp": 2, "tp": 2}})
+    answers = run_ranks(sizes_of_steps, topology, None, timeout_s=60)
+    for found, expected, _ in answers:
+        assert found == expected
+    without, too_many, unknown = answers[0][2]
+    assert without == "'vision': pass the sizes of its samples for each of 2 micro-batches, not none"
+    assert too_many.startswith("'vision', micro-batch 0: [1, 1, 1, 1, 1, 1, 1, 1, 1] are not the sizes of this lane's ")
+    assert unknown == "the sizes of 'audio' are not exchanged, only those of: vision, language"

@@ -316,11 +316,19 @@ def with_auxiliary(_):
 
     spec = ActivationSpec.of(1, (2,), torch.float64)
     schedule = Schedule1F1B(ctx, run=run, spec_of=lambda *_: spec, loss_of=lambda output, _: output.sum())
-    schedule.step([0, 1])
-    return weight.grad.tolist(), {name: [loss.item() for loss in found] for name, found in schedule.auxiliary_losses.items()}
+    with torch.profiler.profile() as profile:
+        schedule.step([0, 1])
+    spans = [event.name for event in profile.events() if event.name.startswith(("forward ", "backward ", "bridge "))]
+    auxiliary = {name: [loss.item() for loss in found] for name, found in schedule.auxiliary_losses.items()}
+    return weight.grad.tolist(), auxiliary, spans
 
 
 def test_a_module_that_feeds_another_may_have_a_loss_of_its_own():
     topology = Topology.from_modules({"language": {}, "decoder": {"after": "language"}})
     # h = w, y = h w; loss: y + h. By the first weight 3 + 1 for each element, by the second 3; twice.
-    assert run_ranks(with_auxiliary, topology, None) == [([8.0, 8.0], {"language": [6.0, 6.0]}), ([6.0, 6.0], {})]
+    (first, auxiliary, spans), (second, none, other_spans) = run_ranks(with_auxiliary, topology, None)
+    assert (first, second) == ([8.0, 8.0], [6.0, 6.0])
+    assert (auxiliary, none) == ({"language": [6.0, 6.0]}, {})
+    of_language = [f"{phase} language.0, micro-batch {number}" for phase in ("forward", "backward") for number in (0, 1)]
+    assert sorted(spans) == sorted([*of_language, "bridge language", "bridge language"])
+    assert other_spans.count("bridge language") == 2

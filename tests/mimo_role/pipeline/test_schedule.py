@@ -88,8 +88,8 @@ def step_with(returned):
     ("returned", "rank", "message"),
     [
         ({"run": (1, 2)}, 0, "run('vision', ...) returned int as '0', where Tensor is needed"),
-        ({"run": (torch.ones(1),)}, 0, "run('vision', ...) returned a tuple of 0, but spec_of() describes one tensor"),
-        ({"run": {"a": torch.ones(1)}}, 0, "run('vision', ...) returned a mapping of a, but spec_of() describes one tensor"),
+        ({"run": (torch.ones(1),)}, 0, "run('vision', ...) returned a tuple of 0; by spec_of() it returns one tensor"),
+        ({"run": {"a": torch.ones(1)}}, 0, "run('vision', ...) returned a mapping of a; by spec_of() it returns one tensor"),
         ({"loss_of": 0.5}, 1, "loss_of() returned float; it returns a tensor of no dimensions"),
         ({"loss_of": torch.ones(2)}, 1, "loss_of() returned a tensor of shape [2]; it returns a tensor of no dimensions"),
         (
