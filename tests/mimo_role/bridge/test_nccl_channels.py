@@ -1,6 +1,6 @@
 """The communicators of bridges under NCCL: arithmetic, and what is asked of torch, on a recorder."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from types import SimpleNamespace
 from unittest import mock
@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from mimo_role import GroupOptions, NcclOptions, Topology
+from mimo_role import GroupOptions, NcclOptions, StageId, Topology
 from mimo_role.bridge import nccl_channels
 from mimo_role.bridge.buffer_pool import BufferPool
 from mimo_role.groups import creation
 from mimo_role.resharding.connections import bridge_pairs, replica_pairs, usual_links
 from mimo_role.resharding.message_groups import Traffic, message_groups, rounds_of
+from mimo_role.topology.stage_links import StageLink
 from tests.mimo_role.worlds import topologies
 
 APART = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "pp": 2}})
@@ -99,6 +100,13 @@ class Recorder:
 
 def created(rank, *, bound=True, options=None):
     """The groups that a rank creates, by their description."""
+    with recording(bound) as recorder:
+        nccl_channels.NcclChannels(APART, rank, GPU, timeout=timedelta(seconds=77), options=options)
+    return {call["group_desc"]: call for call in recorder.calls}
+
+
+@contextmanager
+def recording(bound=True):
     recorder = Recorder(bound)
     fakes = [(nccl_channels, "_connect"), (nccl_channels, "next_series"), (creation, "CountedGroup")]
     with ExitStack() as patches:
@@ -108,8 +116,7 @@ def created(rank, *, bound=True, options=None):
         for module in (creation, nccl_channels):
             patches.enter_context(mock.patch.object(module, "world_group", return_value=recorder.world))
             patches.enter_context(mock.patch.object(module, "uses_nccl", return_value=True))
-        nccl_channels.NcclChannels(APART, rank, GPU, timeout=timedelta(seconds=77), options=options)
-    return {call["group_desc"]: call for call in recorder.calls}
+        yield recorder
 
 
 def test_messages_have_the_timeout_of_the_job_or_of_the_module():
@@ -135,6 +142,22 @@ def test_in_an_unbound_world_the_members_connect_when_the_group_is_created():
 def test_a_split_names_the_same_ranks_on_all_ranks():
     names = [[str(call["split_ranks"]) for call in created(rank).values()] for rank in (2, 3)]
     assert names[0] == names[1] == ["[[0, 1, 2, 3]]", "[[0, 1, 2, 3]]", "[[2, 3, 4, 5]]", "[[2, 3, 4, 5]]", "[[2, 3], [4, 5]]"]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_bridge_to_a_later_stage_gets_communicators_of_its_own_when_it_is_made(rank):
+    link = StageLink(StageId("vision", 0), StageId("language", 1))
+    with recording(), mock.patch.object(nccl_channels, "new_group_of") as new_group:
+        channels = nccl_channels.NcclChannels(APART, rank, GPU, timeout=timedelta(seconds=77))
+        assert new_group.call_count == 0
+        found = channels.of(link)
+        assert channels.of(link) == found
+        connected = nccl_channels._connect.call_args_list[-2:]
+    ranks = [call.args[0] for call in new_group.call_args_list]
+    assert ranks == [(0, 1, 4, 5)] * 2
+    assert [call.kwargs["group_desc"] for call in new_group.call_args_list] == [f"{link} forward", f"{link} back"]
+    pairs = {(sender, receiver) for sender in (0, 1) for receiver in (4, 5) if rank in (sender, receiver)}
+    assert [call.args[1] for call in connected] == [pairs, {pair[::-1] for pair in pairs}]
 
 
 def test_a_receive_buffer_on_a_gpu_is_allocated_once():
