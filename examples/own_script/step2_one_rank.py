@@ -18,7 +18,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.words = nn.Embedding(WORDS, WIDTH)
         self.blocks = nn.ModuleDict(
-            {str(number): nn.TransformerEncoderLayer(WIDTH, 4, 64, dropout=0.0, batch_first=True) for number in range(2)}
+            {str(layer): nn.TransformerEncoderLayer(WIDTH, 4, 64, dropout=0.0, batch_first=True) for layer in range(2)}
         )
         self.head = nn.Linear(WIDTH, PATCHES)
 
@@ -35,9 +35,8 @@ questions = torch.randint(WORDS, (SAMPLES, 1))
 brightness = images.mean(dim=-1) * (1 - 2 * questions)
 dataset = TensorDataset(images, questions, brightness.argmax(dim=-1))
 
-vision = nn.Sequential(
-    nn.Flatten(), nn.Linear(PATCHES * PIXELS, 64), nn.GELU(), nn.Linear(64, PATCHES * WIDTH), nn.Unflatten(1, (PATCHES, WIDTH))
-)
+encoder = [nn.Flatten(), nn.Linear(PATCHES * PIXELS, 64), nn.GELU(), nn.Linear(64, PATCHES * WIDTH)]
+vision = nn.Sequential(*encoder, nn.Unflatten(1, (PATCHES, WIDTH)))
 language = LanguageModel()
 parameters = [*vision.parameters(), *language.parameters()]
 optimizer = torch.optim.AdamW(parameters, lr=0.005)

@@ -19,7 +19,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.words = nn.Embedding(WORDS, WIDTH)
         self.blocks = nn.ModuleDict(
-            {str(number): nn.TransformerEncoderLayer(WIDTH, 4, 64, dropout=0.0, batch_first=True) for number in range(2)}
+            {str(layer): nn.TransformerEncoderLayer(WIDTH, 4, 64, dropout=0.0, batch_first=True) for layer in range(2)}
         )
         self.head = nn.Linear(WIDTH, PATCHES)
 
@@ -28,7 +28,7 @@ class LanguageModel(nn.Module):
         self.words = self.words if stage == 0 else None
         self.head = self.head if stage == stages - 1 else None
         kept = range(stage * len(self.blocks) // stages, (stage + 1) * len(self.blocks) // stages)
-        self.blocks = nn.ModuleDict({number: block for number, block in self.blocks.items() if int(number) in kept})
+        self.blocks = nn.ModuleDict({layer: block for layer, block in self.blocks.items() if int(layer) in kept})
 
     def forward(self, hidden, questions=None):
         if self.words is not None:
@@ -44,9 +44,8 @@ questions = torch.randint(WORDS, (SAMPLES, 1))
 brightness = images.mean(dim=-1) * (1 - 2 * questions)
 dataset = TensorDataset(images, questions, brightness.argmax(dim=-1))
 
-vision = nn.Sequential(
-    nn.Flatten(), nn.Linear(PATCHES * PIXELS, 64), nn.GELU(), nn.Linear(64, PATCHES * WIDTH), nn.Unflatten(1, (PATCHES, WIDTH))
-)
+encoder = [nn.Flatten(), nn.Linear(PATCHES * PIXELS, 64), nn.GELU(), nn.Linear(64, PATCHES * WIDTH)]
+vision = nn.Sequential(*encoder, nn.Unflatten(1, (PATCHES, WIDTH)))
 language = LanguageModel()
 if "language" in ctx.role.modules:
     language.keep_stage(ctx.coords("language")["pp"], ctx.topology.grids["language"].axis_size("pp"))

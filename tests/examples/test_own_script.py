@@ -104,9 +104,13 @@ def test_the_page_shows_the_losses_of_the_plain_script(plain):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("config", ["one_rank.yaml", "two_modules.yaml", "replicas.yaml", "pipeline.yaml"])
-def test_every_step_prints_the_losses_of_the_plain_script(config, plain, tmp_path):
-    done = run(config, tmp_path / "run")
+@pytest.mark.parametrize(
+    "words",
+    ["one_rank.yaml", "two_modules.yaml", "replicas.yaml", "pipeline.yaml", "pipeline.yaml layout=colocated"],
+)
+def test_every_step_prints_the_losses_of_the_plain_script(words, plain, tmp_path):
+    config, *overrides = words.split()
+    done = run(config, tmp_path / "run", *overrides)
     assert done.returncode == 0, done.stderr
     assert losses_in(done.stdout) == pytest.approx(plain, abs=1e-9)
 
