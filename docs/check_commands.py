@@ -111,7 +111,8 @@ def check_config(text: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.yaml")
         path.write_text(text, encoding="utf-8")
-        Path(folder, "train.py").touch()
+        for script in re.findall(r"script: ([\w.]+)", text):
+            Path(folder, script).touch()
         return failure_of([*MIMO_LAUNCH, "plan", str(path)], ROOT)
 
 

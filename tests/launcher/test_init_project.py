@@ -68,15 +68,24 @@ def test_init_refuses_what_it_cannot_write(folder, capsys, words, message):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("overrides", [(), ("modules.vision.dp=1", "modules.language.dp=1")], ids=["4 ranks", "2 ranks"])
-def test_the_first_job_trains(job, overrides):
+@pytest.mark.timeout(200)
+def test_the_first_job_trains_and_a_second_run_continues_it_with_other_sizes(job):
     assert main(["init", str(job.folder)]) == 0
-    command = [*job.program, "run", "job.yaml", *overrides]
-    done = subprocess.run(
-        command, cwd=job.folder, env=job.whole_environ(), capture_output=True, text=True, timeout=90, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    prefix = "[language r1]" if overrides else "[language.dp0 r2]"
-    losses = [float(line.rpartition(" ")[2]) for line in lines_of(done.stdout, prefix) if "loss" in line]
+
+    def lines(prefix, *words):
+        command = [*job.program, "run", "job.yaml", *words]
+        done = subprocess.run(
+            command, cwd=job.folder, env=job.whole_environ(), capture_output=True, text=True, timeout=90, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return lines_of(done.stdout, prefix)
+
+    first = lines("[language.dp0 r2]")
+    assert first[0] == "language, replica 0 of 2: samples 0 to 31 of 64"
+    losses = [float(line.rpartition(" ")[2]) for line in first[1:]]
     assert len(losses) == 6
     assert losses[-1] < losses[0] / 5
+    second = lines("[language r1]", "modules.vision.dp=1", "modules.language.dp=1", "--", "--steps", "120")
+    assert second[1] == "continues after step 100 of 120; run_dir=runs/NAME starts anew"
+    assert second[2].startswith("step 120: loss ")
+    assert float(second[2].rpartition(" ")[2]) < losses[0] / 5
