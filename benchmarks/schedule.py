@@ -45,7 +45,7 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
 
     import mimo_role
     from mimo_role import RoleDataLoader
-    from mimo_role.bridge.transfer import Transfer
+    from mimo_role.bridge.batch_ledger import BatchLedger
 
     ctx = mimo_role.current()
     names = ctx.topology.modality_module_names
@@ -53,14 +53,17 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
     modules = build_modules(ctx, names, 0, torch.float32)
     optimizer = make_optimizer(modules, 1e-3, 0.01)
     steps, path = Steps(ctx, modules, optimizer), ForwardPath(ctx, modules)
-    waited, original = 0.0, Transfer._wait
+    waited = 0.0
 
-    def timed(transfer: Transfer, step: Any) -> None:
-        nonlocal waited
-        started = time.perf_counter()
-        original(transfer, step)
-        if threading.current_thread() is threading.main_thread():  # another waits for sends beside the step
-            waited += time.perf_counter() - started
+    def timed(original: Callable[[BatchLedger, Any], None]) -> Callable[[BatchLedger, Any], None]:
+        def wait(ledger: BatchLedger, awaited: Any) -> None:
+            nonlocal waited
+            started = time.perf_counter()
+            original(ledger, awaited)
+            if threading.current_thread() is threading.main_thread():  # another waits for sends beside the step
+                waited += time.perf_counter() - started
+
+        return wait
 
     def epoch(parts: int) -> Any:
         sampler = digits.training_sampler(batch_size=size, micro_batches=parts, seed=0)
@@ -77,7 +80,9 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
     sides = {"ours": (steps.train, micro_batches), "peer": (without, micro_batches), "whole": (without, 1)}
     times: dict[str, list[float]] = {side: [] for side in sides}
     shares: dict[str, list[float]] = {side: [] for side in sides}
-    with mock.patch.object(Transfer, "_wait", timed):
+    # The schedule waits for data, autograd for the headers before it.
+    waits = {name: timed(getattr(BatchLedger, name)) for name in ("wait_for", "wait_for_data")}
+    with mock.patch.multiple(BatchLedger, **waits):
         for _ in range(runs):
             for side, (step, parts) in sides.items():
                 batch = next(iter(epoch(parts)))
