@@ -39,47 +39,53 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
 
     sys.path.insert(0, EXAMPLE)
     from data import Digits
-    from parallel import build_modules, make_optimizer, sum_gradients
+    from forward import ForwardPath
+    from parallel import build_modules, make_optimizer
     from steps import Steps
 
     import mimo_role
-    from mimo_role.bridge.transfer import Transfer
+    from mimo_role import RoleDataLoader
+    from mimo_role.bridge.batch_ledger import BatchLedger
 
     ctx = mimo_role.current()
     names = ctx.topology.modality_module_names
-    digits = Digits(names, torch.float32, ctx.device)
+    digits = Digits(names, torch.float32)
     modules = build_modules(ctx, names, 0, torch.float32)
     optimizer = make_optimizer(modules, 1e-3, 0.01)
-    steps = Steps(ctx, modules, optimizer)
-    waited, original = 0.0, Transfer._wait
+    steps, path = Steps(ctx, modules, optimizer), ForwardPath(ctx, modules)
+    waited = 0.0
 
-    def timed(transfer: Transfer, step: Any) -> None:
-        nonlocal waited
-        started = time.perf_counter()
-        original(transfer, step)
-        if threading.current_thread() is threading.main_thread():  # another waits for sends beside the step
-            waited += time.perf_counter() - started
+    def timed(original: Callable[[BatchLedger, Any], None]) -> Callable[[BatchLedger, Any], None]:
+        def wait(ledger: BatchLedger, awaited: Any) -> None:
+            nonlocal waited
+            started = time.perf_counter()
+            original(ledger, awaited)
+            if threading.current_thread() is threading.main_thread():  # another waits for sends beside the step
+                waited += time.perf_counter() - started
 
-    def without(parts: int) -> Callable[[Any], object]:
-        def step(batch: Any) -> None:
-            optimizer.zero_grad()
-            one_after_another(ctx, steps._path, batch.split(parts))
-            sum_gradients(ctx, modules)
-            optimizer.step()
+        return wait
 
-        return step
+    def epoch(parts: int) -> Any:
+        sampler = digits.training_sampler(batch_size=size, micro_batches=parts, seed=0)
+        return RoleDataLoader(ctx, digits.training, sampler)
 
-    sides = {
-        "ours": lambda batch: steps.train(batch, micro_batches),
-        "peer": without(micro_batches),
-        "whole": without(1),
-    }
+    def without(batch: Any) -> None:
+        optimizer.zero_grad()
+        path.count_predictions(batch)
+        losses = one_after_another(ctx, path, batch)
+        ctx.sum_gradients(modules)
+        optimizer.step()
+        ctx.mean_loss(losses)
+
+    sides = {"ours": (steps.train, micro_batches), "peer": (without, micro_batches), "whole": (without, 1)}
     times: dict[str, list[float]] = {side: [] for side in sides}
     shares: dict[str, list[float]] = {side: [] for side in sides}
-    with mock.patch.object(Transfer, "_wait", timed):
-        for run in range(runs):
-            for side, step in sides.items():
-                batch = digits.batch(0, run, size)
+    # The schedule waits for data, autograd for the headers before it.
+    waits = {name: timed(getattr(BatchLedger, name)) for name in ("wait_for", "wait_for_data")}
+    with mock.patch.multiple(BatchLedger, **waits):
+        for _ in range(runs):
+            for side, (step, parts) in sides.items():
+                batch = next(iter(epoch(parts)))
                 step(batch)
                 dist.barrier()
                 waited, started = 0.0, time.perf_counter()
@@ -92,22 +98,23 @@ def measure(size: int, micro_batches: int, runs: int) -> dict[str, Any]:
     return {"ms": times, "waiting": shares}
 
 
-def one_after_another(ctx: Any, path: Any, batches: list[Any]) -> None:
-    """All micro-batches forward, then all back; every rank waits for what it needs next."""
-    from mimo_role.pipeline.timeline import Graph
+def one_after_another(ctx: Any, path: Any, batches: list[Any]) -> list[Any]:
+    """All micro-batches forward, then all back; every rank waits for what it needs next. The losses, where there are any."""
+    from mimo_role.pipeline.stage_graph import StageGraph
 
-    graph = Graph(ctx.topology)
-    roots = []
+    graph = StageGraph(ctx.topology)
+    losses, roots = [], []
     for batch in batches:
         for at in graph.of_rank(ctx.rank):
             inputs = {before.module: bridge_from(ctx, before)(spec=path.spec_of(before, batch)) for before in graph.before[at]}
             output = path.run(at.module, batch, inputs)
-            if graph.after[at] is None:
-                roots.append(path.loss_of(output, batch))
-            else:
+            if graph.after[at]:
                 roots.append(bridge_from(ctx, at)(output, spec=path.spec_of(at, batch)))
-    for root in roots:
+            else:
+                losses.append(path.loss_of(output, batch))
+    for root in roots + losses:
         root.backward()
+    return [loss.detach() for loss in losses]  # their graphs would keep gradients from being sent
 
 
 def bridge_from(ctx: Any, at: Any) -> Any:

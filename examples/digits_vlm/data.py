@@ -1,31 +1,40 @@
-"""Handwritten digits with captions: what every rank reads, the same on each."""
+"""Handwritten digits with captions, by module: what each encoder reads of a sample, and the language model's tokens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
+from torch.utils.data import Dataset, TensorDataset
 
-from mimo_role import MimoError
+from mimo_role import (
+    MIMO_LANGUAGE_MODULE_KEY,
+    GlobalBatchSampler,
+    MicroBatch,
+    MimoError,
+    RoleContext,
+    RoleDataLoader,
+)
 
 CAPTIONS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PIXEL_RANGE = 16.0
 HELD_OUT_SHARE = 0.2
 NOISE = 0.1
-"""Standard deviation of what is added to each pixel (0 to 1) of a training image, anew at every step."""
+"""Standard deviation of what is added to each pixel (0 to 1) of a training image, anew in every epoch."""
 
 IGNORED = -100
 """The target where nothing is to be predicted: after a caption's end."""
 
 
 def cut_into_patches(images: torch.Tensor) -> torch.Tensor:
-    """Images `[samples, 8, 8]` as 16 patches of 2x2 pixels, `[samples, 16, 4]`."""
-    return images.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3).flatten(1, 2)
+    """Images `[..., 8, 8]` as 16 patches of 2x2 pixels, `[..., 16, 4]`."""
+    return images.unfold(-2, 2, 2).unfold(-2, 2, 2).flatten(-2).flatten(-3, -2)
 
 
 def sum_rows_and_columns(images: torch.Tensor) -> torch.Tensor:
-    """Images `[samples, 8, 8]` as two vectors, the means of their rows and of their columns, `[samples, 2, 8]`."""
-    return torch.stack([images.mean(dim=2), images.mean(dim=1)], dim=1)
+    """Images `[..., 8, 8]` as two vectors, the means of their rows and of their columns, `[..., 2, 8]`."""
+    return torch.stack([images.mean(dim=-1), images.mean(dim=-2)], dim=-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +46,7 @@ class Modality:
     features: int
     """Numbers per token in the raw input."""
     read: Callable[[torch.Tensor], torch.Tensor]
-    """From images `[samples, 8, 8]` to raw input `[samples, tokens, features]`."""
+    """From an image `[8, 8]` to raw input `[tokens, features]`."""
 
 
 MODALITIES = {
@@ -53,7 +62,7 @@ CAPTION_TOKENS = max(len(caption) for caption in CAPTIONS) + 1
 
 
 def placeholder_id(modality: str) -> int:
-    """The special token that stands where the modality's embeddings go."""
+    """The special token in whose place the modality's embeddings go."""
     return TOKEN_IDS[f"<{modality}>"]
 
 
@@ -62,47 +71,30 @@ def sequence_tokens(modalities: Sequence[str]) -> int:
     return sum(MODALITIES[name].tokens for name in modalities) + CAPTION_TOKENS
 
 
-def caption_of(targets: torch.Tensor) -> str:
-    """The text of one row of targets or predictions, up to its end."""
-    tokens = [VOCABULARY[number] for number in targets.tolist() if number != IGNORED]
-    return "".join(tokens[: tokens.index(END)] if END in tokens else tokens)
+class NoisyImages(Dataset[torch.Tensor]):
+    """An encoder's raw input `[tokens, features]`, with noise from torch's generator, which the data loader seeds."""
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples with everything that any module needs of them."""
-
-    inputs: dict[str, torch.Tensor]
-    """Each modality's raw input, `[samples, tokens, features]`."""
-    tokens: torch.Tensor
-    """The language model's input, `[samples, length]`: placeholders, `<begin>`, the caption's letters."""
-    targets: torch.Tensor
-    """What the last `CAPTION_TOKENS` positions predict, `[samples, CAPTION_TOKENS]`."""
-    predictions_in_whole: int
-    """How many tokens are to be predicted in the global batch that this is part of."""
+    def __init__(self, images: torch.Tensor, modality: Modality) -> None:
+        self._images = images
+        self._modality = modality
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self._images)
 
-    def take(self, samples: torch.Tensor | slice) -> "Batch":
-        """Some of its samples, in the order given."""
-        inputs = {name: values[samples] for name, values in self.inputs.items()}
-        return replace(self, inputs=inputs, tokens=self.tokens[samples], targets=self.targets[samples])
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        inputs = {name: values.to(device) for name, values in self.inputs.items()}
-        return replace(self, inputs=inputs, tokens=self.tokens.to(device), targets=self.targets.to(device))
-
-    def split(self, parts: int) -> list["Batch"]:
-        """Contiguous parts whose sizes differ by at most one."""
-        return [self.take(part) for part in torch.arange(len(self)).tensor_split(parts)]
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = self._images[index]
+        return self._modality.read(image + NOISE * torch.randn_like(image))
 
 
 class Digits:
-    """The 1,797 images of scikit-learn's digits in two fixed parts, for training and held out."""
+    """The 1,797 images of scikit-learn's digits in two fixed parts, for training and held out.
 
-    def __init__(self, modalities: Sequence[str], dtype: torch.dtype, device: torch.device) -> None:
+    Each part is a dataset for each module. A sample of an encoder's is its raw input, `[tokens, features]`. One of the
+    language model's is its input, `[length]`: placeholders, `<begin>`, the caption's letters; and what its last
+    `CAPTION_TOKENS` positions predict, `[CAPTION_TOKENS]`.
+    """
+
+    def __init__(self, modalities: Sequence[str], dtype: torch.dtype) -> None:
         """
         Raises:
             MimoError: a modality that these samples do not have.
@@ -111,30 +103,33 @@ class Digits:
             if name not in MODALITIES:
                 raise MimoError(f"modules.{name}: this example has no such encoder; it has {', '.join(MODALITIES)}")
         found = load_digits()
-        self._modalities = modalities
-        self._device = device
-        self._images = torch.tensor(found.images / PIXEL_RANGE, dtype=dtype)
-        tokens, targets = zip(*(_sequence(int(label), modalities) for label in found.target), strict=True)
-        self._tokens, self._targets = torch.tensor(tokens), torch.tensor(targets)
-        order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(0))
-        held_out_count = round(len(order) * HELD_OUT_SHARE)
-        self.held_out_samples, self.training_samples = order[:held_out_count], order[held_out_count:]
+        images = torch.tensor(found.images / PIXEL_RANGE, dtype=dtype)
+        tokens, targets = map(torch.tensor, zip(*(_sequence(label, modalities) for label in found.target), strict=True))
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        held_out, training = order.tensor_split([round(len(order) * HELD_OUT_SHARE)])
+        self.training: dict[str, Any] = {name: NoisyImages(images[training], MODALITIES[name]) for name in modalities}
+        self.held_out: dict[str, Any] = {name: MODALITIES[name].read(images[held_out]) for name in modalities}
+        for part, samples in ((self.training, training), (self.held_out, held_out)):
+            part[MIMO_LANGUAGE_MODULE_KEY] = TensorDataset(tokens[samples], targets[samples])
 
-    def held_out(self) -> Batch:
-        """All held-out samples."""
-        return self._collect(self.held_out_samples, self._images[self.held_out_samples])
+    def training_sampler(self, *, batch_size: int, micro_batches: int, seed: int) -> GlobalBatchSampler:
+        """Whole batches only: what an epoch has left of its samples is not trained in it.
 
-    def batch(self, seed: int, step: int, size: int) -> Batch:
-        """The global batch of a step; every rank draws the same one."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        drawn = self.training_samples[torch.randperm(len(self.training_samples), generator=generator)[:size]]
-        images = self._images[drawn]
-        return self._collect(drawn, images + NOISE * torch.randn(images.shape, generator=generator, dtype=images.dtype))
+        Raises:
+            MimoError: more samples in a batch than there are.
+        """
+        length = len(self.training[MIMO_LANGUAGE_MODULE_KEY])
+        if batch_size > length:
+            raise MimoError(f"--batch-size {batch_size}: there are {length} training samples")
+        return GlobalBatchSampler(
+            length=length, global_batch_size=batch_size, micro_batches=micro_batches, seed=seed, drop_last=True
+        )
 
-    def _collect(self, samples: torch.Tensor, images: torch.Tensor) -> Batch:
-        inputs = {name: MODALITIES[name].read(images) for name in self._modalities}
-        targets = self._targets[samples]
-        return Batch(inputs, self._tokens[samples], targets, int((targets != IGNORED).sum())).to(self._device)
+    def held_out_batch(self, ctx: RoleContext) -> list[MicroBatch]:
+        """All held-out samples, in one micro-batch."""
+        length = len(self.held_out[MIMO_LANGUAGE_MODULE_KEY])
+        sampler = GlobalBatchSampler(length=length, global_batch_size=length, shuffle=False)
+        return next(iter(RoleDataLoader(ctx, self.held_out, sampler)))
 
 
 def _sequence(label: int, modalities: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -1,14 +1,14 @@
 """The forward path of one rank: what each of its stages computes and hands over, which follows from its role."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from data import IGNORED, Batch
+from data import IGNORED, MODALITIES, sequence_tokens
 from model import ENCODERS, LANGUAGE
 from torch import nn
 from torch.nn import functional
 
-from mimo_role import MIMO_LANGUAGE_MODULE_KEY, ActivationSpec, RoleContext, StageId, lane_samples
+from mimo_role import MIMO_LANGUAGE_MODULE_KEY, ActivationSpec, MicroBatch, RoleContext, StageId
 
 
 class ForwardPath:
@@ -18,39 +18,47 @@ class ForwardPath:
         self._ctx = ctx
         self._modules = modules
         self._dtype = next(modules.parameters()).dtype
+        self._predictions = torch.ones(())
 
-    def run(self, module: str, batch: Batch, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def run(self, module: str, micro: MicroBatch, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compute this rank's stage of a module.
 
         An encoder's first stage reads raw input, the language model's first merges the embeddings of all modalities into the
-        caption, and the others go on with the hidden states of the stage before.
+        caption, and the others take the hidden states of the stage before.
         """
         if not self._ctx.role.is_first_stage(module):
             hidden = inputs[module]
         elif module == MIMO_LANGUAGE_MODULE_KEY:
-            hidden = self._modules[module].merge(self.lane(module, batch).tokens, inputs)
+            tokens, _ = micro[module]
+            hidden = self._modules[module].merge(tokens.to(self._ctx.device), inputs)
         else:
-            hidden = self.lane(module, batch).inputs[module]
+            hidden = micro[module].to(self._ctx.device)
         return self._modules[module](hidden)
 
-    def spec_of(self, at: StageId, batch: Batch) -> ActivationSpec:
+    def spec_of(self, at: StageId, micro: MicroBatch) -> ActivationSpec:
         """What leaves a stage of any rank: hidden states; from an encoder's last stage embeddings, of the language's width."""
+        topology = self._ctx.topology
         if at.module == MIMO_LANGUAGE_MODULE_KEY:
-            tokens, width = batch.tokens.shape[1], LANGUAGE.width
+            tokens, width = sequence_tokens(topology.modality_module_names), LANGUAGE.width
         else:
-            is_last = at.stage == self._ctx.topology.grids[at.module].axis_size("pp") - 1
-            tokens = batch.inputs[at.module].shape[1]
+            is_last = at.stage == topology.grids[at.module].axis_size("pp") - 1
+            tokens = MODALITIES[at.module].tokens
             width = LANGUAGE.width if is_last else ENCODERS[at.module].width
-        return ActivationSpec.of(len(batch), (tokens, width), self._dtype)
+        return ActivationSpec.of(len(micro), (tokens, width), self._dtype)
 
-    def loss_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def count_predictions(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Count the caption tokens of a global batch, whose mean the losses are parts of. On all ranks, before the step."""
+        if self._ctx.role.is_last_stage(MIMO_LANGUAGE_MODULE_KEY):
+            targets = torch.cat([self.targets_of(micro) for micro in micro_batches])
+            self._predictions = self._ctx.token_count((targets != IGNORED).sum())
+
+    def loss_of(self, logits: torch.Tensor, micro: MicroBatch) -> torch.Tensor:
         """This lane's and micro-batch's part of the loss, the mean over the caption tokens of the global batch."""
-        targets = self.lane(MIMO_LANGUAGE_MODULE_KEY, batch).targets
-        total = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        return total / batch.predictions_in_whole
+        targets = self.targets_of(micro).flatten()
+        total = functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+        return total / self._predictions
 
-    def lane(self, module: str, batch: Batch) -> Batch:
-        """The samples that this rank's lane of a module holds."""
-        lanes = self._ctx.topology.grids[module].axis_size("dp")
-        samples = lane_samples(len(batch), lanes, self._ctx.coords(module)["dp"])
-        return batch.take(slice(samples.start, samples.stop))
+    def targets_of(self, micro: MicroBatch) -> torch.Tensor:
+        """What this rank's lane of the language model predicts, `[samples, CAPTION_TOKENS]`."""
+        _, targets = micro[MIMO_LANGUAGE_MODULE_KEY]
+        return targets.to(self._ctx.device)

@@ -1,9 +1,8 @@
-"""From roles to modules, and what the ranks of one module do together: tensor parallelism and gradient sums."""
+"""From roles to modules, their tensor parallelism, and their optimizer."""
 
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from model import ENCODERS, LANGUAGE, Encoder, LanguageModel, Sizes, Stage, initialize
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -70,25 +69,3 @@ def make_optimizer(modules: nn.ModuleDict, lr: float, weight_decay: float) -> to
     plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     groups = [{"params": group} for group in (plain, sharded) if group]
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
-
-
-@torch.no_grad()
-def sum_gradients(ctx: RoleContext, modules: nn.ModuleDict) -> None:
-    """Add up the gradients of each module's lanes, in one all-reduce per module, all at the same time."""
-    started = []
-    for name, module in modules.items():
-        if ctx.topology.grids[name].axis_size("dp") > 1:
-            gradients = [_local_gradient(parameter) for parameter in module.parameters()]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            started.append((gradients, flat, dist.all_reduce(flat, group=ctx.group(name, "dp"), async_op=True)))
-    for gradients, flat, work in started:
-        work.wait()
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def _local_gradient(parameter: nn.Parameter) -> torch.Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -1,18 +1,8 @@
-"""What a run says of itself: a line now and then, and every step's numbers in a file. One rank of all speaks."""
+"""What the logging rank prints and records: a line now and then, and every step's numbers in a file."""
 
 import json
 import time
 from pathlib import Path
-
-from mimo_role import MIMO_LANGUAGE_MODULE_KEY, RoleContext
-
-
-def speaks(ctx: RoleContext) -> bool:
-    """Whether this is the one rank that knows the loss and tells it."""
-    if not ctx.role.is_last_stage(MIMO_LANGUAGE_MODULE_KEY):
-        return False
-    coords = ctx.coords(MIMO_LANGUAGE_MODULE_KEY)
-    return coords["dp"] == 0 and coords["tp"] == 0
 
 
 class Progress:
@@ -48,6 +38,6 @@ class Progress:
             file.write(json.dumps(record) + "\n")
 
     def _records_before(self, step: int) -> list[str]:
-        # What stands behind the last line's end is of a run that was killed while it wrote.
+        # What is behind the last line's end is of a run that was killed while it wrote.
         lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
         return [line for line in lines if json.loads(line)["step"] < step]

@@ -1,19 +1,17 @@
 """Checkpoints of the example, saved in each layout and loaded in each other."""
 
-from itertools import product
+from itertools import chain, islice, product, repeat
 
 import pytest
 import torch
-import torch.distributed as dist
 from data import Digits
-from forward import ForwardPath
-from parallel import build_modules, make_optimizer, sum_gradients
-from torch import nn
+from parallel import build_modules, make_optimizer
+from steps import Steps
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 import mimo_role
-from mimo_role import Schedule1F1B, Topology, checkpoint
+from mimo_role import RoleDataLoader, Topology, checkpoint
 from tests.mimo_role.fresh_worlds import Job, run_jobs
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(300)]
@@ -49,50 +47,43 @@ class Training:
     def __init__(self, seed, *, fsdp=False):
         self.ctx = ctx = mimo_role.current()
         self.modules = build_modules(ctx, MODALITIES, seed, torch.float64)
-        self.fsdp = fsdp
         if fsdp and ctx.role.has_language_module:
             shard_fully(ctx, self.modules)
         self.optimizer = make_optimizer(self.modules, 1e-2, 0.1)
-        self.digits = Digits(MODALITIES, torch.float64, ctx.device)
-        path = ForwardPath(ctx, self.modules)
-        self.schedule = Schedule1F1B(ctx, run=path.run, spec_of=path.spec_of, loss_of=path.loss_of)
+        self.steps = Steps(ctx, self.modules, self.optimizer)
+        digits = Digits(MODALITIES, torch.float64)
+        sampler = digits.training_sampler(batch_size=BATCH_SIZE, micro_batches=MICRO_BATCHES, seed=0)
+        self.loader = RoleDataLoader(ctx, digits.training, sampler)
 
-    def train(self, first, last):
-        """The losses of some steps, the same on all ranks."""
-        return [self.step(number) for number in range(first, last + 1)]
+    def train(self):
+        """The losses of the next steps, the same on all ranks."""
+        return [self.step(micro_batches) for micro_batches in islice(chain.from_iterable(repeat(self.loader)), STEPS)]
 
-    def step(self, number):
-        self.optimizer.zero_grad()
-        batch = self.digits.batch(0, number, BATCH_SIZE)
-        losses = self.schedule.step(batch.split(1 if self.fsdp else MICRO_BATCHES))
-        summed = {name: module for name, module in self.modules.items() if not (self.fsdp and name == "language")}
-        sum_gradients(self.ctx, nn.ModuleDict(summed))
-        self.optimizer.step()
+    def step(self, micro_batches):
+        loss = self.steps.train(micro_batches)
         for group in self.optimizer.param_groups:
             group["lr"] *= 0.9
-        total = torch.zeros((), dtype=torch.float64)
-        if losses and self.ctx.coords("language")["tp"] == 0:
-            total += torch.stack(losses).detach().sum()
-        dist.all_reduce(total)
-        return total.item()
+        return loss
 
 
 def train_alone(found):
-    found.append(Training(seed=3).train(1, 2 * STEPS))
+    training = Training(seed=3)
+    found.append(training.train() + training.train())
 
 
 def train_and_save(found, layout, folder):
     training = Training(seed=3, fsdp=layout == "fsdp")
-    found.append(training.train(1, STEPS))
-    checkpoint.save(training.ctx, folder / layout, STEPS, training.modules, training.optimizer, {"drawn": STEPS})
+    found.append(training.train())
+    checkpoint.save(training.ctx, folder / layout, STEPS, training.modules, training.optimizer, training.loader.state_dict())
 
 
 def load_and_train(found, layout, folder):
     training = Training(seed=4, fsdp=layout == "fsdp")
     for other in LAYOUTS:
         loaded = checkpoint.load(training.ctx, folder / other, training.modules, training.optimizer)
-        assert (loaded.step, loaded.extra) == (STEPS, {"drawn": STEPS})
-        found.append(training.train(STEPS + 1, 2 * STEPS))
+        assert loaded.step == STEPS
+        training.loader.load_state_dict(loaded.extra)
+        found.append(training.train())
     if layout in ("tp", "fsdp"):
         assert any(isinstance(parameter, DTensor) for parameter in training.modules.parameters()) or training.ctx.rank == 0
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from data import IGNORED, Digits
-from forward import ForwardPath
 from model import ENCODERS, LANGUAGE, Encoder, LanguageModel, Stage, initialize
-from parallel import build_modules, sum_gradients
+from parallel import build_modules
+from steps import Steps
 from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -18,9 +18,10 @@ from torch.nn import functional
 import mimo_role
 from launcher.config.loader import load
 from launcher.plan.planner import make_plan
-from mimo_role import Schedule1F1B, Topology
+from mimo_role import RoleDataLoader, Topology
 from mimo_role.testing import run_ranks
 from tests.examples.digits_runs import EXAMPLE
+from tests.examples.whole_batches import whole_batches
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
 
@@ -33,16 +34,17 @@ CLIPPED_TO = 0.25
 @functools.cache
 def gradients_of_one_process(modalities):
     """The whole batch's gradients by the parameters' full names."""
-    digits = Digits(modalities, torch.float64, torch.device("cpu"))
+    digits = Digits(modalities, torch.float64)
     modules = nn.ModuleDict({name: Encoder(name, Stage.whole(ENCODERS[name])) for name in modalities})
     modules["language"] = LanguageModel(modalities, Stage.whole(LANGUAGE))
     modules.double()
     for name, module in modules.items():
         initialize(module, name, seed=0)
-    batch = digits.batch(0, 1, BATCH_SIZE)
-    embeddings = {name: modules[name](batch.inputs[name]) for name in modalities}
-    logits = modules["language"](modules["language"].merge(batch.tokens, embeddings))
-    functional.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORED).backward()
+    batch = next(whole_batches(digits, BATCH_SIZE))
+    tokens, targets = batch["language"]
+    embeddings = {name: modules[name](batch[name]) for name in modalities}
+    logits = modules["language"](modules["language"].merge(tokens, embeddings))
+    functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED).backward()
     return {name: parameter.grad for name, parameter in modules.named_parameters()}
 
 
@@ -61,10 +63,10 @@ def norms_and_gradients(modalities, fsdp=False):
     modules = build_modules(ctx, modalities, 0, torch.float64)
     if fsdp:
         shard_fully(ctx, modules)
-    path = ForwardPath(ctx, modules)
-    schedule = Schedule1F1B(ctx, run=path.run, spec_of=path.spec_of, loss_of=path.loss_of)
-    schedule.step(Digits(modalities, torch.float64, ctx.device).batch(0, 1, BATCH_SIZE).split(1 if fsdp else MICRO_BATCHES))
-    sum_gradients(ctx, nn.ModuleDict({name: module for name, module in modules.items() if not (fsdp and name == "language")}))
+    digits = Digits(modalities, torch.float64)
+    sampler = digits.training_sampler(batch_size=BATCH_SIZE, micro_batches=MICRO_BATCHES, seed=0)
+    without_update = torch.optim.SGD(modules.parameters(), lr=0.0)
+    Steps(ctx, modules, without_update).train(next(iter(RoleDataLoader(ctx, digits.training, sampler))))
     norms = [float(ctx.clip_grad_norm_(modules, math.inf, norm_type)) for norm_type in NORM_TYPES]
     norms.append(float(ctx.clip_grad_norm_(modules, CLIPPED_TO * norms[0])))
     kinds = {str(parameter.grad.placements) for parameter in modules.parameters() if isinstance(parameter, DTensor)}

@@ -1,19 +1,21 @@
+import itertools
+
 import pytest
 import torch
-from data import CAPTION_TOKENS, CAPTIONS, IGNORED, MODALITIES, Digits, caption_of, placeholder_id, sequence_tokens
+from data import CAPTION_TOKENS, CAPTIONS, END, IGNORED, MODALITIES, NOISE, VOCABULARY, Digits, placeholder_id, sequence_tokens
 from model import ENCODERS, LANGUAGE, Encoder, LanguageModel, Stage, initialize
 from options import parse
 from sklearn.datasets import load_digits
 
 from mimo_role import MimoError
+from tests.examples.whole_batches import whole_batches
 
 BOTH = ("vision", "profile")
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return Digits(BOTH, torch.float64, CPU)
+    return Digits(BOTH, torch.float64)
 
 
 def stages_of(build, sizes, count, seed=3):
@@ -36,71 +38,96 @@ def run(stages, hidden):
     return hidden
 
 
-def test_held_out_and_training_samples_are_all_images_and_share_none(digits):
-    held_out, training = set(digits.held_out_samples.tolist()), set(digits.training_samples.tolist())
+def captions(part):
+    """The tokens and targets of all samples of a part."""
+    return part["language"].tensors
 
-    assert not held_out & training
-    assert held_out | training == set(range(1797))
+
+def caption_of(targets):
+    """The text of one row of targets, up to its end."""
+    tokens = [VOCABULARY[number] for number in targets.tolist() if number != IGNORED]
+    return "".join(tokens[: tokens.index(END)])
+
+
+def patches_of(image):
+    return MODALITIES["vision"].read(torch.as_tensor(image / 16))
+
+
+def test_each_image_is_held_out_or_trained(digits):
+    noise = torch.Generator().manual_seed(0).get_state()
+    held_out = list(digits.held_out["vision"])
+    training = []
+    for index in range(1438):
+        torch.set_rng_state(noise)
+        noisy = digits.training["vision"][index]
+        torch.set_rng_state(noise)
+        training.append(noisy - MODALITIES["vision"].read(NOISE * torch.randn(8, 8, dtype=torch.float64)))
+
+    found = torch.stack([*held_out, *training]).flatten(1).round(decimals=6)
+    expected = torch.stack([patches_of(image) for image in load_digits().images]).flatten(1)
     assert len(held_out) == 359
+    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
 def test_the_split_is_the_same_every_time(digits):
-    assert torch.equal(Digits(["vision"], torch.float32, CPU).held_out_samples, digits.held_out_samples)
+    again = Digits(["vision"], torch.float64)
+
+    assert torch.equal(again.held_out["vision"], digits.held_out["vision"])
 
 
 def test_captions_are_the_names_of_the_digits(digits):
-    labels = load_digits().target[digits.held_out_samples.numpy()]
+    found = load_digits()
+    patches = [tuple(patches_of(image).flatten().tolist()) for image in found.images]
+    label_of = dict(zip(patches, found.target, strict=True))
+    _, targets = captions(digits.held_out)
 
-    assert [caption_of(targets) for targets in digits.held_out().targets] == [CAPTIONS[label] for label in labels]
+    labels = [label_of[tuple(row.flatten().tolist())] for row in digits.held_out["vision"]]
+    assert [caption_of(row) for row in targets] == [CAPTIONS[label] for label in labels]
 
 
 def test_every_target_is_the_token_that_follows(digits):
-    batch = digits.held_out()
-    read, predicted = batch.tokens[:, -CAPTION_TOKENS:], batch.targets
+    tokens, predicted = captions(digits.held_out)
+    read = tokens[:, -CAPTION_TOKENS:]
     more_follows = predicted[:, 1:] != IGNORED
 
     assert torch.equal(read[:, 1:][more_follows], predicted[:, :-1][more_follows])
 
 
 def test_every_modality_has_a_placeholder_for_each_of_its_tokens(digits):
-    batch = digits.held_out()
+    tokens, _ = captions(digits.held_out)
 
-    assert batch.tokens.shape == (359, sequence_tokens(BOTH))
+    assert tokens.shape == (359, sequence_tokens(BOTH))
     for name in BOTH:
-        assert batch.inputs[name].shape == (359, MODALITIES[name].tokens, MODALITIES[name].features)
-        assert ((batch.tokens == placeholder_id(name)).sum(dim=1) == MODALITIES[name].tokens).all()
+        assert digits.held_out[name].shape == (359, MODALITIES[name].tokens, MODALITIES[name].features)
+        assert ((tokens == placeholder_id(name)).sum(dim=1) == MODALITIES[name].tokens).all()
 
 
 def test_patches_and_profile_are_cut_from_the_image():
-    image = torch.arange(64.0).view(1, 8, 8)
+    image = torch.arange(64.0).view(8, 8)
 
-    assert MODALITIES["vision"].read(image)[0, 5].tolist() == [18, 19, 26, 27]
-    assert MODALITIES["profile"].read(image)[0, :, 1].tolist() == [11.5, 29]
-
-
-def test_a_batch_follows_from_seed_and_step_alone(digits):
-    batch = digits.batch(1, 5, 23)
-    other = Digits(BOTH, torch.float64, CPU).batch(1, 5, 23)
-
-    assert torch.equal(batch.tokens, other.tokens)
-    assert all(torch.equal(batch.inputs[name], other.inputs[name]) for name in BOTH)
-    assert not torch.equal(batch.tokens, digits.batch(1, 6, 23).tokens)
-    assert not torch.equal(batch.tokens, digits.batch(2, 5, 23).tokens)
+    assert MODALITIES["vision"].read(image)[5].tolist() == [18, 19, 26, 27]
+    assert MODALITIES["profile"].read(image)[:, 1].tolist() == [11.5, 29]
+    for modality in MODALITIES.values():
+        assert torch.equal(modality.read(torch.stack([image, image]))[1], modality.read(image))
 
 
-def test_micro_batches_are_the_batch_in_order(digits):
-    batch = digits.batch(0, 1, 23)
-    parts = batch.split(4)
+def test_noise_is_the_same_for_each_modality_and_another_in_each_epoch(digits):
+    first, second = itertools.islice(whole_batches(digits, 1438), 2)
+    mean_of_image = [batch["vision"].mean(dim=(1, 2)) for batch in (first, second)]
 
-    assert [len(part) for part in parts] == [6, 6, 6, 5]
-    assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
-    assert {part.predictions_in_whole for part in parts} == {batch.predictions_in_whole}
-    assert sum(int((part.targets != IGNORED).sum()) for part in parts) == batch.predictions_in_whole
+    for batch, mean in zip((first, second), mean_of_image, strict=True):
+        torch.testing.assert_close(batch["profile"][:, 0].mean(dim=1), mean)
+    assert not torch.isin(mean_of_image[0], mean_of_image[1]).any()
+
+
+def test_more_samples_in_a_batch_than_there_are_is_refused(digits):
+    with pytest.raises(MimoError, match="--batch-size 1439: there are 1438 training samples"):
+        digits.training_sampler(batch_size=1439, micro_batches=1, seed=0)
 
 
 def test_an_unknown_modality_is_refused():
     with pytest.raises(MimoError, match=r"modules\.audio: this example has no such encoder; it has vision, profile"):
-        Digits(["audio"], torch.float32, CPU)
+        Digits(["audio"], torch.float32)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -110,7 +137,7 @@ def test_the_stages_of_an_encoder_make_up_the_whole(name, digits):
 
     (whole,) = stages_of(build, ENCODERS[name], 1)
     parts = stages_of(build, ENCODERS[name], 2)
-    raw = digits.batch(0, 1, 5).inputs[name]
+    raw = digits.held_out[name][:5]
 
     assert sorted(name for name, _ in named_parameters(parts)) == sorted(name for name, _ in named_parameters([whole]))
     assert torch.equal(run(parts, raw), whole(raw))
@@ -123,12 +150,12 @@ def test_the_stages_of_the_language_model_make_up_the_whole(digits):
 
     (whole,) = stages_of(build, LANGUAGE, 1)
     parts = stages_of(build, LANGUAGE, 2)
-    batch = digits.batch(0, 1, 5)
+    tokens = captions(digits.held_out)[0][:5]
     embeddings = {name: torch.randn(5, MODALITIES[name].tokens, LANGUAGE.width, dtype=torch.float64) for name in BOTH}
 
     assert sorted(name for name, _ in named_parameters(parts)) == sorted(name for name, _ in named_parameters([whole]))
-    expected = whole(whole.merge(batch.tokens, embeddings))
-    assert torch.equal(run(parts, parts[0].merge(batch.tokens, embeddings)), expected)
+    expected = whole(whole.merge(tokens, embeddings))
+    assert torch.equal(run(parts, parts[0].merge(tokens, embeddings)), expected)
 
 
 def test_only_the_ends_of_a_pipeline_hold_embedding_and_head():
@@ -142,20 +169,20 @@ def test_only_the_ends_of_a_pipeline_hold_embedding_and_head():
 
 def test_embeddings_land_at_their_placeholders(digits):
     (model,) = stages_of(lambda stage: LanguageModel(BOTH, stage), LANGUAGE, 1)
-    batch = digits.batch(0, 1, 5)
+    tokens = captions(digits.held_out)[0][:5]
     embeddings = {name: torch.randn(5, MODALITIES[name].tokens, LANGUAGE.width, dtype=torch.float64) for name in BOTH}
 
-    merged = model.merge(batch.tokens, embeddings) - model.position.weight
+    merged = model.merge(tokens, embeddings) - model.position.weight
 
     for name in BOTH:
-        found = merged[batch.tokens == placeholder_id(name)].view(5, -1, LANGUAGE.width)
+        found = merged[tokens == placeholder_id(name)].view(5, -1, LANGUAGE.width)
         assert torch.allclose(found, embeddings[name])
-    assert torch.allclose(merged[:, -CAPTION_TOKENS:], model.embedding(batch.tokens[:, -CAPTION_TOKENS:]))
+    assert torch.allclose(merged[:, -CAPTION_TOKENS:], model.embedding(tokens[:, -CAPTION_TOKENS:]))
 
 
 def test_a_caption_is_predicted_without_seeing_what_follows(digits):
     (model,) = stages_of(lambda stage: LanguageModel(["vision"], stage), LANGUAGE, 1)
-    tokens = Digits(["vision"], torch.float64, CPU).batch(0, 1, 5).tokens
+    tokens = captions(Digits(["vision"], torch.float64).held_out)[0][:5]
     embeddings = {"vision": torch.randn(5, 16, LANGUAGE.width, dtype=torch.float64)}
     changed = tokens.clone()
     changed[:, -2:] = 0
