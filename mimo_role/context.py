@@ -86,8 +86,9 @@ class RoleContext:
 
     @property
     def is_logging_rank(self) -> bool:
-        """True on one rank of the world, which has the loss: the first of the language model's last stage."""
-        grid = self.topology.grids[MIMO_LANGUAGE_MODULE_KEY]
+        """True on one rank of the world, which has a loss: the first of the language model's last stage, or of a decoder's."""
+        ends = self.topology.module_graph.ends
+        grid = self.topology.grids[MIMO_LANGUAGE_MODULE_KEY if MIMO_LANGUAGE_MODULE_KEY in ends else ends[0]]
         return self.rank == grid.rank_at({"pp": grid.axis_size("pp") - 1})
 
     @property
@@ -281,32 +282,40 @@ class RoleContext:
         """
         return self._clipper.clip(modules, max_norm, norm_type, error_if_nonfinite=error_if_nonfinite)
 
-    def token_count(self, tokens: int | torch.Tensor) -> torch.Tensor:
-        """The number of tokens over all lanes and context-parallel ranks of the language model, int64.
+    def token_count(self, tokens: int | torch.Tensor, module: str | None = None) -> torch.Tensor:
+        """The number of tokens over all lanes and context-parallel ranks of the module that computes the loss, int64.
 
-        Collective over this rank's dp and cp row of the language model. The ranks that compute the loss call it before that.
+        Collective over this rank's dp and cp row of the module. The ranks that compute the loss call it before that.
 
         Args:
             tokens: the number on this rank in the whole step, over all micro-batches.
+            module: the language model, or a module that follows it; needed if several compute a loss.
 
         Raises:
-            AxisError: this rank does not run the language model.
+            AxisError: this rank does not run the module, or it does not compute a loss.
         """
-        return token_count(tokens, self.group(MIMO_LANGUAGE_MODULE_KEY, "dp", "cp"), self.device)
+        return token_count(tokens, self.group(self._module_with_loss(module), "dp", "cp"), self.device)
 
-    def mean_loss(self, losses: Sequence[torch.Tensor], tokens: int | torch.Tensor | None = None) -> torch.Tensor:
+    def mean_loss(
+        self, losses: Sequence[torch.Tensor], tokens: int | torch.Tensor | None = None, module: str | None = None
+    ) -> torch.Tensor:
         """The loss of the whole batch, for logging. Collective over the world.
 
         Args:
-            losses: of this rank's micro-batches, as `Schedule1F1B.step` returns them; used on the language model's last stage
-                only. With `tokens` they are sums over tokens; without, they have been divided by `token_count`.
+            losses: of this rank's micro-batches, as `Schedule1F1B.step` returns them; used on the last stage of the module that
+                computes the loss only. With `tokens` they are sums over tokens; without, they have been divided by
+                `token_count`.
             tokens: the number over which this rank's losses are summed. All ranks of that stage pass it, or none does.
+            module: needed if several compute a loss; then `losses` are `schedule.losses.get(module, [])`.
 
         Returns:
             The mean over the tokens of all lanes and context-parallel ranks, float64, the same on all ranks of the world; NaN
             if there are no tokens.
+
+        Raises:
+            AxisError: there is no such module, or it does not compute a loss.
         """
-        name = MIMO_LANGUAGE_MODULE_KEY
+        name = self._module_with_loss(module)
         is_counted = self.role.is_last_stage(name) and self.coords(name)["tp"] == 0
         return mean_loss(losses, tokens, self.device, is_counted=is_counted)
 
@@ -370,6 +379,15 @@ class RoleContext:
         """
         self.heartbeat.beat()
         return self._agreement.seconds_left()
+
+    def _module_with_loss(self, module: str | None) -> str:
+        ends = self.topology.module_graph.ends
+        if module is None and len(ends) > 1:
+            raise AxisError(f"{', '.join(ends)} compute losses; name one of them with module=")
+        if module is not None and module not in ends:
+            self._grid(module)
+            raise AxisError(f"{module!r} computes no loss, since another module takes its output; {', '.join(ends)} does")
+        return ends[0] if module is None else module
 
     def _grid(self, module: str) -> RankGrid:
         grid = self.topology.grids.get(module)

@@ -74,6 +74,8 @@ class BridgeRegistry:
             BridgeError: there is no such link.
         """
         grid = self._grid(module)
+        if stage is not None and (to is not None or to_stage):
+            raise BridgeError(f"stage={stage} names the bridge to the next stage of {module!r}; pass no to and to_stage")
         if stage is not None:
             stages = grid.axis_size("pp")
             if not 0 <= stage < stages - 1:

@@ -30,6 +30,7 @@ class SampleSizes:
         self._step = micro_batches[0].step if micro_batches else 0
         self._found = found
         self._work: dist.Work | None = work
+        self._rows: list[list[int]] = []
         self._sizes: dict[str, list[tuple[int, ...]]] = {}
 
     def __getitem__(self, module: str) -> list[tuple[int, ...]]:
@@ -40,13 +41,13 @@ class SampleSizes:
         Raises:
             DataError: the module's sizes are not exchanged, or no rank has given those of a sample.
         """
+        if module not in self._names:
+            raise DataError(f"the sizes of {module!r} are not exchanged, only those of: {', '.join(self._names)}")
         if self._work is not None:
             self._work.wait()
-            self._work = None
-            for name, row in zip(self._names, self._found.tolist(), strict=True):
-                self._sizes[name] = self._checked(name, row)
+            self._work, self._rows = None, self._found.tolist()
         if module not in self._sizes:
-            raise DataError(f"the sizes of {module!r} are not exchanged, only those of: {', '.join(self._names)}")
+            self._sizes[module] = self._checked(module, self._rows[self._names.index(module)])
         return self._sizes[module]
 
     def _checked(self, name: str, row: Sequence[int]) -> list[tuple[int, ...]]:

@@ -119,6 +119,8 @@ class StepSync:
         self._sync = sync
         self._module = ""
         """The module whose forward runs."""
+        self._trains = False
+        """Whether that forward has a backward."""
         self._drivers: dict[nn.Module, _Driver] = {}
         self._driven_by_script: set[nn.Module] = set()
         self._roots_called: set[nn.Module] = set()
@@ -129,9 +131,9 @@ class StepSync:
         self.roots = {root for roots in given.values() for root in roots}
         self.others = dict.fromkeys(wrapper for wrapper in others if wrapper not in self._drivers)
 
-    def before_forward(self, module: str) -> None:
-        """Call it before each forward of a module."""
-        self._module = module
+    def before_forward(self, module: str, *, trains: bool) -> None:
+        """Call it before each forward of a module; `trains`: whether it has a backward."""
+        self._module, self._trains = module, trains
         self._roots_called.clear()
 
     def check_outputs(self, module: str, outputs: Collection[torch.Tensor]) -> None:
@@ -176,7 +178,9 @@ class StepSync:
         self._roots_called.add(root)
 
     def other_is_called(self, wrapper: nn.Module) -> None:
-        """A forward that will have a backward calls one of the others."""
+        """A forward calls one of the others."""
+        if not self._trains:
+            return
         call = wrapper, self._module
         if wrapper not in self._drivers and not getattr(wrapper, "require_backward_grad_sync", True):
             self._driven_by_script.add(wrapper)  # the script calls it in no_sync()
@@ -231,7 +235,10 @@ class _DdpDriver(_Driver):
 
     def reduce(self) -> None:
         ddp = self._ddp
-        touched = _Touch.apply(*(parameter for parameter in ddp.parameters() if parameter.requires_grad))  # type: ignore[no-untyped-call]
+        trained = [parameter for parameter in ddp.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        touched = _Touch.apply(*trained)  # type: ignore[no-untyped-call]
         ddp.reducer.prepare_for_backward([touched])
         touched.backward()
         # Usually called by DDP's forward. It checks that all parameters are reduced. The first time it also broadcasts the

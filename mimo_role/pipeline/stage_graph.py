@@ -77,6 +77,10 @@ class StageGraph:
         """The stages to which a stage sends the tensor of this name."""
         return self._destinations.get((at, name), self._usual[at])
 
+    def named_destinations(self, at: StageId) -> set[str]:
+        """The tensors of a stage that have destinations of their own."""
+        return {name for source, name in self._destinations if source == at}
+
     def reached_from(self, stages: Collection[StageId]) -> set[StageId]:
         """These stages, and all that they feed, over any number of others."""
         found: set[StageId] = set()
@@ -92,7 +96,11 @@ class StageGraph:
         feeds = topology.module_graph.feeds[module]
         for name, given in of_tensors.items():
             stages = [given] if isinstance(given, StageId | str) else list(given)
-            found = [StageId(stage, 0) if isinstance(stage, str) else StageId(*stage) for stage in stages]
+            if not stages or not all(isinstance(stage, StageId | str) for stage in stages):
+                raise ScheduleError(
+                    f"destinations: {name!r} of {module!r} goes to {given!r}; name a module or a StageId, or several"
+                )
+            found = [StageId(stage, 0) if isinstance(stage, str) else stage for stage in stages]
             for at in found:
                 if at.module not in feeds:
                     taken = ", ".join(feeds) or "no module"

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Named(Generic[T]):
-    """Values by name, in order, and whether they were one value, a tuple, or a mapping."""
+    """Values by name, and whether they were one value, a tuple, or a mapping. A mapping's are in the order of their names."""
 
     form: type[Any] | None
     """`None` for one value."""
@@ -39,7 +39,7 @@ class Named(Generic[T]):
         if isinstance(value, kind):
             return cls(None, {ONE: value})
         if isinstance(value, Mapping):
-            found: Named[Any] = cls(dict, dict(value))
+            found: Named[Any] = cls(dict, {name: value[name] for name in sorted(value)})
         elif isinstance(value, tuple | list):
             found = cls(tuple, {str(number): item for number, item in enumerate(value)})
         else:

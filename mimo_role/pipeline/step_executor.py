@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch.profiler import record_function
 
 from mimo_role.bridge.activation_spec import ActivationSpec, takes_gradients
 from mimo_role.bridge.bridge import Bridge
@@ -14,6 +13,7 @@ from mimo_role.bridge.frames import Position, Returns
 from mimo_role.bridge.transfer import Transfer, TransferOptions, start_together
 from mimo_role.errors import ScheduleError
 from mimo_role.pipeline.gradient_sync import StepSync
+from mimo_role.pipeline.profiling import span
 from mimo_role.pipeline.stage_graph import StageGraph
 from mimo_role.pipeline.stage_tensors import Named, Specs, Tensors
 from mimo_role.pipeline.timeline import Action, Phase
@@ -57,6 +57,14 @@ class Pipeline(Generic[Batch]):
     bridge_of: Callable[[StageLink, int], Bridge]
     """The bridge of a link for the tensor with this number."""
     slack: int
+
+    def specs_of(self, source: StageId, batch: Batch) -> Named[ActivationSpec]:
+        """The specs of a stage's output.
+
+        Raises:
+            ScheduleError: `spec_of` returns something else.
+        """
+        return Named.of(f"spec_of({source}, ...)", self.spec_of(source, batch), ActivationSpec)
 
     def names_for(self, specs: Named[ActivationSpec], link: StageLink) -> list[str]:
         """The tensors that cross a link; they are numbered in this order."""
@@ -138,6 +146,8 @@ class StepExecutor(Generic[Batch]):
         self._check_frozen = check_frozen
         self._receiving: dict[Action, dict[Piece, Transfer]] = defaultdict(dict)
         """By the action that waits for it."""
+        self._asked_for: set[Action] = set()
+        """Actions whose inputs are being received."""
         self._sending: defaultdict[Action, list[Transfer]] = defaultdict(list)
         """By the action that has sent it."""
         self._saved: dict[tuple[StageId, int], _Saved] = {}
@@ -147,9 +157,12 @@ class StepExecutor(Generic[Batch]):
         """Start to receive the inputs of these actions, over all bridges in one call."""
         started = []
         for action in actions:
+            if action in self._asked_for:
+                continue
+            self._asked_for.add(action)
             waiting, back = self._receiving[action], action.phase is Phase.BACKWARD
             for piece in self._awaited(action):
-                if piece not in waiting and not self._is_local(piece.link):
+                if not self._is_local(piece.link):
                     waiting[piece] = self._transfer(None, piece, back=back)
                     started.append(waiting[piece])
         start_together(started)
@@ -158,21 +171,17 @@ class StepExecutor(Generic[Batch]):
         """Wait for the inputs of an action, compute, and send; `torch.profiler` shows these spans."""
         inputs = {}
         for piece, transfer in self._receiving.pop(action, {}).items():
-            with record_function(f"bridge {piece.link.source.module}"):
+            with span("bridge", piece.link.source.module):
                 received = transfer.receive()
             assert received is not None
             inputs[piece] = received
             if transfer.release_result():  # a rank on both sides of a bridge sends with the same transfer
                 self._sending[action].append(transfer)
-        with record_function(f"{action.phase.value} {action.at.module}.{action.at.stage}, {self._described(action)}"):
+        with span(action.phase.value, f"{action.at.module}.{action.at.stage}", self._plan.micro_batches(action)):
             if action.phase is Phase.FORWARD:
                 self._do_forward(action, inputs)
             else:
                 self._do_backward(action, inputs)
-
-    def _described(self, action: Action) -> str:
-        numbers = self._plan.micro_batches(action)
-        return f"micro-batch {numbers[0]}" if len(numbers) == 1 else f"micro-batches {numbers[0]}-{numbers[-1]}"
 
     def finish(self) -> None:
         """Wait until all that was sent has been received."""
@@ -187,8 +196,9 @@ class StepExecutor(Generic[Batch]):
         with torch.set_grad_enabled(trains or self._is_checked(action)):
             returned, auxiliary = self._run(action, inputs)
         is_last = not self._pipeline.graph.after[at]
-        with torch.set_grad_enabled(trains):
+        with torch.set_grad_enabled(trains or self._is_checked(action)):
             losses = self._losses(action, returned) if is_last else []
+        self._check_trains(action, losses)
         outputs = {} if is_last else self._outputs(action, returned)
         if not is_last:
             self._send_forward(action, outputs, copy=not trains)
@@ -200,7 +210,7 @@ class StepExecutor(Generic[Batch]):
     def _run(self, action: Action, inputs: Mapping[Piece, torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
         """What a stage returns for each micro-batch of a run, and its auxiliary losses."""
         at = action.at
-        self._gradient_sync.before_forward(at.module)
+        self._gradient_sync.before_forward(at.module, trains=self._plan.trains(at))
         batches = [self._batches[number] for number in self._plan.micro_batches(action)]
         named = [self._named_inputs(at, number, inputs) for number in self._plan.micro_batches(action)]
         if len(batches) == 1:
@@ -252,6 +262,8 @@ class StepExecutor(Generic[Batch]):
         for micro_batch, of_one in zip(self._plan.micro_batches(action), returned, strict=True):
             tensors, specs = Named.of(what, of_one, torch.Tensor), self._specs_of(at, micro_batch)
             tensors.check_like(specs, what)
+            if unknown := self._pipeline.graph.named_destinations(at) - specs.values.keys():
+                raise ScheduleError(f"destinations: {at} has no tensor {min(unknown)!r}; it has {', '.join(specs.values)}")
             for name, spec in specs.values.items():
                 for target in self._pipeline.graph.targets(at, name)[:1]:
                     bridge = self._pipeline.bridge_of(StageLink(at, target), 0)
@@ -280,7 +292,9 @@ class StepExecutor(Generic[Batch]):
         is_last = (action.number + 1) * self._plan.per_run[at] == len(self._batches)
         self._gradient_sync.before_backward(at.module, is_last=is_last)
         of_outputs: dict[tuple[int, str], torch.Tensor] = {}
-        for piece, gradient in gradients.items():
+        targets = self._pipeline.graph.after[at]
+        # In one order on all replicas, so that sums have the same bits.
+        for piece, gradient in sorted(gradients.items(), key=lambda item: targets.index(item[0].link.target)):
             key = piece.micro_batch, piece.name
             of_outputs[key] = of_outputs[key] + gradient if key in of_outputs else gradient
         roots: list[tuple[torch.Tensor, torch.Tensor | None]] = [(loss, None) for loss in saved.losses]
@@ -360,8 +374,7 @@ class StepExecutor(Generic[Batch]):
     def _specs_of(self, source: StageId, micro_batch: int) -> Named[ActivationSpec]:
         key = source, micro_batch
         if key not in self._specs:
-            found = self._pipeline.spec_of(source, self._batches[micro_batch])
-            self._specs[key] = Named.of(f"spec_of({source}, ...)", found, ActivationSpec)
+            self._specs[key] = self._pipeline.specs_of(source, self._batches[micro_batch])
         return self._specs[key]
 
 

@@ -9,6 +9,7 @@ deadlock.
 """
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from enum import Enum
@@ -166,7 +167,7 @@ def run_limits(graph: StageGraph, slack: int, per_run: Mapping[StageId, int]) ->
     """
     limits = {}
     for at, after in graph.after.items():
-        most_at_once = max((per_run[later] for later in graph.reached_from(after)), default=1)
+        most_at_once = math.lcm(*(per_run[later] for later in graph.reached_from(after)))
         ahead = graph.distance[at] + (slack if after else 0) + most_at_once - 1
         limits[at] = 1 + -(-ahead // per_run[at])
     return limits

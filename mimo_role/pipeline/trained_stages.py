@@ -1,6 +1,7 @@
 """Which stages have a backward: those with parameters to train, and those that they feed."""
 
-from collections.abc import Collection, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,7 @@ from torch import nn
 from mimo_role.errors import ScheduleError
 from mimo_role.pipeline.stage_graph import StageGraph
 from mimo_role.topology.module_graph import ModuleGraph
-from mimo_role.topology.stage_links import StageId
+from mimo_role.topology.stage_links import StageId, StageLink
 
 
 class TrainedStages:
@@ -54,31 +55,49 @@ class TrainedStages:
         self._own_stages = own_stages
         self._device = device
         self._without_backward: frozenset[StageId] | None = None
+        self._frozen_parameters: dict[StageId, list[nn.Parameter]] = {}
 
-    def without_backward(self) -> frozenset[StageId]:
+    def without_backward(self, names: Callable[[], Mapping[StageLink, Sequence[str]]]) -> frozenset[StageId]:
         """The stages without a backward. Collective over the world at the first call.
 
+        Args:
+            names: called once; returns the names of the tensors that cross each link of this rank, which are compared.
+
         Raises:
-            ScheduleError: parameters train that did not at the first call, or none do on any rank.
+            ScheduleError: parameters train that did not at the first call, or none do on any rank; or the two sides of a link
+                name other tensors.
         """
         if self._without_backward is None:
-            self._without_backward = self._agree()
-        for at in self._without_backward & self._roots.keys():
-            if _has_trained(self._roots[at]):
+            self._without_backward = self._agree(names())
+            for at in self._without_backward & self._roots.keys():
+                self._frozen_parameters[at] = [parameter for root in self._roots[at] for parameter in root.parameters()]
+        for at, parameters in self._frozen_parameters.items():
+            if any(parameter.requires_grad for parameter in parameters):
                 raise ScheduleError(
                     f"parameters of {at} require gradients now and did not at the first step, so other ranks send none; make a "
                     "new schedule after changing requires_grad"
                 )
         return self._without_backward
 
-    def _agree(self) -> frozenset[StageId]:
-        stages = list(self._graph.after)
-        own = [at in self._own_stages and at not in self._frozen and self._may_train(at) for at in stages]
-        found = torch.tensor(own, dtype=torch.int32, device=self._device)
+    def _agree(self, names: Mapping[StageLink, Sequence[str]]) -> frozenset[StageId]:
+        stages, links = list(self._graph.after), self._graph.links
+        own = [int(at in self._own_stages and at not in self._frozen and self._may_train(at)) for at in stages]
+        digests = [zlib.crc32(repr(list(names[link])).encode()) if link in names else None for link in links]
+        highest = [-1 if digest is None else digest for digest in digests]
+        lowest = [-(1 << 32) if digest is None else -digest for digest in digests]
+        found = torch.tensor([*own, *highest, *lowest], dtype=torch.int64, device=self._device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
-        trained = self._graph.reached_from([at for at, trains in zip(stages, found.tolist(), strict=True) if trains])
+        values = found.tolist()
+        trains, of_links = values[: len(stages)], values[len(stages) :]
+        highest, lowest = of_links[: len(links)], of_links[len(links) :]
+        for link, high, low in zip(links, highest, lowest, strict=True):
+            if high != -low:
+                raise ScheduleError(f"spec_of({link.source}, ...) returns other names on some ranks of {link}")
+        trained = self._graph.reached_from([at for at, flag in zip(stages, trains, strict=True) if flag])
         if not trained:
-            raise ScheduleError("no parameter of any module requires gradients; use forward(), or set requires_grad_(True)")
+            raise ScheduleError(
+                "no parameter in modules= requires gradients on any rank; use forward(), or requires_grad_(True)"
+            )
         return frozenset(stages) - trained
 
     def _may_train(self, at: StageId) -> bool:

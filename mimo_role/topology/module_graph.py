@@ -33,6 +33,9 @@ class ModuleGraph:
         Raises:
             TopologyError: an unknown module, a cycle, or a module that neither leads to the language module nor follows it.
         """
+        for name in given:
+            if name not in names:
+                raise TopologyError(f"modules.{name}.after", f"there is no module {name!r}; there are {', '.join(names)}")
         after = {name: _checked(name, given.get(name, ()), names) for name in names}
         if MIMO_LANGUAGE_MODULE_KEY in after and MIMO_LANGUAGE_MODULE_KEY not in given:
             following = _following(after, MIMO_LANGUAGE_MODULE_KEY)

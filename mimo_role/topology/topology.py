@@ -124,10 +124,9 @@ class Topology:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, a list of modules in the map's order."""
         modules = []
-        default = ModuleGraph.of(list(self.grids), {}).after
         for name, grid in self.grids.items():
             module = {"name": name, "rank_offset": grid.rank_offset, **_axes_as_dict(grid)}
-            if self.after[name] != default[name]:
+            if not self.module_graph.is_default:
                 module["after"] = list(self.after[name])
             if name in self.expert_grids:
                 module["experts"] = _axes_as_dict(self.expert_grids[name])

@@ -270,7 +270,7 @@ def test_a_stage_has_a_backward_if_it_or_one_before_it_trains():
     assert tower["graph"] == [False, False]
     assert projector["graph"] == [False, False]
     assert language["graph"] == [True, True]
-    nothing = "no parameter of any module requires gradients; use forward(), or set requires_grad_(True)"
+    nothing = "no parameter in modules= requires gradients on any rank; use forward(), or requires_grad_(True)"
     assert tower["nothing trains"] == language["nothing trains"] == nothing
     assert tower["unfrozen later"].startswith("parameters of tower stage 0 require gradients now and did not at the first step")
     assert language["fed by one that trains"].startswith("frozen: 'projector' takes the output of tower, whose gradients pass")
@@ -290,6 +290,8 @@ def refusals(_):
         ask(loss_of={"image": one["loss_of"]}),
         ask(micro_batches={"vison": 1}),
         ask(micro_batches={"vision": 2}),
+        ask(spec_of=lambda *_: {"a" if ctx.rank == 0 else "b": spec}),
+        ask(destinations={"vision": {"a": ("language", 0)}}),
     ]
 
 
@@ -302,6 +304,8 @@ def test_what_does_not_fit_the_graph_is_refused():
         "loss_of has image; these modules compute losses: image, speech",
         "micro_batches: no module 'vison'; there are vision, language, image, speech",
         "micro_batches: 2 runs of 'vision' do not divide 3 micro-batches",
+        "spec_of(vision stage 0, ...) returns other names on some ranks of vision stage 0 -> language stage 0",
+        "destinations: 'a' of 'vision' goes to ('language', 0); name a module or a StageId, or several",
     ]
 
 
@@ -332,3 +336,34 @@ def test_a_module_that_feeds_another_may_have_a_loss_of_its_own():
     of_language = [f"{phase} language.0, micro-batch {number}" for phase in ("forward", "backward") for number in (0, 1)]
     assert sorted(spans) == sorted([*of_language, "bridge language", "bridge language"])
     assert other_spans.count("bridge language") == 2
+
+
+def with_wrapped_tower(_):
+    """A frozen tower in DDP, given to the schedule or named as frozen; the mean loss of a decoder."""
+    ctx = mimo_role.current()
+    spec = ActivationSpec.of(2, (2,), torch.float64)
+    module = next(iter(ctx.role.modules))
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(2, 2, dtype=torch.float64)
+    if module == "tower":
+        layer = torch.nn.parallel.DistributedDataParallel(layer, process_group=ctx.group("tower", "dp")).requires_grad_(False)
+
+    def run(_, batch, inputs):
+        return layer(next(iter(inputs.values()), torch.ones(1, 2, dtype=torch.float64)))
+
+    one = {"run": run, "spec_of": lambda *_: spec, "loss_of": lambda output, _: output.sum() / 4}
+    for settings in ({"modules": {module: layer}}, {"frozen": ["tower"]}):
+        schedule = Schedule1F1B(ctx, **one, **settings)
+        losses = schedule.step([0, 1])
+    outputs = schedule.forward([0])
+    assert not schedule._results.outputs
+    return ctx.mean_loss(losses).item(), sum(loss.item() for loss in losses), ctx.is_logging_rank, len(outputs)
+
+
+def test_a_wrapped_frozen_tower_and_the_loss_of_a_decoder():
+    topology = Topology.from_modules({"tower": {"dp": 2}, "language": {}, "decoder": {"after": "language"}})
+    found = run_ranks(with_wrapped_tower, topology, None, timeout_s=60)
+    assert found[3][1] != 0
+    assert [mean for mean, *_ in found] == [pytest.approx(found[3][1], rel=1e-15)] * 4
+    assert [is_logging for _, _, is_logging, _ in found] == [False, False, False, True]
+    assert [count for *_, count in found] == [0, 0, 0, 1]

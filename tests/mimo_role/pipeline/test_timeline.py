@@ -145,6 +145,11 @@ def test_modules_that_run_several_micro_batches_at_once_never_wait_for_each_othe
         assert in_flight[at] <= run_limits(graph, slack, sizes)[at]
 
 
+def test_numbers_of_micro_batches_per_run_need_not_divide_each_other():
+    graph = StageGraph(Topology.from_modules({"vision": {}, "language": {}, "decoder": {"after": "language"}}))
+    assert len(timeline(graph, 12, per_run={"language": 4, "decoder": 3})) == 2 * (12 + 3 + 4)
+
+
 def test_a_tensor_may_skip_stages():
     topology = Topology.from_modules({"vision": {"pp": 2}, "language": {"pp": 3}})
     to = StageId("language", 2)

@@ -82,6 +82,8 @@ def test_a_topology_and_its_json_have_the_same_graph(data):
     modules = {name: {} for name in order}
     modules["fusion"] = {"after": data.draw(st.sampled_from(["audio", ["audio", "vision"]]))}
     modules["image"] = {"after": data.draw(later)}
+    if data.draw(st.booleans()):  # past the encoder in between
+        modules["language"] = {"after": ["vision", "audio", "fusion"]}
     modules["speech"] = {"after": data.draw(st.sampled_from([["language"], ["image"]]))}
     topology = Topology.from_modules(modules)
     again = Topology.from_json(topology.to_json())
