@@ -19,6 +19,7 @@ FAULTS = (*_BY_A_FAULT, signal.SIGABRT)
 _KILLED = (signal.SIGTERM, signal.SIGKILL)
 _LINE_LIMIT = 300
 _AT_ONCE_S = 0.5
+_SAME_MOMENT_S = 0.05
 _LOST_A_PEER = (
     "connection closed by peer",
     "connection closed by remote peer",
@@ -186,17 +187,25 @@ def read_rank_exit(
 def first_failure(records: list[RankExit]) -> RankExit | None:
     """The failure that came first.
 
-    That is the first exit, with one exception: a rank that raises closes its connections before it exits, so a peer that
-    fails because of the lost connection may exit earlier. A rank that failed by itself comes before such peers.
+    That is the first exit, with two exceptions. A rank that raises closes its connections before it exits, so a peer that
+    fails because of the lost connection may exit earlier: a rank that failed by itself comes before such peers. And the order
+    of exits that are noticed at the same moment is unknown: a rank that was killed comes first then, and one that SIGTERM
+    has ended last.
     """
     # A rank that asked to be requeued counts as failed only if no other rank has failed.
     failed = sorted((record for record in records if record.code), key=lambda it: (it.code == REQUEUE_EXIT_CODE, it.order))
     if not failed:
         return None
+    first = failed[0]
+    if first.has_lost_a_peer or first.code == -signal.SIGTERM:  # with SIGTERM mimo-launch ends ranks after a failure
+        together = [record for record in failed if record.ended_at < first.ended_at + _SAME_MOMENT_S]
+        first = min(together, key=lambda record: (record.code != -signal.SIGKILL, record.code == -signal.SIGTERM))
+    if not first.has_lost_a_peer:
+        return first
     own = (record for record in failed if record.is_by_its_own_fault and record.code != REQUEUE_EXIT_CODE)
     # Without an exception, a later one may have been ended because of the first.
-    soon = (record for record in own if record.crash is not None or record.ended_at < failed[0].ended_at + _AT_ONCE_S)
-    return next(soon, failed[0]) if failed[0].has_lost_a_peer else failed[0]
+    soon = (record for record in own if record.crash is not None or record.ended_at < first.ended_at + _AT_ONCE_S)
+    return next(soon, first)
 
 
 def _crash_from(file: Path) -> Crash | None:

@@ -26,7 +26,7 @@ class ExitWatcher:
             try:
                 watched[pidfd_open(pid)] = key
             except ProcessLookupError:
-                self._note(key)
+                self._note(key, time.time())
                 gone.append(key)
         self._thread = threading.Thread(target=self._watch, args=(watched, gone), name="mimo-launch exits", daemon=True)
         self._thread.start()
@@ -51,12 +51,14 @@ class ExitWatcher:
         for pidfd in watched:
             poll.register(pidfd, select.POLLIN)
         while watched:
-            for pidfd, _ in poll.poll():
+            ready = poll.poll()
+            now = time.time()
+            for pidfd, _ in ready:
                 poll.unregister(pidfd)
                 close(pidfd)
-                self._note(watched.pop(pidfd))
+                self._note(watched.pop(pidfd), now)
                 self._on_exit(self._order[-1])
 
-    def _note(self, key: int) -> None:
-        self._times[key] = time.time()
+    def _note(self, key: int, now: float) -> None:
+        self._times[key] = now
         self._order.append(key)

@@ -38,13 +38,13 @@ def crash(kind="RuntimeError", text="", *, bases=("RuntimeError", "Exception", "
     return Crash(kind=kind, text=text, traceback=f"{kind}: {text}", frames=tuple(frames), kinds=kinds)
 
 
-def record(rank, code=1, *, order=None, step=None, crash=None, tail=(), logs=()):
+def record(rank, code=1, *, order=None, after_s=0.0, step=None, crash=None, tail=(), logs=()):
     return RankExit(
         rank=rank,
         code=code,
         order=rank if order is None else order,
         host="hosta",
-        ended_at=1_700_000_000.0,
+        ended_at=1_700_000_000.0 + after_s,
         step=step,
         crash=crash,
         tail=tuple(tail),

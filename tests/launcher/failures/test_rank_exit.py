@@ -374,6 +374,13 @@ def test_the_output_before_an_exception_without_a_message_does_not_count():
             id="the watchdog ends a peer before the culprit",
         ),
         pytest.param([record(0, crash=LOST), record(1, -15)], 0, id="the other rank was ended"),
+        pytest.param(
+            [record(0, crash=LOST), record(1, -9)], 1, id="a peer is noticed at the same moment as one that was killed"
+        ),
+        pytest.param([record(0, -15), record(1, -9)], 1, id="a rank that was ended is noticed with one that was killed"),
+        pytest.param([record(0, -15), record(1, crash=LOST)], 1, id="a rank that was ended is noticed with one that failed"),
+        pytest.param([record(0, -15), record(1, -9, after_s=0.1)], 0, id="a rank is ended from outside, and another later"),
+        pytest.param([record(0, crash=LOST), record(1, -9, after_s=0.1)], 0, id="the other rank was killed later"),
         pytest.param([record(0, crash=LOST), record(1, crash=LOST)], 0, id="all have lost a peer"),
         pytest.param([record(0, -9), record(1, crash=LOST), record(2, crash=OWN)], 0, id="one that was killed was first"),
         pytest.param([record(0, 3), record(1, crash=OWN)], 0, id="one without an exception was first"),
