@@ -6,7 +6,7 @@ be used in part: see docs/design-notes.md.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 import torch
 
@@ -38,7 +38,7 @@ class Schedule1F1B(Generic[Batch]):
         run: Callable[..., Any],
         spec_of: Callable[[StageId, Batch], Specs],
         loss_of: Callable[[Any, Batch], torch.Tensor] | Mapping[str, Callable[[Any, Batch], torch.Tensor]],
-        frozen: Collection[str] = (),
+        frozen: Collection[str] | Literal["auto"] = (),
         modules: Modules | None = None,
         splits: Mapping[str, TokenSplit] | None = None,
         destinations: Mapping[str, Mapping[str, Destination]] | None = None,
@@ -57,12 +57,12 @@ class Schedule1F1B(Generic[Batch]):
                 It is called for stages of other ranks too.
             loss_of: `loss_of(output, batch)` is a scalar, on the last stage of the modules that feed no other, such as the
                 language module. If there are several, a mapping of such functions by module; their losses are added up.
-            frozen: modules without parameters to train, where `modules` does not show it: they have no backward, and their
-                outputs no gradients.
-            modules: the parts of each module on this rank, one `torch.nn.Module` or several. A stage without parameters that
-                require gradients, which no such stage feeds, has no backward. The data-parallel wrappers in them (DDP, FSDP2,
-                others with a `no_sync()`) reduce once a step, after the last micro-batch. So do DDP and FSDP2 modules that
-                `run` calls and that are not given, if they exist at the first step and all lanes call them in it.
+            frozen: modules without parameters to train: they have no backward, and their outputs no gradients. With `"auto"`,
+                those stages have none that have no parameter in `modules` that requires gradients, and that no such stage
+                feeds. The same on all ranks.
+            modules: the parts of each module on this rank, one `torch.nn.Module` or several. The data-parallel wrappers in them
+                (DDP, FSDP2, others with a `no_sync()`) reduce once a step, after the last micro-batch. So do DDP and FSDP2
+                modules that `run` calls and that are not given, if they exist at the first step and all lanes call them in it.
             splits: how the ranks of a module divide the tokens of a sample, by module; default: `TokenSplit()`.
             destinations: by module and name of a tensor in its output, the stages or modules that take that tensor, such as
                 `{"vision": {"level_1": StageId("language", 1)}}`. Others go to the first stage of each module that takes the
@@ -87,12 +87,13 @@ class Schedule1F1B(Generic[Batch]):
         self._runs = dict(micro_batches or {})
         graph = StageGraph(ctx.topology, destinations)
         own_stages = frozenset(graph.of_rank(ctx.rank))
-        frozen = frozenset([frozen] if isinstance(frozen, str) else frozen)
-        trained = {at.module for at in own_stages} - frozen
+        is_auto = frozen == "auto"
+        named = frozenset(() if is_auto else [frozen] if isinstance(frozen, str) else frozen)
+        trained = {at.module for at in own_stages} - named
         self._gradient_sync = GradientSync(modules or {}, ctx.topology.grids, trained)
-        self._stages = TrainedStages(
-            graph, ctx.topology.module_graph, own_stages, frozen, self._gradient_sync.roots, ctx.device
-        )
+        self._stages = TrainedStages(graph, ctx.topology.module_graph, own_stages, named, ctx.device)
+        if is_auto:
+            self._stages.find_frozen(self._gradient_sync.roots)
         losses_of = _losses_of(loss_of, ctx.topology.module_graph.ends)
         timeline(graph, 1, slack=slack)  # refuses a wrong argument before any bridge is made
         self._bridges: dict[tuple[StageLink, int], Bridge] = {}
@@ -121,7 +122,7 @@ class Schedule1F1B(Generic[Batch]):
     def step(self, batches: Sequence[Batch], *, sync_gradients: bool = True) -> list[torch.Tensor]:
         """Run the forwards and backwards of the micro-batches; gradients add up in the parameters.
 
-        The first call is collective over the world: ranks agree on the stages without parameters to train.
+        With `frozen="auto"` the first call is collective over the world: ranks agree on the stages without a backward.
 
         Args:
             batches: the micro-batches, one or more.

@@ -14,7 +14,7 @@ from mimo_role.topology.stage_links import StageId, StageLink
 
 
 class TrainedStages:
-    """The stages with a backward, on which all ranks agree at the first step."""
+    """The stages with a backward: all but those of frozen modules, or what all ranks agree on at the first step."""
 
     def __init__(
         self,
@@ -22,7 +22,6 @@ class TrainedStages:
         modules: ModuleGraph,
         own_stages: Collection[StageId],
         frozen: Collection[str],
-        roots: Mapping[str, Sequence[nn.Module]],
         device: torch.device,
     ) -> None:
         """
@@ -31,7 +30,6 @@ class TrainedStages:
             modules: which module feeds which.
             own_stages: this rank's.
             frozen: modules without parameters to train.
-            roots: this rank's parts of its modules, of those that are known.
             device: where a tensor for all ranks lives.
 
         Raises:
@@ -50,15 +48,19 @@ class TrainedStages:
                     "too, or set requires_grad_(False) on its parameters instead"
                 )
         self._graph = graph
-        self._frozen = graph.of_modules(frozen)
-        self._roots = {at: roots[at.module] for at in own_stages if at.module in roots and at.module not in frozen}
         self._own_stages = own_stages
         self._device = device
-        self._without_backward: frozenset[StageId] | None = None
+        self._roots: dict[StageId, Sequence[nn.Module]] = {}
+        self._without_backward: frozenset[StageId] | None = frozenset(graph.of_modules(frozen))
         self._frozen_parameters: dict[StageId, list[nn.Parameter]] = {}
 
+    def find_frozen(self, roots: Mapping[str, Sequence[nn.Module]]) -> None:
+        """Let the ranks agree, by which of their parts of modules have parameters that require gradients."""
+        self._roots = {at: roots[at.module] for at in self._own_stages if at.module in roots}
+        self._without_backward = None
+
     def without_backward(self, names: Callable[[], Mapping[StageLink, Sequence[str]]]) -> frozenset[StageId]:
-        """The stages without a backward. Collective over the world at the first call.
+        """The stages without a backward. Collective over the world at the first call after `find_frozen`.
 
         Args:
             names: called once; returns the names of the tensors that cross each link of this rank, which are compared.
@@ -81,7 +83,7 @@ class TrainedStages:
 
     def _agree(self, names: Mapping[StageLink, Sequence[str]]) -> frozenset[StageId]:
         stages, links = list(self._graph.after), self._graph.links
-        own = [int(at in self._own_stages and at not in self._frozen and self._may_train(at)) for at in stages]
+        own = [int(at in self._own_stages and self._may_train(at)) for at in stages]
         digests = [zlib.crc32(repr(list(names[link])).encode()) if link in names else None for link in links]
         highest = [-1 if digest is None else digest for digest in digests]
         lowest = [-(1 << 32) if digest is None else -digest for digest in digests]

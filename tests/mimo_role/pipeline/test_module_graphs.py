@@ -228,7 +228,7 @@ def frozen_parts(_):
     spec = ActivationSpec.of(2, (2,), torch.float64)
     seen = []
 
-    def schedule(parts, frozen=()):
+    def schedule(parts, frozen="auto"):
         def run(name, batch, inputs):
             hidden = next(iter(inputs.values()), torch.ones(2, 2, dtype=torch.float64))
             seen.append(hidden.requires_grad)
@@ -239,7 +239,7 @@ def frozen_parts(_):
             run=run,
             spec_of=lambda *_: spec,
             loss_of=lambda output, _: output.sum(),
-            modules={module: parts} if not frozen else None,
+            modules={module: parts},
             frozen=frozen,
         )
 
@@ -290,7 +290,7 @@ def refusals(_):
         ask(loss_of={"image": one["loss_of"]}),
         ask(micro_batches={"vison": 1}),
         ask(micro_batches={"vision": 2}),
-        ask(spec_of=lambda *_: {"a" if ctx.rank == 0 else "b": spec}),
+        ask(spec_of=lambda *_: {"a" if ctx.rank == 0 else "b": spec}, frozen="auto"),
         ask(destinations={"vision": {"a": ("language", 0)}}),
     ]
 
@@ -352,7 +352,7 @@ def with_wrapped_tower(_):
         return layer(next(iter(inputs.values()), torch.ones(1, 2, dtype=torch.float64)))
 
     one = {"run": run, "spec_of": lambda *_: spec, "loss_of": lambda output, _: output.sum() / 4}
-    for settings in ({"modules": {module: layer}}, {"frozen": ["tower"]}):
+    for settings in ({"modules": {module: layer}, "frozen": "auto"}, {"frozen": ["tower"]}):
         schedule = Schedule1F1B(ctx, **one, **settings)
         losses = schedule.step([0, 1])
     outputs = schedule.forward([0])
