@@ -221,7 +221,7 @@ def test_nodes_end_when_a_host_is_cut_off_from_the_network(agents, running, host
     agents.lost_after_s = LOST_AFTER_S
     started = running(WAITING)
     with agents.hosts.cut_off(host):
-        found = agents.finish(started, timeout_s=150)
+        found = agents.finish(started, timeout_s=100)
     assert [done.code for done in found] == [1, 1, 1]
     assert [done.said for done in found] == [f"ended: {reason.format(agents.endpoint)} for 3 s" for reason in lost]
 
