@@ -62,11 +62,13 @@ class Expected:
             problem = f"expects {wanted_name} from {peer}, but {found_name} came"
         elif header.is_zero and self.in_order:
             problem = f"expects {wanted_name} from {peer}, whose script dropped that batch without a backward pass"
-        elif not header.position.fits(wanted.position):
+        elif not header.position._replace(names=-1).fits(wanted.position):
             problem = (
                 f"expects {wanted_name} from {peer}, but {found_name} came; all ranks of a bridge run the same steps, with "
                 "equally many micro-batches"
             )
+        elif not header.position.fits(wanted.position):
+            problem = f"expects {wanted_name} from {peer}, whose spec_of() names other tensors; use the same names on all ranks"
         elif (found := self._other_description(header.description)) is not None:
             problem = f"expects {found[0]} in {wanted_name}, but {peer} has {found[1]}"
         elif header.elements != wanted.elements:

@@ -14,7 +14,7 @@ from mimo_role.bridge.message_tags import Purpose
 PREFIX = struct.Struct("<IB")
 """Bytes after the prefix, and the kind."""
 
-_BATCH = struct.Struct("<HBBqiqqiiq")
+_BATCH = struct.Struct("<HBBqiqqiiiq")
 _KEY = struct.Struct("<HBqiB")
 _EDGE = struct.Struct("<iHBqiB")
 _SPEC = struct.Struct("<Hq")
@@ -63,6 +63,8 @@ class Position(NamedTuple):
     micro_batch: int = -1
     micro_batches: int = -1
     """Micro-batches of the step."""
+    names: int = -1
+    """A checksum of the names of the tensors that a schedule transfers together."""
 
     def __str__(self) -> str:
         known = (

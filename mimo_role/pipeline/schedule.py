@@ -181,7 +181,7 @@ class Schedule1F1B(Generic[Batch]):
             raise ScheduleError(
                 "an earlier step failed on this rank, and its messages may still be in flight; start the job again"
             )
-        frozen = self._stages.without_backward(lambda: self._names_by_link(batches)) if backward else frozenset()
+        frozen = self._stages.without_backward() if backward else frozenset()
         plan, actions = self._plans(len(batches), backward, frozen)
         self._results = StepResults()
         try:
@@ -206,12 +206,6 @@ class Schedule1F1B(Generic[Batch]):
         except BaseException:
             self._failed = True
             raise
-
-    def _names_by_link(self, batches: Sequence[Batch]) -> dict[StageLink, list[str]]:
-        """The names of the tensors that cross each link of this rank."""
-        pipeline = self._pipeline
-        own = [link for link in pipeline.graph.links if not pipeline.own_stages.isdisjoint(link)]
-        return {link: pipeline.names_for(pipeline.specs_of(link.source, batches[0]), link) for link in own} if batches else {}
 
     def _actions_ahead(self) -> int:
         """The number of further actions whose inputs are received while one action runs.

@@ -1,8 +1,10 @@
 """The execution of one step on one rank: forwards, backwards, and the transfers between stages."""
 
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -58,14 +60,6 @@ class Pipeline(Generic[Batch]):
     """The bridge of a link for the tensor with this number."""
     slack: int
 
-    def specs_of(self, source: StageId, batch: Batch) -> Named[ActivationSpec]:
-        """The specs of a stage's output.
-
-        Raises:
-            ScheduleError: `spec_of` returns something else.
-        """
-        return Named.of(f"spec_of({source}, ...)", self.spec_of(source, batch), ActivationSpec)
-
     def names_for(self, specs: Named[ActivationSpec], link: StageLink) -> list[str]:
         """The tensors that cross a link; they are numbered in this order."""
         return [name for name in specs.values if link.target in self.graph.targets(link.source, name)]
@@ -79,6 +73,8 @@ class Piece(NamedTuple):
     number: int
     """Of the tensor, among those that cross the link."""
     name: str
+    checksum: int
+    """Of the names of all tensors that cross the link."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +334,7 @@ class StepExecutor(Generic[Batch]):
             self._specs_of(piece.link.source, piece.micro_batch).values[piece.name],
             back=back,
             options=TransferOptions(copy=copy),
-            position=self._position._replace(micro_batch=piece.micro_batch),
+            position=self._position._replace(micro_batch=piece.micro_batch, names=piece.checksum),
             returns=Returns.YES if self._has_gradient(piece) else Returns.NO,
         )
 
@@ -360,8 +356,10 @@ class StepExecutor(Generic[Batch]):
 
     def _pieces(self, link: StageLink, micro_batches: Iterable[int]) -> Iterator[Piece]:
         for micro_batch in micro_batches:
-            for number, name in enumerate(self._pipeline.names_for(self._specs_of(link.source, micro_batch), link)):
-                yield Piece(link, micro_batch, number, name)
+            names = self._pipeline.names_for(self._specs_of(link.source, micro_batch), link)
+            checksum = _checksum(tuple(names))
+            for number, name in enumerate(names):
+                yield Piece(link, micro_batch, number, name, checksum)
 
     def _is_local(self, link: StageLink) -> bool:
         """Whether this rank is on both sides of a link."""
@@ -374,8 +372,14 @@ class StepExecutor(Generic[Batch]):
     def _specs_of(self, source: StageId, micro_batch: int) -> Named[ActivationSpec]:
         key = source, micro_batch
         if key not in self._specs:
-            self._specs[key] = self._pipeline.specs_of(source, self._batches[micro_batch])
+            found = self._pipeline.spec_of(source, self._batches[micro_batch])
+            self._specs[key] = Named.of(f"spec_of({source}, ...)", found, ActivationSpec)
         return self._specs[key]
+
+
+@lru_cache(maxsize=256)
+def _checksum(names: tuple[str, ...]) -> int:
+    return zlib.crc32(repr(names).encode()) >> 1
 
 
 def _described(value: object) -> str:

@@ -1,7 +1,6 @@
 """Which stages have a backward: those with parameters to train, and those that they feed."""
 
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -10,7 +9,7 @@ from torch import nn
 from mimo_role.errors import ScheduleError
 from mimo_role.pipeline.stage_graph import StageGraph
 from mimo_role.topology.module_graph import ModuleGraph
-from mimo_role.topology.stage_links import StageId, StageLink
+from mimo_role.topology.stage_links import StageId
 
 
 class TrainedStages:
@@ -59,18 +58,14 @@ class TrainedStages:
         self._roots = {at: roots[at.module] for at in self._own_stages if at.module in roots}
         self._without_backward = None
 
-    def without_backward(self, names: Callable[[], Mapping[StageLink, Sequence[str]]]) -> frozenset[StageId]:
+    def without_backward(self) -> frozenset[StageId]:
         """The stages without a backward. Collective over the world at the first call after `find_frozen`.
 
-        Args:
-            names: called once; returns the names of the tensors that cross each link of this rank, which are compared.
-
         Raises:
-            ScheduleError: parameters train that did not at the first call, or none do on any rank; or the two sides of a link
-                name other tensors.
+            ScheduleError: parameters train that did not at the first call, or none do on any rank.
         """
         if self._without_backward is None:
-            self._without_backward = self._agree(names())
+            self._without_backward = self._agree()
             for at in self._without_backward & self._roots.keys():
                 self._frozen_parameters[at] = [parameter for root in self._roots[at] for parameter in root.parameters()]
         for at, parameters in self._frozen_parameters.items():
@@ -81,21 +76,12 @@ class TrainedStages:
                 )
         return self._without_backward
 
-    def _agree(self, names: Mapping[StageLink, Sequence[str]]) -> frozenset[StageId]:
-        stages, links = list(self._graph.after), self._graph.links
-        own = [int(at in self._own_stages and self._may_train(at)) for at in stages]
-        digests = [zlib.crc32(repr(list(names[link])).encode()) if link in names else None for link in links]
-        highest = [-1 if digest is None else digest for digest in digests]
-        lowest = [-(1 << 32) if digest is None else -digest for digest in digests]
-        found = torch.tensor([*own, *highest, *lowest], dtype=torch.int64, device=self._device)
+    def _agree(self) -> frozenset[StageId]:
+        stages = list(self._graph.after)
+        own = [at in self._own_stages and self._may_train(at) for at in stages]
+        found = torch.tensor(own, dtype=torch.int32, device=self._device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
-        values = found.tolist()
-        trains, of_links = values[: len(stages)], values[len(stages) :]
-        highest, lowest = of_links[: len(links)], of_links[len(links) :]
-        for link, high, low in zip(links, highest, lowest, strict=True):
-            if high != -low:
-                raise ScheduleError(f"spec_of({link.source}, ...) returns other names on some ranks of {link}")
-        trained = self._graph.reached_from([at for at, flag in zip(stages, trains, strict=True) if flag])
+        trained = self._graph.reached_from([at for at, flag in zip(stages, found.tolist(), strict=True) if flag])
         if not trained:
             raise ScheduleError(
                 "no parameter in modules= requires gradients on any rank; use forward(), or requires_grad_(True)"

@@ -10,7 +10,7 @@ RANKS = st.integers(0, (1 << 31) - 1)
 NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1)
 COUNTS = st.integers(-1, (1 << 31) - 1)
 KEYS = st.builds(BatchKey, st.integers(0, BRIDGES - 1), st.sampled_from(Purpose), NUMBERS, st.integers(0, (1 << 31) - 1))
-POSITIONS = st.builds(Position, NUMBERS, NUMBERS, COUNTS, COUNTS)
+POSITIONS = st.builds(Position, NUMBERS, NUMBERS, COUNTS, COUNTS, COUNTS)
 HEADERS = st.builds(
     BatchHeader,
     KEYS,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mimo_role
-from mimo_role import ActivationSpec, Schedule1F1B, ScheduleError, StageId, StageOutput, Topology
+from mimo_role import ActivationSpec, BridgeError, Schedule1F1B, ScheduleError, StageId, StageOutput, Topology
 from mimo_role.bridge import transfer
 from mimo_role.testing import run_ranks
 from tests.mimo_role.pipeline import exact_model as model
@@ -290,7 +290,6 @@ def refusals(_):
         ask(loss_of={"image": one["loss_of"]}),
         ask(micro_batches={"vison": 1}),
         ask(micro_batches={"vision": 2}),
-        ask(spec_of=lambda *_: {"a" if ctx.rank == 0 else "b": spec}, frozen="auto"),
         ask(destinations={"vision": {"a": ("language", 0)}}),
     ]
 
@@ -304,9 +303,29 @@ def test_what_does_not_fit_the_graph_is_refused():
         "loss_of has image; these modules compute losses: image, speech",
         "micro_batches: no module 'vison'; there are vision, language, image, speech",
         "micro_batches: 2 runs of 'vision' do not divide 3 micro-batches",
-        "spec_of(vision stage 0, ...) returns other names on some ranks of vision stage 0 -> language stage 0",
         "destinations: 'a' of 'vision' goes to ('language', 0); name a module or a StageId, or several",
     ]
+
+
+def with_other_names(_):
+    """What ranks report whose functions name the tensors of a link otherwise, or of which one has fewer."""
+    ctx = mimo_role.current()
+    spec = ActivationSpec.of(1, (2,), torch.float64)
+    names = {"a": spec, ("b" if ctx.rank == 0 else "c"): spec}
+    tensors = {name: torch.ones(1, 2, dtype=torch.float64) for name in names}
+    schedule = Schedule1F1B(
+        ctx, run=lambda *_: tensors, spec_of=lambda *_: names, loss_of=lambda output, _: output["a"].sum().requires_grad_()
+    )
+    try:
+        schedule.step([0])
+    except BridgeError as error:
+        return str(error)
+    return "no error"
+
+
+def test_two_sides_that_name_other_tensors_are_refused():
+    for said in run_ranks(with_other_names, Topology.from_modules({"vision": {}, "language": {}}), None, timeout_s=30):
+        assert "whose spec_of() names other tensors; use the same names on all ranks" in said
 
 
 def with_auxiliary(_):
