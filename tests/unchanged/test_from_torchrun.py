@@ -94,7 +94,7 @@ def test_torch_looks_as_if_it_were_not_imported_yet(both):
     expected, found = both.facts("imported")
     assert (expected, found) == ([[]] * WORLD_SIZE, [["numpy", "mimo_role"]] * WORLD_SIZE)
     expected, found = both.facts("import hooks")
-    assert found == [["_HiddenTorch", *hooks] for hooks in expected]
+    assert found == [["HiddenModules", *hooks] for hooks in expected]
 
 
 def test_a_rank_has_a_thread_that_answers_the_agent(both):
