@@ -65,6 +65,11 @@ class Transfer:
         self._awaiting_receipt: set[int] = set()
         self._pending: dict[Step, list[Posted]] = {}
 
+    def prepare(self) -> "Transfer":
+        """Take the memory for what this rank receives, which `start()` does otherwise."""
+        self._tensors.allocate()
+        return self
+
     def start(self) -> "Transfer":
         """Begin to send and receive, without waiting.
 

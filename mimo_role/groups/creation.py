@@ -1,5 +1,6 @@
 """Creation of single process groups, collectively over the world."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -82,7 +83,10 @@ def create_group(
     else:
         if device is not None and device.type == "cuda":
             settings["device_id"] = device
-        with environ.defaults(CONNECT_AT_FIRST_USE):
+        with environ.defaults(CONNECT_AT_FIRST_USE), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="backend_options._timeout was specified"
+            )  # `timeout` is meant to override
             group = dist.new_group(
                 list(own), backend=backend, pg_options=pg_options, use_local_synchronization=True, **settings
             )

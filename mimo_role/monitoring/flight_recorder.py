@@ -135,7 +135,7 @@ def _operations(entries: Sequence[Mapping[str, Any]]) -> list[_Operation]:
     """
     found: list[_Operation] = []
     for entry in entries:
-        operation = _Operation(entry, not entry["retired"] and entry.get("state") != "completed")
+        operation = _Operation(entry, _is_pending(entry))
         if operation.name != "coalesced":
             found.append(operation)
             continue
@@ -146,6 +146,16 @@ def _operations(entries: Sequence[Mapping[str, Any]]) -> list[_Operation]:
             # Releases of torch before 2.7 do not record the collectives of a batch.
             found.append(operation)
     return found
+
+
+def _is_pending(entry: Mapping[str, Any]) -> bool:
+    """Whether an operation is not complete.
+
+    The state of an NCCL operation is read from its CUDA events, which count as complete until they are recorded. A rank that is
+    blocked in the launch, as in the first operation of a communicator while a peer does not come, has not recorded them. So it
+    is complete when NCCL's watchdog has seen it complete.
+    """
+    return not entry["retired"] and (_backend_of(entry) == "nccl" or entry.get("state") != "completed")
 
 
 def _size_of_batch(operations: Sequence[_Operation], end: _Operation) -> int:

@@ -6,7 +6,7 @@ be used in part: see docs/design-notes.md.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from mimo_role.bridge.frames import Position
 from mimo_role.context import RoleContext
 from mimo_role.errors import ScheduleError
 from mimo_role.pipeline.gradient_sync import GradientSync, Modules
+from mimo_role.pipeline.receive_order import Receive, receives_ahead, receives_of, receives_when_sent
 from mimo_role.pipeline.stage_graph import Destination, StageGraph
 from mimo_role.pipeline.stage_tensors import Specs
 from mimo_role.pipeline.step_executor import Batch, Pipeline, StepExecutor, StepPlan, StepResults
@@ -22,6 +23,17 @@ from mimo_role.pipeline.timeline import SLACK, Action, run_limits, timeline
 from mimo_role.pipeline.trained_stages import TrainedStages
 from mimo_role.resharding.samples import TokenSplit
 from mimo_role.topology.stage_links import StageId, StageLink
+
+_ACTIONS_AHEAD = 2
+"""On the CPU, the number of further actions whose inputs are received while one action runs."""
+
+
+class _PlannedStep(NamedTuple):
+    plan: StepPlan
+    actions: list[Action]
+    """Those of this rank."""
+    receives: list[list[Receive]]
+    """For each of them, what is posted before it."""
 
 
 class Schedule1F1B(Generic[Batch]):
@@ -162,13 +174,18 @@ class Schedule1F1B(Generic[Batch]):
             return next(iter(outputs.values()))
         return [dict(zip(outputs, of_one, strict=True)) for of_one in zip(*outputs.values(), strict=True)]
 
-    def _plan_step(self, micro_batches: int, backward: bool, frozen: frozenset[StageId]) -> tuple[StepPlan, list[Action]]:
-        pipeline = self._pipeline
+    def _plan_step(self, micro_batches: int, backward: bool, frozen: frozenset[StageId]) -> _PlannedStep:
+        graph, slack, own_stages = self._pipeline.graph, self._pipeline.slack, self._pipeline.own_stages
         sizes = {name: self._micro_batches_per_run(name, micro_batches) for name in self._runs}
-        actions = timeline(pipeline.graph, micro_batches, frozen=frozen, backward=backward, slack=pipeline.slack, per_run=sizes)
-        per_run = {at: sizes.get(at.module, 1) for at in pipeline.graph.after}
-        plan = StepPlan(frozen, per_run, run_limits(pipeline.graph, pipeline.slack, per_run), backward)
-        return plan, [action for action in actions if action.at in pipeline.own_stages]
+        actions = timeline(graph, micro_batches, frozen=frozen, backward=backward, slack=slack, per_run=sizes)
+        per_run = {at: sizes.get(at.module, 1) for at in graph.after}
+        plan = StepPlan(frozen, per_run, run_limits(graph, slack, per_run), backward)
+        own = [action for action in actions if action.at in own_stages]
+        trained = {at for at in graph.after if plan.trains(at)}
+        receives = {action: list(receives_of(action, graph, own_stages, trained, per_run)) for action in own}
+        if _receives_are_kernels(self._ctx.device):
+            return _PlannedStep(plan, own, receives_when_sent(receives, own, actions))
+        return _PlannedStep(plan, own, receives_ahead(receives, own, _ACTIONS_AHEAD))
 
     def _micro_batches_per_run(self, module: str, micro_batches: int) -> int:
         runs = self._runs[module]
@@ -182,7 +199,7 @@ class Schedule1F1B(Generic[Batch]):
                 "an earlier step failed on this rank, and its messages may still be in flight; start the job again"
             )
         frozen = self._stages.without_backward() if backward else frozenset()
-        plan, actions = self._plans(len(batches), backward, frozen)
+        plan, actions, receives = self._plans(len(batches), backward, frozen)
         self._results = StepResults()
         try:
             with self._gradient_sync.of_step(len(batches), sync=sync_gradients, backward=backward) as gradient_sync:
@@ -195,8 +212,9 @@ class Schedule1F1B(Generic[Batch]):
                     results=self._results,
                     check_frozen=not self._is_checked,
                 )
-                for number, action in enumerate(actions):
-                    executor.receive_for(actions[number : number + self._actions_ahead() + 1])
+                for action, first, later in zip(actions, receives, [*receives[1:], []], strict=True):
+                    executor.receive(first)
+                    executor.prepare(later)
                     executor.execute(action)
                     self._ctx.heartbeat.beat()
                 executor.finish()
@@ -206,13 +224,6 @@ class Schedule1F1B(Generic[Batch]):
         except BaseException:
             self._failed = True
             raise
-
-    def _actions_ahead(self) -> int:
-        """The number of further actions whose inputs are received while one action runs.
-
-        NCCL runs the messages of a communicator one after the other: more of them could wait for messages sent later.
-        """
-        return 1 if self._ctx.device.type == "cuda" else 2
 
     def _bridge_of(self, link: StageLink, tensor: int) -> Bridge:
         """The bridge of a link for the tensor with this number."""
@@ -229,6 +240,10 @@ class Schedule1F1B(Generic[Batch]):
                 destination=self._splits.get(target.module),
             )
         return self._bridges[link, tensor]
+
+
+def _receives_are_kernels(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _losses_of(loss_of: Any, ends: Collection[str]) -> dict[str, Callable[[Any, Any], torch.Tensor]]:

@@ -16,6 +16,7 @@ from mimo_role.bridge.transfer import Transfer, TransferOptions, start_together
 from mimo_role.errors import ScheduleError
 from mimo_role.pipeline.gradient_sync import StepSync
 from mimo_role.pipeline.profiling import span
+from mimo_role.pipeline.receive_order import Receive
 from mimo_role.pipeline.stage_graph import StageGraph
 from mimo_role.pipeline.stage_tensors import Named, Specs, Tensors
 from mimo_role.pipeline.timeline import Action, Phase
@@ -142,26 +143,27 @@ class StepExecutor(Generic[Batch]):
         self._check_frozen = check_frozen
         self._receiving: dict[Action, dict[Piece, Transfer]] = defaultdict(dict)
         """By the action that waits for it."""
-        self._asked_for: set[Action] = set()
-        """Actions whose inputs are being received."""
+        self._prepared: dict[tuple[Action, Action], list[Transfer]] = {}
+        """What an action gets from one other."""
         self._sending: defaultdict[Action, list[Transfer]] = defaultdict(list)
         """By the action that has sent it."""
         self._saved: dict[tuple[StageId, int], _Saved] = {}
         self._specs: dict[tuple[StageId, int], Named[ActivationSpec]] = {}
 
-    def receive_for(self, actions: Sequence[Action]) -> None:
-        """Start to receive the inputs of these actions, over all bridges in one call."""
-        started = []
-        for action in actions:
-            if action in self._asked_for:
+    def prepare(self, receives: Iterable[Receive]) -> None:
+        """Take the memory for what is received, so that `receive` does not have to."""
+        for action, sender in receives:
+            if (action, sender) in self._prepared:
                 continue
-            self._asked_for.add(action)
-            waiting, back = self._receiving[action], action.phase is Phase.BACKWARD
-            for piece in self._awaited(action):
-                if not self._is_local(piece.link):
-                    waiting[piece] = self._transfer(None, piece, back=back)
-                    started.append(waiting[piece])
-        start_together(started)
+            transfers, back = self._receiving[action], action.phase is Phase.BACKWARD
+            pieces = [piece for piece in self._awaited(action) if self._sender(piece, action.phase) == sender]
+            transfers.update({piece: self._transfer(None, piece, back=back).prepare() for piece in pieces})
+            self._prepared[action, sender] = [transfers[piece] for piece in pieces]
+
+    def receive(self, receives: Sequence[Receive]) -> None:
+        """Start to receive, over all bridges in one call."""
+        self.prepare(receives)
+        start_together([transfer for receive in receives for transfer in self._prepared[receive]])
 
     def execute(self, action: Action) -> None:
         """Wait for the inputs of an action, compute, and send; `torch.profiler` shows these spans."""
@@ -322,9 +324,8 @@ class StepExecutor(Generic[Batch]):
         start_together([transfer for transfer, _ in transfers])
         for transfer, piece in transfers:
             if self._is_local(piece.link):
-                waits = piece.link.source if back else piece.link.target
-                number = piece.micro_batch // self._plan.per_run[waits]
-                self._receiving[Action(action.phase, waits, number)][piece] = transfer
+                receiver = self._sender(piece, Phase.FORWARD if back else Phase.BACKWARD)._replace(phase=action.phase)
+                self._receiving[receiver][piece] = transfer
             else:
                 self._sending[action].append(transfer)
 
@@ -353,6 +354,11 @@ class StepExecutor(Generic[Batch]):
             for piece in self._pieces(StageLink(action.at, target), micro_batches):
                 if self._has_gradient(piece):
                     yield piece
+
+    def _sender(self, piece: Piece, phase: Phase) -> Action:
+        """The action that sends a piece forward or back."""
+        at = piece.link.source if phase is Phase.FORWARD else piece.link.target
+        return Action(phase, at, piece.micro_batch // self._plan.per_run[at])
 
     def _pieces(self, link: StageLink, micro_batches: Iterable[int]) -> Iterator[Piece]:
         for micro_batch in micro_batches:

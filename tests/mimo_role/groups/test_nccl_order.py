@@ -3,7 +3,8 @@
 A step runs over gloo, with NCCL's groups, while every rank records what it posts and waits for; then the records are simulated
 by NCCL's rules. A batch is one operation of its communicator: it begins when those before it have completed, and completes when
 each of its messages has been matched in a batch that has begun. Between two ranks, messages match in the order of posting.
-What a rank posts after a wait is not posted before that wait has completed.
+What a rank posts after a wait is not posted before that wait has completed. Where a rank computes or takes memory, CUDA may
+wait for all that runs on the device: it loads kernels at their first use, and frees memory that is cached.
 """
 
 import os
@@ -19,7 +20,8 @@ import torch.distributed as dist
 import mimo_role
 from mimo_role import Topology
 from mimo_role.bridge import messages, nccl_channels, transfer, transfer_tensors
-from mimo_role.pipeline.schedule import Schedule1F1B
+from mimo_role.pipeline import schedule
+from mimo_role.pipeline.step_executor import StepExecutor
 from mimo_role.resharding import transfer_plan
 from mimo_role.testing import run_ranks
 from tests.mimo_role.bridge.bridge_programs import program_of, run_programs
@@ -42,6 +44,10 @@ class Post(NamedTuple):
 
 class Wait(NamedTuple):
     number: int
+
+
+class Synchronization(NamedTuple):
+    """A place where the device may wait for all that the rank has posted."""
 
 
 class RecordedWork:
@@ -75,10 +81,24 @@ def recorded():
         yield records
 
 
-def recorded_step(topology, batches, slack):
+SYNCHRONIZING = [(StepExecutor, "_do_forward"), (StepExecutor, "_do_backward"), (transfer_tensors.TransferTensors, "__init__")]
+
+
+def synchronizing(records, original):
+    def method(*args, **kwargs):
+        records.append(Synchronization())
+        return original(*args, **kwargs)
+
+    return method
+
+
+def recorded_step(topology, batches, slack, is_on_device):
     """Run a step; return this rank's records."""
     transfer_plan.WORTH_SHARING = 0  # replicas divide even the little that is sent here; this process exits with the test
-    with recorded() as records, mock.patch.object(Schedule1F1B, "_actions_ahead", return_value=1):
+    with recorded() as records, ExitStack() as patches:
+        patches.enter_context(mock.patch.object(schedule, "_receives_are_kernels", return_value=is_on_device))
+        for owner, name in SYNCHRONIZING:
+            patches.enter_context(mock.patch.object(owner, name, synchronizing(records, getattr(owner, name))))
         mimo_role.init(topology, backend="gloo", timeout_s=50)
         connected = len(records)
         step(batches, (), slack)
@@ -104,15 +124,17 @@ def recorded_far_ahead(topology, batches):
 def unfinished(records):
     """Simulate the records; return the ranks that never complete theirs."""
     queues = defaultdict(list)
-    done, at = set(), [0] * len(records)
+    at = [0] * len(records)
     moved = True
     while moved:
         moved = False
         for rank, own in enumerate(records):
-            while at[rank] < len(own) and not (isinstance(own[at[rank]], Wait) and (rank, own[at[rank]].number) not in done):
+            posted = [number for (other, _), queue in queues.items() if other == rank for number, _ in queue]
+            while at[rank] < len(own) and not is_blocked(own[at[rank]], posted):
                 record = own[at[rank]]
                 if isinstance(record, Post):
                     queues[rank, record.communicator].append((record.number, list(record.messages)))
+                    posted.append(record.number)
                 at[rank] += 1
                 moved = True
         for (rank, communicator), queue in list(queues.items()):
@@ -125,11 +147,16 @@ def unfinished(records):
                     begun(queue).remove(send)
                     theirs.remove(receive)
                     moved = True
-        for (rank, _), queue in queues.items():
+        for queue in queues.values():
             while queue and not queue[0][1]:
-                done.add((rank, queue.pop(0)[0]))
+                queue.pop(0)
                 moved = True
     return [rank for rank, own in enumerate(records) if at[rank] < len(own)]
+
+
+def is_blocked(record, posted):
+    """Whether a rank with these operations in flight cannot go on to what comes after a record."""
+    return bool(posted) if isinstance(record, Synchronization) else isinstance(record, Wait) and record.number in posted
 
 
 def begun(queue):
@@ -151,9 +178,16 @@ def test_the_simulation_finds_two_ranks_that_both_send_first():
 @pytest.mark.parametrize(("modules", "layout"), LAYOUTS)
 def test_all_ranks_complete_under_nccls_rules(modules, layout, slack):
     topology = Topology.from_modules(modules, layout=layout)
-    records = run_ranks(recorded_step, topology.world_size, topology, in_parts(*[4] * 9), slack)
-    assert all(any(isinstance(record, Wait) for record in own) for own in records)
+    records = run_ranks(recorded_step, topology.world_size, topology, in_parts(*[4] * 9), slack, True)
+    assert all({Post, Wait, Synchronization} <= set(map(type, own)) for own in records)
     assert unfinished(records) == []
+
+
+def test_a_rank_that_receives_before_it_has_sent_what_its_peer_waits_for_blocks_when_the_device_waits():
+    """As in the first step on a GPU, where the first forward loads its kernels."""
+    topology = Topology.from_modules({"vision": {}, "language": {}})
+    records = run_ranks(recorded_step, 2, topology, in_parts(*[4] * 3), 0, False)
+    assert unfinished(records) == [0, 1]
 
 
 def test_a_sender_may_be_any_number_of_batches_ahead():

@@ -319,11 +319,12 @@ def test_messages_outside_of_a_batch_are_pending_one_by_one(recorder):
     assert pending(trace_of(recorder)) == {("receive", 1): (2, 1)}
 
 
-def test_a_complete_operation_that_the_watchdog_has_not_seen_is_not_pending(recorder):
+@pytest.mark.parametrize(("backend", "waiting"), [("nccl", {1: "all_reduce"}), ("gloo", {})])
+def test_an_nccl_operation_whose_events_are_not_recorded_yet_is_pending(recorder, backend, waiting):
     recorder.collective("all_reduce", is_complete=True)
     (entry,) = recorder.dump()["entries"]
-    entry["retired"] = False
-    assert trace_of(recorder).waiting == {}
+    entry.update(retired=False, profiling_name=f"{backend}:all_reduce")
+    assert trace_of(recorder).waiting == waiting
 
 
 def test_a_recorder_that_has_forgotten_operations_does_not_have_all(recorder):
