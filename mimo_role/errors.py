@@ -81,3 +81,7 @@ class DataError(MimoError, ValueError):
 
 class CheckpointError(MimoError, RuntimeError):
     """A checkpoint that cannot be saved, found or loaded."""
+
+
+class HfError(MimoError, ValueError):
+    """A model of transformers that cannot be divided as asked, or samples that do not fit it."""

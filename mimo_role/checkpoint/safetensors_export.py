@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ def export_safetensors(
     step: int | None = None,
     *,
     modules: Iterable[str] | None = None,
+    rename: Callable[[str], str | None] = lambda name: name,
     max_file_gib: float = 5.0,
 ) -> list[Path]:
     """Write the weights of a checkpoint as safetensors, each whole and under its name in the checkpoint.
@@ -36,6 +37,7 @@ def export_safetensors(
         path: a folder for the files. Files of these names in it are replaced.
         step: by default the last.
         modules: only the weights of these modules; by default all. Optimizer states are never written.
+        rename: the name in the files of a weight of the checkpoint; `None` to leave it out.
         max_file_gib: above this size, a file holds a single tensor only.
 
     Returns:
@@ -54,7 +56,7 @@ def export_safetensors(
     saved = folders.find(Path(folder), step)
     if saved is None:
         raise CheckpointError(f"{folder}: there is no checkpoint")
-    stored = _tensors_of(saved.path, modules)
+    stored = {name: each for name, each in _tensors_of(saved.path, modules).items() if rename(name) is not None}
     parts = list(_parts(stored, max_file_gib * 2**30))
     target = Path(path)
     target.mkdir(parents=True, exist_ok=True)
@@ -63,10 +65,11 @@ def export_safetensors(
         name = f"model-{number:05}-of-{len(parts):05}.safetensors" if len(parts) > 1 else "model.safetensors"
         weights = {key: torch.empty(stored[key].size, dtype=stored[key].properties.dtype) for key in names}
         load_alone(weights, saved.path)
-        save_file(weights, target / name, metadata={"format": "pt"})
+        save_file({str(rename(key)): weight for key, weight in weights.items()}, target / name, metadata={"format": "pt"})
         files.append(target / name)
     if len(parts) > 1:
-        _write_index(target / _INDEX, stored, dict(zip(files, parts, strict=True)))
+        renamed = [[str(rename(name)) for name in names] for names in parts]
+        _write_index(target / _INDEX, stored, dict(zip(files, renamed, strict=True)))
     return files
 
 

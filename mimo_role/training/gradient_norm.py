@@ -18,9 +18,9 @@ from mimo_role.training.parameters import (
     each_owned_parameter,
     local_part,
     marks_of,
+    place_gradients,
     place_of,
     placed,
-    reduce_partial_gradients,
 )
 from mimo_role.training.replicas import Marks, is_counted
 
@@ -71,7 +71,7 @@ class GradientClipper:
         """`RoleContext.clip_grad_norm_`, which documents the arguments. Collective over the world."""
         gradients: list[_Gradient] = []
         own_error: MimoError | None = None
-        reduce_partial_gradients(modules)
+        place_gradients(modules)
         try:
             _check_numbers(max_norm, norm_type)
             gradients = self._collect(modules)

@@ -22,9 +22,9 @@ from mimo_role.training.parameters import (
     each_owned_parameter,
     local_part,
     marks_of,
+    place_gradients,
     place_of,
     placed,
-    reduce_partial_gradients,
 )
 from mimo_role.training.replicas import EXPERT_LANES, LANES, Marks, Replicas, replicas_of
 
@@ -48,7 +48,9 @@ class _Summand:
     def form(self) -> str:
         """What the ranks of a group have to agree on, but for the name."""
         local = local_part(self.parameter)
-        return f"{list(local.shape)} {self.dtype} on {local.device.type}, along {'_'.join(self.axes) or 'no axis'}"
+        # A wrapper's ranks may have parts of unlike sizes.
+        shape = local.shape if self.axes else self.parameter.shape
+        return f"{list(shape)} {self.dtype} on {local.device.type}, along {'_'.join(self.axes) or 'no axis'}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class GradientSummer:
     @torch.no_grad()
     def sum(self, modules: Modules) -> None:
         """`RoleContext.sum_gradients`, which documents the arguments. Collective over the ranks of each module's lanes."""
-        reduce_partial_gradients(modules)
+        place_gradients(modules)
         summands: dict[str, list[_Summand]] = {}
         error: MimoError | None = None
         try:

@@ -42,12 +42,15 @@ def each_owned_parameter(topology: Topology, modules: Modules) -> Iterator[tuple
             raise GradientError(f"{name} is a parameter of {owner!r} too, which has another grid; remove it from one of them")
 
 
-def reduce_partial_gradients(modules: Modules) -> None:
-    """Reduce partial gradients: those of replicated parameters in sequence-parallel regions. Collective over their meshes."""
+def place_gradients(modules: Modules) -> None:
+    """Give gradients that are DTensors the placements of their parameters. Collective over their meshes.
+
+    Those of replicated parameters in sequence-parallel regions are partial, those of embeddings over a vocabulary that is
+    divided are whole on each rank.
+    """
     for _, _, parameter in each_parameter(modules):
         gradient = parameter.grad
-        if isinstance(gradient, DTensor) and any(placement.is_partial() for placement in gradient.placements):
-            assert isinstance(parameter, DTensor)
+        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
             parameter.grad = gradient.redistribute(placements=parameter.placements)
 
 

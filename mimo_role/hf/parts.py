@@ -1,0 +1,134 @@
+"""The parts of a model that ranks run: an encoder, or a stage of the language model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mimo_role.errors import HfError
+from mimo_role.hf.building import layers_of, put_into
+from mimo_role.hf.context_parallel import ContextParallel, mask_of
+from mimo_role.hf.family import Config, Encoder, Family, Model
+
+
+class EncoderPart(nn.Module):
+    """A tower and its projector, under the names that they have in the whole model."""
+
+    def __init__(self, model: Model, encoder: Encoder, config: Config, dtype: torch.dtype) -> None:
+        """
+        Args:
+            model: the whole one, without what this rank does not run.
+            encoder: what to take of it.
+            config: the whole model's.
+            dtype: of the parameters.
+        """
+        super().__init__()
+        put_into(self, model, encoder.paths)
+        self._whole = (model,)  # not a child, which would add names
+        self._encoder, self._config, self._dtype = encoder, config, dtype
+
+    def forward(self, batch: Mapping[str, Any], _inputs: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        """The embeddings of a lane's samples, and what layers of the language model take.
+
+        Raises:
+            HfError: other numbers of embeddings than the text has places for.
+        """
+        found, expected = batch["inputs"], sum(batch["tokens"])
+        is_blank = found is None
+        if is_blank:
+            found = self._encoder.blank(self._config, self._dtype)
+        moved = {name: tensor.to(device, self._dtype if tensor.is_floating_point() else None) for name, tensor in found.items()}
+        model = self._whole[0].get_submodule(self._encoder.paths[0].rpartition(".")[0])
+        embedded = self._encoder.embed(model, moved)
+        if is_blank:
+            return {name: tensor[:0] for name, tensor in embedded.items()}
+        for name, tensor in embedded.items():
+            if len(tensor) != expected:
+                raise HfError(f"the encoder returned {len(tensor)} tokens as {name}; the text has places for {expected}")
+        return dict(embedded)
+
+
+class LanguagePart(nn.Module):
+    """One stage of the language model, under the names that it has in the whole model."""
+
+    def __init__(
+        self, model: Model, family: Family, config: Config, parallel: ContextParallel, stage: int, stages: int
+    ) -> None:
+        """
+        Args:
+            model: the whole one, without what this rank does not run.
+            family: the model's.
+            config: the whole model's.
+            parallel: how its ranks divide the tokens.
+            stage: of this rank.
+            stages: their number.
+        """
+        super().__init__()
+        is_last = stage == stages - 1
+        put_into(self, model, [family.language, *([family.head] if is_last else [])])
+        self._whole = (model,)
+        self._family, self._config, self._parallel = family, config, parallel
+        self._is_first, self._is_last = stage == 0, is_last
+        self._layers = layers_of(family.text_config(config).num_hidden_layers, stage, stages)
+
+    def own_labels(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The labels of this rank's tokens, each that of the next token, int64 `[samples, own tokens]`."""
+        labels: torch.Tensor = batch["labels"]
+        return labels[:, self._parallel.owned(labels.shape[1]).to(labels.device)]
+
+    def forward(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
+        """Hidden states `[own tokens of all samples, width]`, or on the last stage logits `[samples, own tokens, words]`."""
+        on_device = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        ids: torch.Tensor = on_device["input_ids"]
+        samples, length = ids.shape
+        owned = self._parallel.owned(length)
+        text: Model = self.get_submodule(self._family.language)
+        if self._is_first:
+            hidden = text.embed_tokens(ids)
+            for name, encoder in self._family.encoders.items():
+                embeddings = self._whole_of(inputs[name]["embeddings"], ids, encoder)
+                places = ids == encoder.token_id(self._config)
+                hidden = hidden.masked_scatter(places[..., None], embeddings.to(hidden.dtype))
+            hidden = hidden[:, owned]
+        else:
+            hidden = inputs["language"].view(samples, len(owned), -1)
+        found = text(
+            inputs_embeds=hidden,
+            use_cache=False,
+            **self._arguments(on_device, owned),
+            **self._levels(inputs, ids, owned),
+        ).last_hidden_state
+        if self._is_last:
+            logits: torch.Tensor = self.get_submodule(self._family.head)(found)
+            return logits
+        flat: torch.Tensor = found.reshape(-1, found.shape[-1])
+        return flat
+
+    def _arguments(self, batch: Mapping[str, Any], owned: torch.Tensor) -> dict[str, Any]:
+        mask = batch["attention_mask"]
+        base = self._whole[0].get_submodule(self._family.language.rpartition(".")[0])
+        positions = self._family.positions(base, batch)
+        if self._parallel.size == 1:
+            return {"attention_mask": mask.long(), **({} if positions is None else {"position_ids": positions})}
+        own = owned[None] if positions is None else positions[..., owned]
+        return {"attention_mask": mask_of(mask, owned), "position_ids": own}
+
+    def _levels(self, inputs: Mapping[str, Any], ids: torch.Tensor, owned: torch.Tensor) -> Mapping[str, Any]:
+        """What is added to the output of some of the layers; zeros for layers of other stages."""
+        for name, encoder in self._family.encoders.items():
+            layers = list(encoder.levels(self._config))
+            own = [number for number, layer in enumerate(layers) if layer in self._layers]
+            if not own:
+                continue
+            places = ids == encoder.token_id(self._config)
+            numbers = (places.flatten().cumsum(0) - 1).view(places.shape)[:, owned][places[:, owned]]
+            found = {number: self._whole_of(inputs[name][f"level_{number}"], ids, encoder)[numbers] for number in own}
+            nothing = torch.zeros_like(found[own[0]])
+            levels = [found.get(number, nothing) for number in range(max(own) + 1)]
+            return self._family.with_levels(places[:, owned], levels)
+        return {}
+
+    def _whole_of(self, tensor: torch.Tensor, ids: torch.Tensor, encoder: Encoder) -> torch.Tensor:
+        lengths = (ids == encoder.token_id(self._config)).sum(1).tolist() if self._parallel.size > 1 else []
+        return self._parallel.gather_packed(tensor, lengths)
