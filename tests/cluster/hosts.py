@@ -54,7 +54,7 @@ class Hosts:
         """Start a command on a host; the caller ends it."""
         script = (
             f"hostname {host}; mount --bind {shlex.quote(str(hosts_file or self.hosts_file))} /etc/hosts; "
-            f"exec env --default-signal=INT,HUP {shlex.join(command)}"
+            f"exec env --default-signal=INT,HUP,QUIT {shlex.join(command)}"
         )
         # Not `ip netns exec`, which mounts another /sys.
         return subprocess.Popen(

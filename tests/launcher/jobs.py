@@ -41,7 +41,7 @@ class Job:
         self.write(script)
         return subprocess.Popen(
             # A shell starts what it puts into the background with SIGINT ignored, the test run itself perhaps.
-            ["env", "--default-signal=INT,HUP", *self.command(*words)],
+            ["env", "--default-signal=INT,HUP,QUIT", *self.command(*words)],
             cwd=self.folder,
             env=self.whole_environ(),
             stdout=subprocess.PIPE,

@@ -60,7 +60,7 @@ def at_terminal(job: Job, script: str, *words: str) -> Iterator[User]:
     own, terminal = pty.openpty()
     process = subprocess.Popen(
         # A shell starts what it puts into the background with SIGINT ignored, the test run itself perhaps.
-        ["env", "--default-signal=INT,HUP", "setsid", "--ctty", *job.command(*words)],
+        ["env", "--default-signal=INT,HUP,QUIT", "setsid", "--ctty", *job.command(*words)],
         cwd=job.folder,
         env=job.whole_environ() | {"TERM": "dumb"},
         stdin=terminal,

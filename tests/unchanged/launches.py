@@ -22,10 +22,12 @@ _OF_THE_TESTS = re.compile(r"RANK|WORLD_SIZE|PYTEST_.*|PYTHON(PATH|HASHSEED|UNBU
 _VARYING = (
     (re.compile(r"\b([IWE])\d{4} \d\d:\d\d:\d\d\.\d+ (\d+ )?"), r"\1 TIME "),
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"), "TIME"),
-    (re.compile(r"\d+:\d\d<\d+:\d\d, +[\d.]+(it/s|s/it)"), "TIME"),
+    (re.compile(r"\r? *\d+%\|[^\r\n\[]*\[[^\]]*\] *"), ""),  # how often a progress bar is drawn depends on time
+    (re.compile(r"\r| +$|\n\s*(?=\n)"), ""),
+    (re.compile(r"\(pid=\d+\)"), "(pid=PID)"),
     (re.compile(r"(_(?:runtime|per_second)['\"]: )['\"]?[\d.]+"), r"\1TIME"),
 )
-"""Dates and times of torch's log, of Python's, of tqdm, and of Trainer's metrics."""
+"""Dates and times of torch's log, of Python's, of tqdm, and of Trainer's metrics; and process ids."""
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
