@@ -178,8 +178,8 @@ def materialize(part: nn.Module, device: torch.device) -> None:
         setattr(part.get_submodule(at), last, buffer)
 
 
-def mesh_for_fsdp(ctx: RoleContext, module: str) -> DeviceMesh:
-    """The lanes of a module and its context-parallel ranks, and beside them its tensor-parallel ranks."""
+def mesh_of(ctx: RoleContext, module: str) -> DeviceMesh:
+    """`dp_cp`, the lanes of a module and its context-parallel ranks, over which FSDP2 divides; and beside them `tp`."""
     return ctx.mesh(module, ("dp", "cp"), "tp")
 
 

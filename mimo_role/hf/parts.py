@@ -78,7 +78,7 @@ class LanguagePart(nn.Module):
         return labels[:, self._parallel.owned(labels.shape[1]).to(labels.device)]
 
     def forward(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
-        """Hidden states `[own tokens of all samples, width]`, or on the last stage logits `[samples, own tokens, words]`."""
+        """Hidden states `[samples, own tokens, width]`, or on the last stage logits `[samples, own tokens, words]`."""
         on_device = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
         ids: torch.Tensor = on_device["input_ids"]
         samples, length = ids.shape
@@ -99,11 +99,8 @@ class LanguagePart(nn.Module):
             **self._arguments(on_device, owned),
             **self._levels(inputs, ids, owned),
         ).last_hidden_state
-        if self._is_last:
-            logits: torch.Tensor = self.get_submodule(self._family.head)(found)
-            return logits
-        flat: torch.Tensor = found.reshape(-1, found.shape[-1])
-        return flat
+        output: torch.Tensor = self.get_submodule(self._family.head)(found) if self._is_last else found
+        return output
 
     def _arguments(self, batch: Mapping[str, Any], owned: torch.Tensor) -> dict[str, Any]:
         mask = batch["attention_mask"]

@@ -164,10 +164,10 @@ class RankModel:
                 encoder = family.encoders[name]
                 if tp > 1:
                     plan = building.tp_plan_of_encoder(encoder, name, model)
-                    building.apply_tp(model.get_submodule(encoder.tower), plan, ctx.mesh(name)["tp"])
+                    building.apply_tp(model.get_submodule(encoder.tower), plan, building.mesh_of(ctx, name)["tp"])
                 part = EncoderPart(model, encoder, self.config, self._dtype)
             if name in fsdp:
-                mesh = building.mesh_for_fsdp(ctx, name)["dp_cp"]
+                mesh = building.mesh_of(ctx, name)["dp_cp"]
                 building.shard(part, building.repeated_layers(part), mesh)
             parts[name] = part
         return parts
@@ -182,7 +182,7 @@ class RankModel:
         if parallel.size > 1:
             enable(text, parallel)
         if tp > 1:
-            mesh = ctx.mesh(LANGUAGE)["tp"]
+            mesh = building.mesh_of(ctx, LANGUAGE)["tp"]
             building.apply_tp(text, family.tp_plan(text.config), mesh)
             if stage == stages - 1:
                 building.apply_tp(model, {family.head: "colwise_gather_output"}, mesh)
@@ -245,7 +245,7 @@ class RankModel:
             found = self.modules[module](micro[module], inputs, self._ctx.device)
         if isinstance(found, Mapping):
             return {name: tensor.to(self._dtype) for name, tensor in found.items()}
-        return found if self._ctx.role.is_last_stage(module) else found.to(self._dtype)
+        return found if self._ctx.role.is_last_stage(module) else found.to(self._dtype).flatten(0, 1)
 
     def _spec_of(self, at: StageId, micro: MicroBatch) -> Any:
         assert self._sizes is not None

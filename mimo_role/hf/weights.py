@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,10 @@ def load_pretrained(
             if tensor.size != parameter.shape:
                 raise CheckpointError(f"{folder}: {key!r} has the shape {list(tensor.size)}, not {list(parameter.shape)}")
             (later if key in wanted else wanted)[key] = parameter.detach()
-    for values in filter(None, (wanted, later)):
-        load(values, storage_reader=HuggingFaceStorageReader(os.fspath(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each rank reads for itself
+        for values in filter(None, (wanted, later)):
+            load(values, storage_reader=HuggingFaceStorageReader(os.fspath(folder)), no_dist=True)
 
 
 def initialize(part: nn.Module, whole: Model, seed: int, aliases: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ def _sampler():
     return GlobalBatchSampler(length=96, global_batch_size=BATCH, micro_batches=MICRO_BATCHES, seed=7)
 
 
-def oracle(config, folder, freeze=(), steps=STEPS):
+def oracle(config, folder, freeze=(), steps=STEPS, save_to=None):
     """Save a model with random weights and train it; return the loss and the gradient norm of each step."""
     torch.manual_seed(1)
     family = family_of(config)
@@ -47,6 +47,8 @@ def oracle(config, folder, freeze=(), steps=STEPS):
         optimizer.step()
         optimizer.zero_grad()
         found.append((loss.item(), norm.item()))
+    if save_to is not None:
+        model.save_pretrained(save_to)
     return found
 
 

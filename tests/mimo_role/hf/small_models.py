@@ -98,3 +98,11 @@ class Samples(torch.utils.data.Dataset):
             parts += [torch.full((count,), IMAGE), torch.randint(1, 90, (3,), generator=generator)]
         ids = torch.cat(parts)
         return {"input_ids": ids, "labels": ids.masked_fill(ids == IMAGE, -100), **images}
+
+
+def batch_of_one(config):
+    """The arguments of the whole model for one sample with two images."""
+    images, tokens = images_of(config, 2, torch.Generator().manual_seed(3))
+    ids = torch.tensor([[5, *([IMAGE] * tokens[0]), 7, *([IMAGE] * tokens[1]), 9, 11]])
+    types = {"mm_token_type_ids": (ids == IMAGE).int()} if "image_grid_thw" in images else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images, **types}
