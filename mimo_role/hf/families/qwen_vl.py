@@ -20,7 +20,7 @@ def _join(_config: Config, samples: Sequence[Sample]) -> Inputs | None:
 def _count(config: Config, sample: Sample) -> int:
     if sample.get("pixel_values") is None:
         return 0
-    return int(sample["image_grid_thw"].prod(1).sum()) // config.vision_config.spatial_merge_size**2
+    return int(sample["image_grid_thw"].prod(1).sum() // config.vision_config.spatial_merge_size**2)
 
 
 def _blank(config: Config, dtype: torch.dtype) -> Inputs:

@@ -94,9 +94,7 @@ def _idefics3(config_class, tied, **text):
         "patch_size": 4,
     }
     text = LlamaConfig(**{**TEXT, **text})
-    return config_class(
-        vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=2, tie_word_embeddings=tied
-    )
+    return config_class(vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=2, tie_word_embeddings=tied)
 
 
 def idefics3(tied=False, **text):

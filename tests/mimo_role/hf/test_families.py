@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import pytest
-import torch
 
 import mimo_role
 from mimo_role import Topology
+from mimo_role.errors import HfError
+from mimo_role.hf import RankModel
 from tests.mimo_role.fresh_worlds import Job, run_jobs
 from tests.mimo_role.hf import small_models
 from tests.mimo_role.hf.oracle import oracle, steps_of
@@ -51,7 +52,11 @@ CASES = {
     "qwen2_audio, pp": Case("qwen2_audio", {"dp": 2}, {"pp": 2}),
     "qwen2_audio, FSDP2": Case("qwen2_audio", {"dp": 2}, {"dp": 2}, fsdp=("audio", "language")),
     "qwen2_audio, frozen encoder": Case(
-        "qwen2_audio", {"dp": 2}, {"tp": 2}, freeze=("model.audio_tower.*", "model.multi_modal_projector.*")
+        "qwen2_audio",
+        {"dp": 2},
+        {"tp": 2},
+        fsdp=("audio",),
+        freeze=("model.audio_tower.*", "model.multi_modal_projector.*"),
     ),
     "qwen2_5_vl, tp": Case("qwen2_5_vl", {"dp": 2}, {"tp": 2}),
     "qwen2_5_vl, uneven dp": Case("qwen2_5_vl", {}, {"dp": 3}),
@@ -61,6 +66,15 @@ CASES = {
 
 def train(found, config, folder, fsdp, freeze):
     found += steps_of(mimo_role.current(), config, folder, fsdp, freeze, STEPS)
+
+
+def build_tied(found):
+    config = small_models.smolvlm(tied=True)
+    ctx = mimo_role.current()
+    if ctx.role.has_language_module:
+        with pytest.raises(HfError, match=r"gradients of tied embeddings: .* modules\.language\.groups\.families: megatron"):
+            RankModel(ctx, config)
+    found.append(ctx.rank)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +88,6 @@ def of_one_process(tmp_path_factory):
     return found
 
 
-
 def _freeze_of_one(case):
     """transformers has tied embeddings under one name."""
     return tuple(pattern.replace("lm_head", "model.text_model.embed_tokens") for pattern in case.freeze)
@@ -86,7 +99,8 @@ def outcomes(of_one_process):
         Job(train, case.topology, (case.config, of_one_process[case.model][0], case.fsdp, case.freeze))
         for case in CASES.values()
     ]
-    return dict(zip(CASES, run_jobs(*jobs, timeout_s=280), strict=True))
+    tied = Job(build_tied, Topology.from_modules({"vision": {}, "language": {"pp": 3}}))
+    return dict(zip([*CASES, "no group"], run_jobs(*jobs, tied, timeout_s=280), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -96,3 +110,7 @@ def test_four_steps_are_those_of_one_process(outcomes, of_one_process, name):
     for outcome in outcomes[name]:
         assert outcome.errors == ""
         assert outcome.found == [pytest.approx(numbers, rel=1e-12, abs=0) for numbers in expected]
+
+
+def test_tied_embeddings_without_a_group_of_the_end_stages_are_refused(outcomes):
+    assert [(outcome.found, outcome.errors) for outcome in outcomes["no group"]] == [([rank], "") for rank in range(4)]
