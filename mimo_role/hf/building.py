@@ -46,6 +46,7 @@ def build_on_meta(config: Config, family: Family, dtype: torch.dtype) -> Model:
         raise HfError("mimo_role.hf needs transformers and accelerate: pip install mimo-launch[hf]") from error
     with init_empty_weights(include_buffers=False):
         model = family.model_class()(copy.deepcopy(config))
+    model.tie_weights()  # accelerate replaces each parameter, tied ones too
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype) if parameter.is_floating_point() else parameter.data
     model.train()
@@ -170,12 +171,15 @@ def repeated_layers(part: nn.Module) -> list[nn.Module]:
 
 
 def materialize(part: nn.Module, device: torch.device) -> None:
-    """Give parameters memory, with any values, and move buffers."""
+    """Give parameters memory, with any values, and move buffers. Tied parameters stay tied, which `to_empty` undoes."""
     buffers = {name: buffer.to(device) for name, buffer in part.named_buffers()}
+    first: dict[nn.Parameter, str] = {}
+    tied = {name: first.setdefault(each, name) for name, each in part.named_parameters(remove_duplicate=False)}
     part.to_empty(device=device)
-    for name, buffer in buffers.items():
+    kept = {name: part.get_parameter(source) for name, source in tied.items() if name != source}
+    for name, tensor in (buffers | kept).items():
         at, _, last = name.rpartition(".")
-        setattr(part.get_submodule(at), last, buffer)
+        setattr(part.get_submodule(at), last, tensor)
 
 
 def mesh_of(ctx: RoleContext, module: str) -> DeviceMesh:

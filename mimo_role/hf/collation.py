@@ -7,7 +7,7 @@ import torch
 
 from mimo_role.errors import HfError
 from mimo_role.hf.families import family_of
-from mimo_role.hf.family import Config, Sample
+from mimo_role.hf.family import Config, Encoder, Sample
 
 IGNORED = -100
 """A label without a loss."""
@@ -40,17 +40,25 @@ class Collation:
             the family's positions need.
 
         Raises:
-            HfError: a sample without `input_ids`, or with labels of another length.
+            HfError: a sample without `input_ids`, with padding, with labels of another length, or whose images or sounds become
+                another number of embeddings than its text has places for.
         """
         return self._of_language(samples) if self._module == "language" else self._of_encoder(samples)
 
     def _of_encoder(self, samples: Sequence[Sample]) -> dict[str, Any]:
         encoder = family_of(self._config).encoders[self._module]
-        token = encoder.token_id(self._config)
-        return {
-            "inputs": encoder.join(self._config, samples),
-            "tokens": [int((_ids_of(sample) == token).sum()) for sample in samples],
-        }
+        inputs = encoder.join(self._config, samples)
+        return {"inputs": inputs, "tokens": [self._tokens_of(encoder, sample) for sample in samples]}
+
+    def _tokens_of(self, encoder: Encoder, sample: Sample) -> int:
+        places = int((_ids_of(sample) == encoder.token_id(self._config)).sum())
+        count = encoder.count(self._config, sample)
+        if count not in (None, places):
+            raise HfError(
+                f"the {self._module} inputs of a sample become {count} embeddings, its input_ids have {places} places for them "
+                f"(token {encoder.token_id(self._config)}); have the processor return both, and do not truncate its text"
+            )
+        return places
 
     def _of_language(self, samples: Sequence[Sample]) -> dict[str, Any]:
         family = family_of(self._config)
@@ -82,4 +90,7 @@ def _ids_of(sample: Sample) -> torch.Tensor:
     ids = sample["input_ids"]
     if ids.dim() != 1:
         raise HfError(f"the input_ids of a sample are {list(ids.shape)}; they have one dimension: take row 0 of a processor's")
+    mask = sample.get("attention_mask")
+    if mask is not None and not bool(mask.all()):
+        raise HfError("the attention_mask of a sample has zeros; samples have no padding: have the processor add none")
     return ids

@@ -27,6 +27,9 @@ class Encoder:
     """The token in `input_ids` in whose places its embeddings go."""
     join: Callable[[Config, Sequence[Sample]], Inputs | None]
     """The inputs of several samples; `None` if there is nothing in them for this encoder."""
+    count: Callable[[Config, Sample], int | None] = lambda _config, _sample: None
+    """How many embeddings the inputs of one sample become, to be compared with its text; `None` if their shapes do not show
+    it: then only sums over the samples of a micro-batch are compared."""
     blank: Callable[[Config, torch.dtype], Inputs]
     """Any valid inputs, as small as possible. A rank without any runs the encoder on these, so that its collectives match."""
     embed: Callable[[Model, Inputs], Mapping[str, torch.Tensor]]

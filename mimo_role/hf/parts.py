@@ -42,7 +42,7 @@ class EncoderPart(nn.Module):
         model = self._whole[0].get_submodule(self._encoder.paths[0].rpartition(".")[0])
         embedded = self._encoder.embed(model, moved)
         if is_blank:
-            return {name: tensor[:0] for name, tensor in embedded.items()}
+            embedded = {name: tensor[:0] for name, tensor in embedded.items()}
         for name, tensor in embedded.items():
             if len(tensor) != expected:
                 raise HfError(f"the encoder returned {len(tensor)} tokens as {name}; the text has places for {expected}")

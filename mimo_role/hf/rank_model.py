@@ -14,8 +14,9 @@ from mimo_role.bridge.activation_spec import ActivationSpec
 from mimo_role.context import RoleContext
 from mimo_role.data.micro_batch import MicroBatch
 from mimo_role.data.sample_sizes import SampleSizes, exchange_sizes
-from mimo_role.errors import HfError
-from mimo_role.hf import building, weights
+from mimo_role.errors import AxisError, HfError
+from mimo_role.groups.families import EMBEDDING
+from mimo_role.hf import building, checks, weights
 from mimo_role.hf.collation import IGNORED, Collation
 from mimo_role.hf.context_parallel import ContextParallel, enable
 from mimo_role.hf.families import family_of
@@ -56,7 +57,8 @@ class RankModel:
             autocast: the dtype of `torch.autocast`, for example bfloat16.
 
         Raises:
-            HfError: an unknown family or module, an axis that a module cannot have, or a pattern that no parameter has.
+            HfError: an unknown family or module, an axis that a module cannot have, a pattern that no parameter has, or tied
+                embeddings without a group of the first and last stages.
         """
         self.config = copy.deepcopy(config)
         self.family = family_of(config)
@@ -64,12 +66,12 @@ class RankModel:
         self._check(ctx, fsdp)
         self._model = self._whole_on_meta()
         self._is_tied = building.is_tied(self._model, self.family)
-        self._check_patterns(freeze)
+        checks.check_frozen(self._model, freeze)
+        checks.check_layout(self._model, self.family, ctx.topology.grids, fsdp)
         self.split = TokenSplit(cp_order="zigzag")
         self.modules = nn.ModuleDict(self._parts(fsdp))
         for part in self.modules.values():
-            for name, parameter in part.named_parameters():
-                parameter.requires_grad_(not any(fnmatch(name, pattern) for pattern in freeze))
+            self._freeze(part, freeze)
             building.materialize(part, ctx.device)
         self._mark_tied()
         self._schedule: Schedule1F1B[MicroBatch] | None = None
@@ -134,11 +136,13 @@ class RankModel:
                 if (size := modules[name].axis_size(axis)) > 1:
                     raise HfError(f"modules.{name}.{axis}={size}: encoders are not divided along {axis}; use dp, tp or fsdp")
 
-    def _check_patterns(self, freeze: Collection[str]) -> None:
-        for pattern in freeze:
-            names = [name for name, _ in self._model.named_parameters()]
-            if not any(fnmatch(name, pattern) for name in names):
-                raise HfError(f"freeze: no parameter is named {pattern!r}; one is named, for example, {names[0]}")
+    def _freeze(self, part: nn.Module, freeze: Collection[str]) -> None:
+        """Both names of tied embeddings freeze both copies. What transformers itself does not train stays as it is."""
+        ends = [f"{name}.weight" for pair in self._aliases.items() for name in pair]
+        for name, parameter in part.named_parameters():
+            names = ends if name in ends else [name]
+            if any(fnmatch(each, pattern) for each in names for pattern in freeze):
+                parameter.requires_grad_(False)
 
     @property
     def _aliases(self) -> dict[str, str]:
@@ -183,7 +187,9 @@ class RankModel:
             enable(text, parallel)
         if tp > 1:
             mesh = building.mesh_of(ctx, LANGUAGE)["tp"]
-            building.apply_tp(text, family.tp_plan(text.config), mesh)
+            # A head that is divided over its words shares its weight with embeddings that are, too.
+            tied = {"embed_tokens": "embedding_rowwise"} if self._is_tied else {}
+            building.apply_tp(text, {**family.tp_plan(text.config), **tied}, mesh)
             if stage == stages - 1:
                 building.apply_tp(model, {family.head: "colwise_gather_output"}, mesh)
         if self._is_tied and stages == 1:
@@ -196,6 +202,10 @@ class RankModel:
             return
         if self._ctx.topology.grids[LANGUAGE].axis_size("pp") == 1:
             return
+        try:
+            self._ctx.group(LANGUAGE, EMBEDDING)
+        except AxisError as error:
+            raise HfError(f"the first and last stages sum the gradients of tied embeddings: {error}") from None
         tied = {f"{name}.weight" for pair in self._aliases.items() for name in pair}
         for name, parameter in self.modules[LANGUAGE].named_parameters():
             if name in tied:

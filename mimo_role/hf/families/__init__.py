@@ -1,7 +1,7 @@
 """The families that are known, one in each file."""
 
 from mimo_role.errors import HfError
-from mimo_role.hf.families import llava, qwen_vl
+from mimo_role.hf.families import idefics3, llava, qwen2_audio, qwen_vl
 from mimo_role.hf.family import Config, Family
 
 _FAMILIES: dict[str, Family] = {}
@@ -27,5 +27,12 @@ def family_of(config: Config) -> Family:
     return found
 
 
-for _family in (llava.FAMILY, qwen_vl.QWEN2_5, qwen_vl.QWEN3):
+for _family in (
+    idefics3.IDEFICS3,
+    idefics3.SMOLVLM,
+    llava.FAMILY,
+    qwen2_audio.FAMILY,
+    qwen_vl.QWEN2_5,
+    qwen_vl.QWEN3,
+):
     register(_family)

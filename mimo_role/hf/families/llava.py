@@ -13,6 +13,17 @@ def _join(_config: Config, samples: Sequence[Sample]) -> Inputs | None:
     return {"pixel_values": torch.cat(images)} if images else None
 
 
+def _count(config: Config, sample: Sample) -> int | None:
+    if sample.get("pixel_values") is None:
+        return 0
+    if config.vision_config.model_type != "clip_vision_model":
+        return None
+    images, _, height, width = sample["pixel_values"].shape
+    patch = config.vision_config.patch_size
+    has_class = config.vision_feature_select_strategy == "full"
+    return int(images * ((height // patch) * (width // patch) + has_class))
+
+
 def _blank(config: Config, dtype: torch.dtype) -> Inputs:
     size = config.vision_config.image_size
     return {"pixel_values": torch.zeros(1, config.vision_config.num_channels, size, size, dtype=dtype)}
@@ -36,6 +47,7 @@ FAMILY = Family(
             tower="model.vision_tower",
             token_id=lambda config: config.image_token_id,
             join=_join,
+            count=_count,
             blank=_blank,
             embed=_embed,
         )

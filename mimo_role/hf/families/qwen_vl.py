@@ -5,13 +5,22 @@ from typing import Any
 
 import torch
 
+from mimo_role.errors import HfError
 from mimo_role.hf.family import Config, Encoder, Family, Inputs, Model, Sample
 
 
 def _join(_config: Config, samples: Sequence[Sample]) -> Inputs | None:
+    if any(sample.get("pixel_values_videos") is not None for sample in samples):
+        raise HfError("a sample has pixel_values_videos; mimo_role.hf knows images of Qwen-VL only: leave videos out")
     names = ("pixel_values", "image_grid_thw")
     with_images = [sample for sample in samples if sample.get("pixel_values") is not None]
     return {name: torch.cat([sample[name] for sample in with_images]) for name in names} if with_images else None
+
+
+def _count(config: Config, sample: Sample) -> int:
+    if sample.get("pixel_values") is None:
+        return 0
+    return int(sample["image_grid_thw"].prod(1).sum() // config.vision_config.spatial_merge_size**2)
 
 
 def _blank(config: Config, dtype: torch.dtype) -> Inputs:
@@ -75,6 +84,7 @@ def _encoder(**more: Any) -> Encoder:
         tower="model.visual",
         token_id=lambda config: config.image_token_id,
         join=_join,
+        count=_count,
         blank=_blank,
         embed=_embed,
         **more,

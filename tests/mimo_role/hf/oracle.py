@@ -1,5 +1,6 @@
 """Training steps of transformers' own single process, and of a job."""
 
+from fnmatch import fnmatch
 from itertools import chain
 
 import torch
@@ -25,7 +26,7 @@ def oracle(config, folder, freeze=(), steps=STEPS, save_to=None):
     model = family.model_class()(config).double().train()
     model.save_pretrained(folder)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(name.startswith(prefix) for prefix in freeze))
+        parameter.requires_grad_(parameter.requires_grad and not any(fnmatch(name, pattern) for pattern in freeze))
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
     samples, found = Samples(config), []
     from mimo_role.data.global_batch import Position
@@ -37,7 +38,7 @@ def oracle(config, folder, freeze=(), steps=STEPS, save_to=None):
         inputs = {}
         for encoder in family.encoders.values():
             inputs.update(encoder.join(config, batch) or {})
-        if family.position_inputs:
+        if "image_grid_thw" in family.position_inputs:
             inputs["mm_token_type_ids"] = (text["input_ids"] == config.image_token_id).int()
         logits = model(input_ids=text["input_ids"], attention_mask=text["attention_mask"].long(), **inputs).logits
         assert logits.dtype == torch.float64
@@ -53,7 +54,11 @@ def oracle(config, folder, freeze=(), steps=STEPS, save_to=None):
 
 
 def layout_run(topology, config, folder, fsdp, freeze=(), steps=STEPS):
-    ctx = mimo_role.init(topology, backend="gloo", timeout_s=60)
+    return steps_of(mimo_role.init(topology, backend="gloo", timeout_s=60), config, folder, fsdp, freeze, steps)
+
+
+def steps_of(ctx, config, folder, fsdp, freeze=(), steps=STEPS):
+    """The loss and the gradient norm of each step of a job, on one of its ranks."""
     model = RankModel(ctx, config, dtype=torch.float64, fsdp=fsdp, freeze=freeze)
     model.load(folder)
     loader = RoleDataLoader(ctx, Samples(config), _sampler(), collate_fn=model.collate_fn, needs=model.needs)
