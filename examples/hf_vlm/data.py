@@ -17,6 +17,8 @@ PICTURES, NEXT = "which digits are in the pictures ?", "which digit follows"
 SPECIAL = ("<pad>", "<end>", "<unknown>")
 VOCABULARY = (*SPECIAL, *DIGITS, "picture", *dict.fromkeys(f"{PICTURES} {NEXT}".split()))
 IMAGE = "<image>"
+PICTURES_OF = (0, 1, 1, 1, 1, 2, 2, 3)
+"""The numbers of pictures of questions, in turn."""
 HELD_OUT = 360
 """Of the 1,797 images of digits; and held-out questions."""
 
@@ -78,10 +80,10 @@ def processor_of(config: PreTrainedConfig, folder: str | None) -> Any:
 
 
 class Questions(Dataset):
-    """Questions of which one in six has no picture. Held-out ones show digits that no other question shows."""
+    """Questions about pictures, and some without. Held-out ones show digits that no other question shows."""
 
-    def __init__(self, processor: Any, length: int, *, held_out: bool, max_images: int = 3) -> None:
-        self._processor, self._length, self._max_images = processor, length, max_images
+    def __init__(self, processor: Any, length: int, *, held_out: bool) -> None:
+        self._processor, self._length = processor, length
         found = load_digits()
         order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
         order = order[:HELD_OUT] if held_out else order[HELD_OUT:]
@@ -107,7 +109,7 @@ class Questions(Dataset):
     def example(self, index: int) -> tuple[list[torch.Tensor], str, str]:
         """Images `[3, height, width]` of 0 to 255, a prompt, and its answer."""
         random = torch.Generator().manual_seed(self._seed + index)
-        numbers = torch.randint(len(self._images), (index % 6 and 1 + index % self._max_images,), generator=random).tolist()
+        numbers = torch.randint(len(self._images), (PICTURES_OF[index % len(PICTURES_OF)],), generator=random).tolist()
         images = [self._picture(number, random) for number in numbers]
         digits = [int(self._labels[number]) for number in numbers]
         question = PICTURES
