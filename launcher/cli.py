@@ -67,7 +67,7 @@ def _init(arguments: argparse.Namespace) -> int:
     from launcher.init_project import write_project
 
     names = write_project(arguments.folder, arguments.template)
-    print(f"wrote {' and '.join(names)}. Next:")
+    print(f"wrote {', '.join(names[:-1])} and {names[-1]}. Next:")
     if arguments.folder.resolve() != Path.cwd():
         print(f"  cd {shlex.quote(str(arguments.folder))}")
     print("  mimo-launch plan job.yaml    # which rank runs what")

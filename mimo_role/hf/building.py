@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -157,6 +157,13 @@ def shard(part: nn.Module, layers: Collection[nn.Module], mesh: DeviceMesh) -> N
         fully_shard(layer, mesh=mesh)
     fully_shard(part, mesh=mesh)
     set_gradient_sum(part)
+
+
+def reshard(part: nn.Module) -> None:
+    """Free what FSDP2 has gathered for a forward that no backward follows; parameters are shards again."""
+    for module in part.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def repeated_layers(part: nn.Module) -> list[nn.Module]:

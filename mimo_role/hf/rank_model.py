@@ -120,6 +120,8 @@ class RankModel:
         """The same losses without gradients."""
         self._prepare(micro_batches)
         outputs = self._scheduled().forward(micro_batches)
+        for part in self.modules.values():
+            building.reshard(part)
         return [self._loss_of(logits, micro) for logits, micro in zip(outputs, micro_batches, strict=False)]
 
     def _check(self, ctx: RoleContext, fsdp: Collection[str]) -> None:
