@@ -164,8 +164,7 @@ def test_a_rank_takes_memory_for_its_share_and_reads_no_more(tmp_path):
     ranks = run_ranks(memory_while_loading, topology, config, str(tmp_path), timeout_s=200)
     assert sum(share for _, _, share, _ in ranks) == pytest.approx(size, rel=0.01)
     for rank, (memory, read, share, largest) in enumerate(ranks):
-        print(
-            f"rank {rank}: share {share / MIB:.1f} MiB, largest {largest / MIB:.1f}, memory {memory / MIB:.1f}, read {read / MIB:.1f}"
-        )
+        sizes = ", ".join(f"{size / MIB:.1f}" for size in (share, largest, memory, read))
+        print(f"rank {rank}: MiB of its share, the largest tensor, the memory taken, and what was read: {sizes}")
         assert memory <= share + largest + 16 * MIB
         assert read <= share + 4 * MIB

@@ -2,16 +2,15 @@
 
 import pytest
 
+import mimo_role
 from mimo_role import Topology
-from mimo_role.testing import run_ranks
+from tests.mimo_role.fresh_worlds import Job, run_jobs
 from tests.mimo_role.hf import small_models
-from tests.mimo_role.hf.oracle import layout_run, oracle
+from tests.mimo_role.hf.oracle import oracle, steps_of
 
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
 
-FREEZE = ("model.vision_tower.*", "model.visual.blocks.*")
-
-# Grids of vision and language, the modules under FSDP2, and the layout.
+# Grids of vision and language, and the modules under FSDP2.
 LAYOUTS = {
     "dp": ({"dp": 2}, {"dp": 2}, ()),
     "uneven dp": ({"dp": 3}, {"dp": 2}, ()),
@@ -27,27 +26,39 @@ LAYOUTS = {
     "colocated": ({"dp": 4}, {"tp": 2, "dp": 2}, ()),
     "colocated pp": ({"dp": 2}, {"pp": 2}, ()),
 }
+FROZEN = ["FSDP2 beside tp", "tp, cp and pp"]
+"""Layouts in which the tower does not train either."""
+TOWER = {"llava": "model.vision_tower.*", "qwen3_vl": "model.visual.blocks.*"}
 
 
-@pytest.fixture(scope="module", params=["llava", "qwen3_vl"])
-def model(request, tmp_path_factory):
-    """A config, a folder with weights, and what transformers computes with them."""
-    config, folder = getattr(small_models, request.param)(), str(tmp_path_factory.mktemp(request.param))
-    return config, folder, oracle(config, folder)
+def train(found, config, folder, fsdp, freeze):
+    found += steps_of(mimo_role.current(), config, folder, fsdp, freeze)
 
 
-def found_in(model, vision, language, fsdp, colocated=False, **settings):
-    config, folder, _ = model
-    layout = "colocated" if colocated else "non_colocated"
-    topology = Topology.from_modules({"vision": vision, "language": language}, layout=layout)
-    ranks = run_ranks(layout_run, topology.world_size, topology, config, folder, fsdp, timeout_s=200, **settings)
-    assert all(found == ranks[0] for found in ranks)
-    return ranks[0]
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_ten_steps_are_those_of_one_process(model, name):
+def job(name, *args):
     vision, language, fsdp = LAYOUTS[name]
-    found = found_in(model, vision, language, fsdp, colocated=name.startswith("colocated"))
-    assert len(found) == 10
-    assert found == [pytest.approx(expected, rel=1e-12, abs=0) for expected in model[2]]
+    layout = "colocated" if name.startswith("colocated") else "non_colocated"
+    topology = Topology.from_modules({"vision": vision, "language": language}, layout=layout)
+    return Job(train, topology, (*args[:2], fsdp, *args[2:]))
+
+
+@pytest.fixture(scope="module", params=TOWER)
+def steps(request, tmp_path_factory):
+    """For each layout and whether the tower is frozen: transformers' steps, and those of each rank. All from one world."""
+    config, folder = getattr(small_models, request.param)(), str(tmp_path_factory.mktemp(request.param))
+    freeze = {False: (), True: (TOWER[request.param],)}
+    expected = {frozen: oracle(config, folder, patterns) for frozen, patterns in freeze.items()}
+    cases = [(name, False) for name in LAYOUTS] + [(name, True) for name in FROZEN]
+    outcomes = run_jobs(*(job(name, config, folder, freeze[frozen]) for name, frozen in cases), timeout_s=550)
+    return {case: (expected[case[1]], ranks) for case, ranks in zip(cases, outcomes, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"), [*((name, False) for name in LAYOUTS), *((name, True) for name in FROZEN)], ids=str
+)
+def test_ten_steps_are_those_of_one_process(steps, name, frozen):
+    expected, ranks = steps[name, frozen]
+    assert [rank.errors for rank in ranks] == [""] * len(ranks)
+    assert len(expected) == 10
+    for rank in ranks:
+        assert rank.found == [pytest.approx(step, rel=1e-12, abs=0) for step in expected]
