@@ -112,7 +112,7 @@ def test_patches_that_are_merged_follow_one_another():
     assert fields["image_grid_thw"].tolist() == [[1, 4, 4]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=3))
 def test_images_of_any_size_have_as_many_places_as_groups_of_patches(sizes):
     config = small_models.CONFIGS["qwen3_vl"]()
