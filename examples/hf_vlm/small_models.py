@@ -14,10 +14,11 @@ TEXT = {
     "num_key_value_heads": 2,
     "vocab_size": WORDS,
     "pad_token_id": 0,
+    "bos_token_id": None,
     "eos_token_id": 1,
-    "initializer_range": 0.05,
+    "initializer_range": 0.12,
 }
-VISION = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "initializer_range": 0.05}
+VISION = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "initializer_range": 0.12}
 QWEN_VISION = {**VISION, "depth": 2, "num_heads": 4, "patch_size": 4, "out_hidden_size": WIDTH}
 QWEN = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 

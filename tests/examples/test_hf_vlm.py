@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText
 
 from mimo_role.hf import Collation
@@ -110,9 +112,21 @@ def test_patches_that_are_merged_follow_one_another():
     assert fields["image_grid_thw"].tolist() == [[1, 4, 4]]
 
 
+@settings(max_examples=30)
+@given(sizes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=3))
+def test_images_of_any_size_have_as_many_places_as_groups_of_patches(sizes):
+    config = small_models.CONFIGS["qwen3_vl"]()
+    images = [torch.zeros(3, height, width, dtype=torch.uint8) for height, width in sizes]
+    fields = data.SmallProcessor(config)(text="<image> " * len(images), images=images)
+    grids = fields["image_grid_thw"]
+    assert (grids[:, 1:] % 2 == 0).all()
+    assert len(fields["pixel_values"]) == grids.prod(1).sum()
+    assert (fields["input_ids"] == config.image_token_id).sum() == grids.prod(1).sum() // 4
+
+
 @pytest.mark.ranks
 @pytest.mark.timeout(360)
-def test_qwen_trains_alike_in_two_layouts_and_a_resumed_run_continues_it(tmp_path):
+def test_qwen_trains_alike_in_three_layouts_and_a_resumed_run_continues_it(tmp_path):
     arguments = (*SHORT, "--steps", "4", "--every", "2")
     whole = run("pipeline.yaml", tmp_path / "whole", *arguments, "--micro-batches", "2")
     assert list(steps_in(whole)) == [1, 2, 3, 4]
