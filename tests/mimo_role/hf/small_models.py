@@ -167,7 +167,7 @@ def _sounds(config, number, generator):
 
 def images_of(config, number, generator):
     """The fields of a sample's images or sounds, and the number of tokens of each."""
-    if config.model_type == "llava":
+    if config.model_type in ("llava", "internvl"):
         return {"pixel_values": torch.randn(number, 3, 16, 16, generator=generator, dtype=torch.float64)}, [4] * number
     if config.model_type in ("idefics3", "smolvlm"):
         return _padded_images(number, generator)
