@@ -1,7 +1,7 @@
 """Start-up of a training with models of transformers, with `runtime.preload`, against torchrun, alternating, on this machine.
 
-The script is the start of `examples/hf_vlm/train.py`: its imports, its small Qwen3-VL, its data and its optimizer; it ends after
-the first step. Half of the ranks run the encoder, half the language model. Cases:
+The script is the start of `examples/hf_vlm/train.py`: its imports, its small Qwen3-VL, its data and its optimizer. It ends
+after the first step. Half of the ranks run the encoder, half the language model. Cases:
 
 - `N ranks, whole process`: seconds from starting the command to its end;
 - `N ranks, first step`: seconds from starting the command until the last rank has taken its first step.
