@@ -39,10 +39,18 @@ def check_layout(model: Model, family: Family, grids: Mapping[str, RankGrid], fs
         if any(isinstance(module, _BATCH_NORMS) for module in part.modules()):
             raise HfError(f"{name}: {type(part).__name__} normalizes over the samples of a batch, which lanes divide")
     text = model.get_submodule(family.language)
+    _check_heads(text.config, grids["language"].axis_size("tp"))
     if grids["language"].axis_size("cp") > 1:
         _check_windows(text.config)
     if grids["language"].axis_size("pp") > 1:
         _check_stages(text)
+
+
+def _check_heads(config: Config, tp: int) -> None:
+    for key in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, key, None) or tp
+        if heads % tp:
+            raise HfError(f"modules.language.tp={tp} does not divide {key}={heads}")
 
 
 def _check_random(module: str, config: Config, tp: int, is_sharded: bool) -> None:

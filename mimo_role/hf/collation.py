@@ -63,7 +63,7 @@ class Collation:
     def _of_language(self, samples: Sequence[Sample]) -> dict[str, Any]:
         family = family_of(self._config)
         longest = max((len(_ids_of(sample)) for sample in samples), default=0)
-        length = -(-longest // self._multiple) * self._multiple
+        length = max(-(-longest // self._multiple), 1) * self._multiple
         padding = family.text_config(self._config).pad_token_id or 0
         ids = torch.full((len(samples), length), padding)
         labels = torch.full((len(samples), length), IGNORED)

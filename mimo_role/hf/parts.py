@@ -79,28 +79,43 @@ class LanguagePart(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
         """Hidden states `[samples, own tokens, width]`, or on the last stage logits `[samples, own tokens, words]`."""
-        on_device = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        is_blank = not len(batch["input_ids"])
+        on_device = self._on_device(batch, device)
         ids: torch.Tensor = on_device["input_ids"]
-        samples, length = ids.shape
-        owned = self._parallel.owned(length)
+        owned = self._parallel.owned(ids.shape[1])
         text: Model = self.get_submodule(self._family.language)
-        if self._is_first:
-            hidden = text.embed_tokens(ids)
-            for name, encoder in self._family.encoders.items():
-                embeddings = self._whole_of(inputs[name]["embeddings"], ids, encoder)
-                places = ids == encoder.token_id(self._config)
-                hidden = hidden.masked_scatter(places[..., None], embeddings.to(hidden.dtype))
-            hidden = hidden[:, owned]
-        else:
-            hidden = inputs["language"].view(samples, len(owned), -1)
         found = text(
-            inputs_embeds=hidden,
+            inputs_embeds=self._embedded(inputs, ids)[:, owned] if self._is_first else self._received(inputs, ids, owned),
             use_cache=False,
             **self._arguments(on_device, owned),
             **self._levels(inputs, ids, owned),
         ).last_hidden_state
         output: torch.Tensor = self.get_submodule(self._family.head)(found) if self._is_last else found
-        return output
+        return output[:0] if is_blank else output
+
+    def _on_device(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """A batch without samples becomes one of padding, so that the collectives of this lane's ranks match."""
+        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        if not len(moved["input_ids"]):
+            moved["input_ids"] = moved["input_ids"].new_zeros(1, moved["input_ids"].shape[1])
+            moved["attention_mask"] = torch.ones_like(moved["input_ids"], dtype=torch.bool)
+        return moved
+
+    def _embedded(self, inputs: Mapping[str, Any], ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of all tokens, with those of encoders in their places."""
+        text: Model = self.get_submodule(self._family.language)
+        hidden: torch.Tensor = text.embed_tokens(ids)
+        for name, encoder in self._family.encoders.items():
+            embeddings = self._whole_of(inputs[name]["embeddings"], ids, encoder)
+            places = ids == encoder.token_id(self._config)
+            hidden = hidden.masked_scatter(places[..., None], embeddings.to(hidden.dtype))
+        return hidden
+
+    def _received(self, inputs: Mapping[str, Any], ids: torch.Tensor, owned: torch.Tensor) -> torch.Tensor:
+        """What the stage before has sent."""
+        hidden: torch.Tensor = inputs["language"]
+        shape = len(ids), len(owned), hidden.shape[-1]
+        return hidden.view(shape) if len(hidden) else hidden.new_zeros(shape)
 
     def _arguments(self, batch: Mapping[str, Any], owned: torch.Tensor) -> dict[str, Any]:
         mask = batch["attention_mask"]

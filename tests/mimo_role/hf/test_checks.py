@@ -30,6 +30,7 @@ WINDOWS = Qwen2Config(**small_models.TEXT, use_sliding_window=True, sliding_wind
 @pytest.mark.parametrize(
     ("config", "layout", "message"),
     [
+        pytest.param(small_models.llava(), {"tp": 4}, "tp=4 does not divide num_key_value_heads=2", id="heads"),
         pytest.param(llava_with(GRANITE), {"pp": 2}, "GraniteModel changes embeddings before its first", id="stages"),
         pytest.param(llava_with(WINDOWS), {"cp": 2}, "layers of 'qwen2' have sliding_attention", id="windows"),
         pytest.param(small_models.idefics3(attention_dropout=0.1), {"tp": 2}, "attention_dropout=0.1", id="dropout"),
