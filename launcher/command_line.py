@@ -11,6 +11,9 @@ from mimo_role import __version__
 
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
+_CONFIG_OF_FOLDER = Path("job.yaml")
+"""What `init` writes, and what is taken without CONFIG."""
+
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line as values: `command` is the command's name, `script_args` the words after `--`.
@@ -32,11 +35,28 @@ def parse(words: list[str]) -> argparse.Namespace:
     if unexpected := [word for word in more if word.startswith("-") or not command.takes_config]:
         raise UsageError(f"unexpected argument {unexpected[0]}; {command.prog} --help lists the arguments")
     if command.takes_config:
+        _use_config_of_folder(arguments, command)
         arguments.overrides = [*arguments.overrides, *more]
         arguments.script_args = script_args
     elif script_args:
         raise UsageError(f"unexpected argument {script_args[0]}; arguments of the script follow plan, run and submit only")
     return arguments
+
+
+def _use_config_of_folder(arguments: argparse.Namespace, command: "_Parser") -> None:
+    """Without CONFIG, take `job.yaml` of this folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    config: Path | None = arguments.config
+    if config is not None and "=" in config.name and not config.exists():
+        config, arguments.overrides = None, [str(config), *arguments.overrides]
+    if config is None and not _CONFIG_OF_FOLDER.exists():
+        raise UsageError(
+            f"CONFIG is missing, and this folder has no {_CONFIG_OF_FOLDER}; {command.prog} --help lists the arguments"
+        )
+    arguments.config = config or _CONFIG_OF_FOLDER
 
 
 class _Parser(argparse.ArgumentParser):
@@ -164,10 +184,16 @@ def _add_logs(parser: _Parser, commands: _Commands) -> None:
 
 
 def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:
-    usage = f"mimo-launch {name} [options] CONFIG [key.path=value ...] [-- script arguments ...]"
+    usage = f"mimo-launch {name} [options] [CONFIG] [key.path=value ...] [-- script arguments ...]"
     command = _add_command(parser, commands, name, summary, usage=usage)
     command.takes_config = True
-    command.add_argument("config", metavar="CONFIG", type=Path, help="the job's YAML file; for run also a plan.json")
+    command.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        type=Path,
+        help=f"the job's YAML file; for run also a plan.json (default: {_CONFIG_OF_FOLDER})",
+    )
     command.add_argument(
         "overrides",
         metavar="key.path=value",

@@ -30,3 +30,13 @@ def test_run_prints_first_what_it_starts_if_stderr_is_a_terminal(capsys, monkeyp
     assert main(["run", "job.yaml"]) == 2
     line = "mimo-launch: 4 ranks (vision dp2, language tp2; non_colocated) -> runs/job"
     assert (capsys.readouterr().err.splitlines()[0] == line) is is_terminal
+
+
+@pytest.mark.usefixtures("_refused_job")
+@pytest.mark.parametrize("words", [[], ["modules.vision.dp=3"], ["--json", "modules.vision.dp=3", "name=other"]])
+def test_without_config_the_folders_job_yaml_is_taken(capsys, words):
+    printed = []
+    for config in ([], ["job.yaml"]):
+        assert main(["plan", *config, *words]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != ""

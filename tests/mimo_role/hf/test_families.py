@@ -14,7 +14,7 @@ from tests.mimo_role.hf.oracle import oracle, steps_of
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(300)]
 
-STEPS = 4
+STEPS = 10
 
 
 class Case(NamedTuple):
@@ -104,7 +104,7 @@ def outcomes(of_one_process):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_four_steps_are_those_of_one_process(outcomes, of_one_process, name):
+def test_ten_steps_are_those_of_one_process(outcomes, of_one_process, name):
     _, expected = of_one_process[CASES[name].model]
 
     for outcome in outcomes[name]:
