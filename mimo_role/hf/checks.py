@@ -15,6 +15,31 @@ from mimo_role.topology.grid import RankGrid
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def check_family(model: Model, family: Family) -> None:
+    """
+    Raises:
+        HfError: a path that the model does not have, or a parameter that none of them leads to.
+    """
+    what = f"family {family.model_types[0]!r}"
+    paths = {"language": family.language, "head": family.head}
+    for name, encoder in family.encoders.items():
+        if isinstance(encoder.paths, str):
+            raise HfError(f"{what}: paths of {name!r} is a text; it is a list, such as [{encoder.paths!r}]")
+        paths |= {f"path {number} of {name!r}": path for number, path in enumerate(encoder.paths)}
+        paths[f"tower of {name!r}"] = encoder.tower
+    for field, path in paths.items():
+        try:
+            model.get_submodule(path)
+        except AttributeError as error:
+            raise HfError(f"{what}: {field} is {path!r}, which is no module of the model: {error}") from None
+    for parameter, _ in model.named_parameters():
+        if not parameter.startswith(tuple(f"{path}." for path in paths.values())):
+            raise HfError(
+                f"{what}: {parameter} is in none of the paths; add its module to those of an encoder (a parameter outside of "
+                "the modules, such as image_newline of some models, cannot be placed)"
+            )
+
+
 def check_frozen(model: Model, freeze: Collection[str]) -> None:
     """
     Raises:

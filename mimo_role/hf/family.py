@@ -22,16 +22,17 @@ class Encoder:
     """One encoder of a family: a tower and what projects its output to the width of the language model."""
 
     paths: Sequence[str]
-    """Its parts in the model, such as `model.vision_tower` and `model.multi_modal_projector`."""
+    """Its modules in the model, such as `model.vision_tower` and `model.multi_modal_projector`."""
     token_id: Callable[[Config], int]
     """The token in `input_ids` in whose places its embeddings go."""
     join: Callable[[Config, Sequence[Sample]], Inputs | None]
-    """The inputs of several samples; `None` if there is nothing in them for this encoder."""
+    """The inputs of a lane's samples, with and without images, in their order, as tensors; `None` if none has any."""
     count: Callable[[Config, Sample], int | None] = lambda _config, _sample: None
     """How many embeddings the inputs of one sample become, to be compared with its text; `None` if their shapes do not show
     it: then only sums over the samples of a micro-batch are compared."""
     blank: Callable[[Config, torch.dtype], Inputs]
-    """Any valid inputs, as small as possible. A rank without any runs the encoder on these, so that its collectives match."""
+    """Any inputs that the encoder takes, as small as possible. A lane without any runs the encoder on these, so that its
+    ranks' collectives match."""
     embed: Callable[[Model, Inputs], Mapping[str, torch.Tensor]]
     """`embed(model, inputs)` runs it: `{"embeddings": [tokens, width]}`, sample after sample, and more such tensors if layers
     of the language model take some (`levels`). `model` is the parent of the first of `paths`."""

@@ -9,7 +9,7 @@ from torch import nn
 from mimo_role.errors import HfError
 from mimo_role.hf.building import layers_of, put_into
 from mimo_role.hf.context_parallel import ContextParallel, mask_of
-from mimo_role.hf.family import Config, Encoder, Family, Model
+from mimo_role.hf.family import Config, Encoder, Family, Inputs, Model
 
 
 class EncoderPart(nn.Module):
@@ -32,20 +32,41 @@ class EncoderPart(nn.Module):
         """The embeddings of a lane's samples, and what layers of the language model take.
 
         Raises:
-            HfError: other numbers of embeddings than the text has places for.
+            HfError: `embed` returns something else, or other numbers of embeddings than the texts have places for; or the
+                inputs of `blank` do not fit the encoder.
         """
-        found, expected = batch["inputs"], sum(batch["tokens"])
-        is_blank = found is None
-        if is_blank:
-            found = self._encoder.blank(self._config, self._dtype)
-        moved = {name: tensor.to(device, self._dtype if tensor.is_floating_point() else None) for name, tensor in found.items()}
-        model = self._whole[0].get_submodule(self._encoder.paths[0].rpartition(".")[0])
-        embedded = self._encoder.embed(model, moved)
-        if is_blank:
-            embedded = {name: tensor[:0] for name, tensor in embedded.items()}
+        if batch["inputs"] is None:
+            return {name: tensor[:0] for name, tensor in self._embed_blank(device).items()}
+        embedded, expected = self._embed(batch["inputs"], device), sum(batch["tokens"])
         for name, tensor in embedded.items():
             if len(tensor) != expected:
-                raise HfError(f"the encoder returned {len(tensor)} tokens as {name}; the text has places for {expected}")
+                raise HfError(
+                    f"embed returned {list(tensor.shape)} as {name}; it is [tokens, width], and the texts of the lane's "
+                    f"samples have places for {expected} tokens"
+                )
+        return embedded
+
+    def _embed_blank(self, device: torch.device) -> dict[str, torch.Tensor]:
+        try:
+            return self._embed(self._encoder.blank(self._config, self._dtype), device)
+        except Exception as error:
+            raise HfError(
+                f"the encoder fails on the inputs of `blank`, which a lane without any gets: {type(error).__name__}: {error}"
+            ) from error
+
+    def _embed(self, inputs: Inputs, device: torch.device) -> dict[str, torch.Tensor]:
+        """What the family's function returns, each `[tokens, width]`."""
+        moved = {
+            name: tensor.to(device, self._dtype if tensor.is_floating_point() else None) for name, tensor in inputs.items()
+        }
+        model = self._whole[0].get_submodule(self._encoder.paths[0].rpartition(".")[0])
+        embedded = self._encoder.embed(model, moved)
+        if not isinstance(embedded, Mapping) or "embeddings" not in embedded:
+            raise HfError(f'embed returned {type(embedded).__name__}; it returns {{"embeddings": a tensor [tokens, width]}}')
+        for name, tensor in embedded.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2:
+                shown = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise HfError(f"embed returned {shown} as {name}; it is one tensor [tokens, width], sample after sample")
         return dict(embedded)
 
 

@@ -57,14 +57,15 @@ class RankModel:
             autocast: the dtype of `torch.autocast`, for example bfloat16.
 
         Raises:
-            HfError: an unknown family or module, an axis that a module cannot have, a pattern that no parameter has, or tied
-                embeddings without a group of the first and last stages.
+            HfError: an unknown family or module, a family that does not fit the model, an axis that a module cannot have, a
+                pattern that no parameter has, or tied embeddings without a group of the first and last stages.
         """
         self.config = copy.deepcopy(config)
         self.family = family_of(config)
         self._ctx, self._dtype, self._autocast = ctx, dtype, autocast
         self._check(ctx, fsdp)
         self._model = self._whole_on_meta()
+        checks.check_family(self._model, self.family)
         self._is_tied = building.is_tied(self._model, self.family)
         checks.check_frozen(self._model, freeze)
         checks.check_layout(self._model, self.family, ctx.topology.grids, fsdp)
@@ -136,7 +137,7 @@ class RankModel:
         for name in self.family.encoders:
             for axis in ("pp", "cp"):
                 if (size := modules[name].axis_size(axis)) > 1:
-                    raise HfError(f"modules.{name}.{axis}={size}: encoders are not divided along {axis}; use dp, tp or fsdp")
+                    raise HfError(f"modules.{name}.{axis}={size}: encoders are not divided along {axis}; use dp or fsdp")
 
     def _freeze(self, part: nn.Module, freeze: Collection[str]) -> None:
         """Both names of tied embeddings freeze both copies. What transformers itself does not train stays as it is."""

@@ -1,5 +1,8 @@
 """Models that a layout would compute otherwise than one process are refused before they are built."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GraniteConfig, LlavaConfig, Qwen2Config
@@ -8,6 +11,7 @@ from mimo_role import Topology
 from mimo_role.errors import HfError
 from mimo_role.hf import building, checks
 from mimo_role.hf.families import family_of
+from mimo_role.hf.parts import EncoderPart
 from tests.mimo_role.hf import small_models
 
 
@@ -80,3 +84,53 @@ def test_a_frozen_name_that_no_parameter_has_is_refused():
     checks.check_frozen(model, ["lm_head.weight", "model.vision_model.*"])
     with pytest.raises(HfError, match=r"no parameter is named 'vision_tower\.\*'"):
         checks.check_frozen(model, ["vision_tower.*"])
+
+
+LLAVA = family_of(small_models.llava())
+VISION = LLAVA.encoders["vision"]
+
+
+def family_with(**changes):
+    own = {name: changes.pop(name) for name in list(changes) if hasattr(LLAVA, name)}
+    return replace(LLAVA, encoders={"vision": replace(VISION, **changes)}, **own)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (family_with(language="model.text"), "family 'llava': language is 'model.text', which is no module of the model"),
+        (family_with(tower="model.tower"), "tower of 'vision' is 'model.tower', which is no module"),
+        (family_with(paths="model.vision_tower"), "paths of 'vision' is a text; it is a list, such as"),
+        (family_with(paths=["model.vision_tower"]), "model.multi_modal_projector.linear_1.weight is in none of the paths"),
+    ],
+    ids=["language", "tower", "a text", "a part is missing"],
+)
+def test_a_family_that_does_not_fit_the_model_is_refused(family, message):
+    model = building.build_on_meta(small_models.llava(), LLAVA, torch.float32)
+    checks.check_family(model, LLAVA)
+    with pytest.raises(HfError, match=re.escape(message)):
+        checks.check_family(model, family)
+
+
+IMAGES = {"inputs": {"pixel_values": torch.zeros(1, 3, 16, 16)}, "tokens": [4]}
+NO_IMAGES = {"inputs": None, "tokens": [0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch", "message"),
+    [
+        ({"embed": lambda *_: torch.zeros(4, 32)}, IMAGES, "embed returned Tensor; it returns"),
+        ({"embed": lambda *_: {"embeddings": (torch.zeros(4, 32),)}}, IMAGES, "embed returned tuple as embeddings"),
+        ({"embed": lambda *_: {"embeddings": torch.zeros(1, 4, 32)}}, IMAGES, "embed returned [1, 4, 32] as embeddings"),
+        ({"embed": lambda *_: {"embeddings": torch.zeros(3, 32)}}, IMAGES, "have places for 4 tokens"),
+        ({"blank": lambda *_: {}}, NO_IMAGES, "the encoder fails on the inputs of `blank`, which a lane without any gets"),
+    ],
+    ids=["a tensor", "a tuple", "three dimensions", "too few", "blank"],
+)
+def test_what_a_familys_functions_return_is_checked(changes, batch, message):
+    config = small_models.llava()
+    model = LLAVA.model_class()(config)
+    part = EncoderPart(model, replace(VISION, **changes), config, torch.float32)
+    with pytest.raises(HfError, match=re.escape(message)):
+        part(batch, {}, torch.device("cpu"))
+    assert EncoderPart(model, VISION, config, torch.float32)(IMAGES, {}, torch.device("cpu"))["embeddings"].shape == (4, 32)
