@@ -1,7 +1,7 @@
 """NCCL's communicators in a plan, and an estimate of the GPU memory that those of bridges take. Pure arithmetic."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,14 +43,22 @@ def as_dict(plan: LaunchPlan, schedule: Schedule) -> dict[str, Any]:
 
 def _of_stages(plan: LaunchPlan, schedule: Schedule) -> Iterator[RankCommunicators]:
     groups = list(message_groups(plan.topology))
+    of_ranks: dict[int, tuple[int, int, int | None]] = {}
     for module, grid in plan.topology.grids.items():
         for stage in range(grid.axis_size("pp")):
             rank = grid.rank_at({"pp": stage})
-            own = [group for group in groups if rank in group.ranks]
-            sizes = [len(round_.row_of(rank)) for round_ in schedule.rounds]
-            of_modules = sum(size > 1 for size in sizes) + (1 in sizes)
-            mib = sum(_mib(plan, group, rank) for group in own) if _parts(plan.topology) <= _MOST_PARTS else None
-            yield RankCommunicators(module, stage, rank, 1 + of_modules + len(own), len(own), mib)
+            if rank not in of_ranks:  # modules that share ranks have the same first rank
+                of_ranks[rank] = _of_rank(plan, schedule, groups, rank)
+            yield RankCommunicators(module, stage, rank, *of_ranks[rank])
+
+
+def _of_rank(plan: LaunchPlan, schedule: Schedule, groups: Sequence[MessageGroup], rank: int) -> tuple[int, int, int | None]:
+    """All communicators of a rank, those of bridges, and the memory of these."""
+    own = [group for group in groups if rank in group.ranks]
+    sizes = [len(round_.row_of(rank)) for round_ in schedule.rounds]
+    of_modules = sum(size > 1 for size in sizes) + (1 in sizes)
+    mib = sum(_mib(plan, group, rank) for group in own) if _parts(plan.topology) <= _MOST_PARTS else None
+    return 1 + of_modules + len(own), len(own), mib
 
 
 def _parts(topology: Topology) -> int:
