@@ -9,7 +9,7 @@ from mimo_role.resharding.endpoint import Endpoint, Side
 from mimo_role.resharding.samples import Samples, TokenSplit
 from mimo_role.resharding.transfer_plan import Chunk, TransferPlan, plan_transfers
 from mimo_role.topology.grid import RankGrid
-from mimo_role.topology.stage_links import StageLink, stage_links
+from mimo_role.topology.stage_links import StageId, StageLink, last_stage, stage_links
 from mimo_role.topology.topology import Topology
 
 _WIDTHS = (1, 1 << 20)
@@ -35,7 +35,7 @@ def bridge_pairs(topology: Topology, links: Iterable[StageLink], rank: int, *, b
 def replica_pairs(topology: Topology, module: str, rank: int) -> set[Pair]:
     """The pairs of replicas of a module's lanes, of which one is `rank`, that exchange what they have received."""
     found = set()
-    links = usual_links(topology)
+    links = links_at(topology, rank)
     for back in (False, True):
         own = [link for link in links if (link.source if back else link.target).module == module]
         plans = _plans(topology, own, rank, back=back)
@@ -46,6 +46,22 @@ def replica_pairs(topology: Topology, module: str, rank: int) -> set[Pair]:
 def usual_links(topology: Topology) -> list[StageLink]:
     """The links between neighbouring stages and to the first stages of modules; those to later stages exist on demand."""
     return [link for link in stage_links(topology) if link.is_within_module or link.target.stage == 0]
+
+
+def links_at(topology: Topology, rank: int) -> list[StageLink]:
+    """Those of `usual_links` that begin or end at a stage of one rank."""
+    found = []
+    for module in topology.modules_of(rank):
+        stage = topology.grids[module].coords(rank)["pp"]
+        at = StageId(module, stage)
+        sources = (
+            [last_stage(topology, name) for name in topology.after[module]] if stage == 0 else [StageId(module, stage - 1)]
+        )
+        is_last = at == last_stage(topology, module)
+        feeds = topology.module_graph.feeds[module]
+        targets = [StageId(name, 0) for name in feeds] if is_last else [StageId(module, stage + 1)]
+        found += [StageLink(source, at) for source in sources] + [StageLink(at, target) for target in targets]
+    return list(dict.fromkeys(found))
 
 
 def _pairs(exchanges: Iterable[tuple[Sequence[Chunk], Sequence[Chunk]]], rank: int) -> set[Pair]:

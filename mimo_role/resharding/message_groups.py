@@ -9,7 +9,7 @@ from enum import Enum
 from functools import cached_property
 from itertools import chain
 
-from mimo_role.resharding.connections import Pair, bridge_pairs, replica_pairs, usual_links
+from mimo_role.resharding.connections import Pair, bridge_pairs, links_at, replica_pairs
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.stage_links import StageId, StageLink, last_stage
@@ -62,7 +62,8 @@ class MessageGroup:
         """The pairs of sender and receiver, of which one is `rank`, when samples are split evenly."""
         if self.traffic is Traffic.REPLICAS:
             return replica_pairs(topology, self.module, rank)
-        links = [link for link in usual_links(topology) if (link.source.module, link.target.module) == (self.module, self.to)]
+        ends = self.module, self.to
+        links = [link for link in links_at(topology, rank) if (link.source.module, link.target.module) == ends]
         return bridge_pairs(topology, links, rank, back=self.traffic in (Traffic.BACK, Traffic.STAGES_BACK))
 
 

@@ -13,7 +13,7 @@ from mimo_role import GroupOptions, NcclOptions, StageId, Topology
 from mimo_role.bridge import nccl_channels
 from mimo_role.bridge.buffer_pool import BufferPool
 from mimo_role.groups import creation
-from mimo_role.resharding.connections import bridge_pairs, replica_pairs, usual_links
+from mimo_role.resharding.connections import bridge_pairs, links_at, replica_pairs, usual_links
 from mimo_role.resharding.message_groups import Traffic, message_groups, rounds_of
 from mimo_role.topology.stage_links import StageLink
 from tests.mimo_role.worlds import topologies
@@ -37,6 +37,16 @@ def test_ranks_that_send_each_other_messages_are_in_one_row_of_a_group(topology)
         for module in topology.modules_of(rank):
             for pair in replica_pairs(topology, module, rank):
                 assert set(pair) <= set(rows[module, module, Traffic.REPLICAS].row_of(rank) or ()), (module, pair)
+
+
+@given(topologies())
+def test_the_links_of_a_rank_are_those_of_its_stages(topology):
+    for rank in {0, topology.world_size // 2, topology.world_size - 1}:
+        stages = {(module, topology.grids[module].coords(rank)["pp"]) for module in topology.modules_of(rank)}
+        expected = {link for link in usual_links(topology) if stages & set(link)}
+        found = links_at(topology, rank)
+        assert set(found) == expected
+        assert len(found) == len(expected)
 
 
 @given(topologies())
