@@ -18,7 +18,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def check_family(model: Model, family: Family) -> None:
     """
     Raises:
-        HfError: a path that the model does not have, or a parameter that none of them leads to.
+        HfError: a path that the model does not have, a parameter that none of them leads to, or levels that cannot be added.
     """
     what = f"family {family.model_types[0]!r}"
     paths = {"language": family.language, "head": family.head}
@@ -27,6 +27,11 @@ def check_family(model: Model, family: Family) -> None:
             raise HfError(f"{what}: paths of {name!r} is a text; it is a list, such as [{encoder.paths!r}]")
         paths |= {f"path {number} of {name!r}": path for number, path in enumerate(encoder.paths)}
         paths[f"tower of {name!r}"] = encoder.tower
+        layers = list(encoder.levels(model.config))
+        if layers != list(range(len(layers))):
+            raise HfError(f"{what}: levels of {name!r} are {layers}; they are added after layers 0, 1, ..., one after each")
+    if sum(bool(encoder.levels(model.config)) for encoder in family.encoders.values()) > 1:
+        raise HfError(f"{what}: several encoders have levels; one may")
     for field, path in paths.items():
         try:
             model.get_submodule(path)

@@ -1,7 +1,7 @@
 """The parts of a model that ranks run: an encoder, or a stage of the language model."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -70,6 +70,15 @@ class EncoderPart(nn.Module):
         return dict(embedded)
 
 
+class _Places(NamedTuple):
+    """Where the embeddings of one encoder go."""
+
+    mask: torch.Tensor
+    """bool `[samples, tokens]`."""
+    counts: list[int]
+    """Of each sample."""
+
+
 class LanguagePart(nn.Module):
     """One stage of the language model, under the names that it has in the whole model."""
 
@@ -101,67 +110,88 @@ class LanguagePart(nn.Module):
     def forward(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
         """Hidden states `[samples, own tokens, width]`, or on the last stage logits `[samples, own tokens, words]`."""
         is_blank = not len(batch["input_ids"])
-        on_device = self._on_device(batch, device)
-        ids: torch.Tensor = on_device["input_ids"]
-        owned = self._parallel.owned(ids.shape[1])
+        full = _with_a_sample(batch)
+        # From the batch on the CPU: on a GPU, to count would be to wait.
+        places = {name: _places_of(full["input_ids"], encoder, self._config) for name, encoder in self._family.encoders.items()}
+        owned = self._parallel.owned(full["input_ids"].shape[1])
         text: Model = self.get_submodule(self._family.language)
+        if self._is_first:
+            hidden = self._embedded(inputs, full["input_ids"].to(device), places)[:, owned]
+        else:
+            hidden = self._received(inputs, len(full["input_ids"]), len(owned))
         found = text(
-            inputs_embeds=self._embedded(inputs, ids)[:, owned] if self._is_first else self._received(inputs, ids, owned),
+            inputs_embeds=hidden,
             use_cache=False,
-            **self._arguments(on_device, owned),
-            **self._levels(inputs, ids, owned),
+            **self._arguments(full, owned),
+            **self._levels(inputs, places, owned),
         ).last_hidden_state
         output: torch.Tensor = self.get_submodule(self._family.head)(found) if self._is_last else found
         return output[:0] if is_blank else output
 
-    def _on_device(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-        """A batch without samples becomes one of padding, so that the collectives of this lane's ranks match."""
-        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        if not len(moved["input_ids"]):
-            moved["input_ids"] = moved["input_ids"].new_zeros(1, moved["input_ids"].shape[1])
-            moved["attention_mask"] = torch.ones_like(moved["input_ids"], dtype=torch.bool)
-        return moved
-
-    def _embedded(self, inputs: Mapping[str, Any], ids: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, inputs: Mapping[str, Any], ids: torch.Tensor, places: Mapping[str, _Places]) -> torch.Tensor:
         """The embeddings of all tokens, with those of encoders in their places."""
         text: Model = self.get_submodule(self._family.language)
         hidden: torch.Tensor = text.embed_tokens(ids)
-        for name, encoder in self._family.encoders.items():
-            embeddings = self._whole_of(inputs[name]["embeddings"], ids, encoder)
-            places = ids == encoder.token_id(self._config)
-            hidden = hidden.masked_scatter(places[..., None], embeddings.to(hidden.dtype))
+        for name, of_encoder in places.items():
+            embeddings = self._whole_of(inputs[name]["embeddings"], name, of_encoder)
+            hidden = hidden.masked_scatter(of_encoder.mask.to(ids.device)[..., None], embeddings.to(hidden.dtype))
         return hidden
 
-    def _received(self, inputs: Mapping[str, Any], ids: torch.Tensor, owned: torch.Tensor) -> torch.Tensor:
+    def _received(self, inputs: Mapping[str, Any], samples: int, owned: int) -> torch.Tensor:
         """What the stage before has sent."""
         hidden: torch.Tensor = inputs["language"]
-        shape = len(ids), len(owned), hidden.shape[-1]
+        shape = samples, owned, hidden.shape[-1]
         return hidden.view(shape) if len(hidden) else hidden.new_zeros(shape)
 
     def _arguments(self, batch: Mapping[str, Any], owned: torch.Tensor) -> dict[str, Any]:
-        mask = batch["attention_mask"]
+        """The mask and the positions; positions are computed on the CPU, since families read single numbers of the batch."""
         base = self._whole[0].get_submodule(self._family.language.rpartition(".")[0])
         positions = self._family.positions(base, batch)
+        positions = None if positions is None else positions.to(owned.device)
+        mask = batch["attention_mask"].to(owned.device)
         if self._parallel.size == 1:
             return {"attention_mask": mask.long(), **({} if positions is None else {"position_ids": positions})}
         own = owned[None] if positions is None else positions[..., owned]
         return {"attention_mask": mask_of(mask, owned), "position_ids": own}
 
-    def _levels(self, inputs: Mapping[str, Any], ids: torch.Tensor, owned: torch.Tensor) -> Mapping[str, Any]:
+    def _levels(self, inputs: Mapping[str, Any], places: Mapping[str, _Places], owned: torch.Tensor) -> Mapping[str, Any]:
         """What is added to the output of some of the layers; zeros for layers of other stages."""
         for name, encoder in self._family.encoders.items():
-            layers = list(encoder.levels(self._config))
-            own = [number for number, layer in enumerate(layers) if layer in self._layers]
+            own = [number for number, layer in enumerate(encoder.levels(self._config)) if layer in self._layers]
             if not own:
                 continue
-            places = ids == encoder.token_id(self._config)
-            numbers = (places.flatten().cumsum(0) - 1).view(places.shape)[:, owned][places[:, owned]]
-            found = {number: self._whole_of(inputs[name][f"level_{number}"], ids, encoder)[numbers] for number in own}
+            mask = places[name].mask.to(owned.device)
+            numbers = (mask.flatten().cumsum(0) - 1).view(mask.shape)[:, owned][mask[:, owned]]
+            found = {number: self._whole_of(inputs[name][f"level_{number}"], name, places[name])[numbers] for number in own}
             nothing = torch.zeros_like(found[own[0]])
             levels = [found.get(number, nothing) for number in range(max(own) + 1)]
-            return self._family.with_levels(places[:, owned], levels)
+            return self._family.with_levels(mask[:, owned], levels)
         return {}
 
-    def _whole_of(self, tensor: torch.Tensor, ids: torch.Tensor, encoder: Encoder) -> torch.Tensor:
-        lengths = (ids == encoder.token_id(self._config)).sum(1).tolist() if self._parallel.size > 1 else []
-        return self._parallel.gather_packed(tensor, lengths)
+    def _whole_of(self, tensor: torch.Tensor, name: str, places: _Places) -> torch.Tensor:
+        """The embeddings of all places.
+
+        Raises:
+            HfError: another number of embeddings came; to put them in would leave some out.
+        """
+        expected = sum(len(self._parallel.owned(count)) for count in places.counts)
+        if len(tensor) != expected:
+            raise HfError(
+                f"{len(tensor)} embeddings came from {name!r}, for {expected} places in the text; give both modules the same "
+                "samples, with the same input_ids"
+            )
+        return self._parallel.gather_packed(tensor, places.counts)
+
+
+def _with_a_sample(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch without samples becomes one of padding, so that the collectives of its lane's ranks match."""
+    ids = batch["input_ids"]
+    if len(ids):
+        return batch
+    blank = ids.new_zeros(1, ids.shape[1])
+    return {**batch, "input_ids": blank, "attention_mask": torch.ones_like(blank, dtype=torch.bool)}
+
+
+def _places_of(ids: torch.Tensor, encoder: Encoder, config: Config) -> _Places:
+    mask = ids == encoder.token_id(config)
+    return _Places(mask, mask.sum(1).tolist())

@@ -95,10 +95,11 @@ class RankModel:
 
         Raises:
             CheckpointError: no files, or a missing or unlike tensor.
+            HfError: transformers stores parameters in another form.
         """
-        names = [name for part in self.modules.values() for name, _ in part.named_parameters()]
+        names = [name for part in self.modules.values() for name in weights.stored_tensors(part)]
         tied = {f"{head}.weight": f"{embedding}.weight" for head, embedding in self._aliases.items()}
-        stored = weights.stored_names(self._whole_on_meta(), [*names, *tied.values()])
+        stored = weights.stored_names(self._whole_on_meta(), list(dict.fromkeys([*names, *tied.values()])))
         weights.load_pretrained(self.modules, stored, path, tied)
 
     def initialize(self, seed: int) -> None:

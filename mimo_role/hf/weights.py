@@ -22,6 +22,13 @@ from mimo_role.hf.families import family_of
 from mimo_role.hf.family import Config, Model
 
 
+def stored_tensors(part: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, tied ones once, and the buffers that files have, by name."""
+    every = dict(part.named_parameters(remove_duplicate=False))
+    buffers = {name: tensor for name, tensor in part.state_dict(keep_vars=True).items() if name not in every}
+    return dict(part.named_parameters()) | buffers
+
+
 def stored_names(model: Model, names: list[str]) -> dict[str, str]:
     """By parameter of a model, its name in the files that `save_pretrained` writes.
 
@@ -30,11 +37,14 @@ def stored_names(model: Model, names: list[str]) -> dict[str, str]:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    found: dict[str, str] = {}
-    for name in names:
-        (found[name],) = revert_weight_conversion(model, {name: torch.empty(0, device="meta")})
-    if len(set(found.values())) < len(found):
-        raise HfError("transformers stores several of these parameters as one; convert the files first")
+    # Told apart by their length, which a change of names alone leaves.
+    marked = {name: torch.empty(number, device="meta") for number, name in enumerate(names)}
+    reverted = revert_weight_conversion(model, marked)
+    found = {
+        names[len(tensor)]: stored for stored, tensor in reverted.items() if tensor.dim() == 1 and len(tensor) < len(names)
+    }
+    if len(found) != len(names) or len(reverted) != len(names):
+        raise HfError("transformers stores some of these parameters in another form; convert the files first")
     return found
 
 
@@ -59,7 +69,7 @@ def load_pretrained(
     wanted: dict[str, Any] = {}
     later: dict[str, Any] = {}
     for part in parts.values():
-        for name, parameter in part.named_parameters():
+        for name, parameter in stored_tensors(part).items():
             key = names[name]
             if key not in stored and name in tied:
                 key = names[tied[name]]
@@ -132,10 +142,11 @@ def export_pretrained(
 
     Raises:
         CheckpointError: there is no complete checkpoint.
+        HfError: no family is known for the config, or transformers stores parameters in another form.
     """
     family = family_of(config)
     model = build_on_meta(config, family, torch.float32)
-    names = stored_names(model, [name for name, _ in model.named_parameters(remove_duplicate=False)])
+    names = stored_names(model, list(model.state_dict()))
     tied = f"{family.head}.weight" if is_tied(model, family) else None
 
     def renamed(name: str) -> str | None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mimo_role
 from mimo_role import CheckpointError, GlobalBatchSampler, RoleDataLoader, Topology, checkpoint
-from mimo_role.hf import RankModel, export_pretrained
+from mimo_role.hf import RankModel, export_pretrained, weights
 from mimo_role.hf.families import family_of
 from mimo_role.testing import run_ranks
 from tests.mimo_role.hf import small_models
@@ -100,6 +101,24 @@ def test_files_of_another_model_are_refused(tmp_path):
         "FOLDER: 'language_model.model.embed_tokens.weight' has the shape [200, 32], not [96, 32]",
         nothing,
     ]
+
+
+class Scaled(torch.nn.Module):
+    """A layer with a buffer that files have, and one that they do not have."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((2,), value))
+        self.register_buffer("scale", torch.full((3,), value))
+        self.register_buffer("cache", torch.full((4,), value), persistent=False)
+
+
+def test_buffers_that_files_have_are_read(tmp_path):
+    save_file(Scaled(2.0).state_dict(), tmp_path / "model.safetensors")
+    part = Scaled(0.0)
+    names = {name: name for name in weights.stored_tensors(part)}
+    weights.load_pretrained(torch.nn.ModuleDict({"vision": part}), names, tmp_path, {})
+    assert (part.weight.tolist(), part.scale.tolist(), part.cache.tolist()) == ([2.0] * 2, [2.0] * 3, [0.0] * 4)
 
 
 MIB = 2**20

@@ -48,3 +48,29 @@ def test_lanes_without_samples_change_no_number():
     for ranks in divided:
         for rank in ranks:
             assert rank.found == [pytest.approx(step, rel=1e-12) for step in alone[0].found]
+
+
+class OtherTexts(small_models.Samples):
+    """Samples of which each has one image token less."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        at = (sample["input_ids"] == small_models.IMAGE).nonzero()[:1, 0]
+        kept = [number for number in range(len(sample["input_ids"])) if number not in at.tolist()]
+        return {name: value[kept] if name in ("input_ids", "labels") else value for name, value in sample.items()}
+
+
+def train_on_other_texts(_found):
+    ctx, config = mimo_role.current(), small_models.llava()
+    model = RankModel(ctx, config, dtype=torch.float64)
+    model.initialize(seed=3)
+    sampler = GlobalBatchSampler(length=4, global_batch_size=4, micro_batches=1, shuffle=False)
+    dataset = OtherTexts(config, 4) if "language" in ctx.role.modules else small_models.Samples(config, 4)
+    (micro_batches,) = RoleDataLoader(ctx, dataset, sampler, collate_fn=model.collate_fn, needs=model.needs)
+    model.step(micro_batches)
+
+
+def test_embeddings_for_another_text_are_refused():
+    (ranks,) = run_jobs(Job(train_on_other_texts, Topology.from_modules({"vision": {}, "language": {}})), timeout_s=100)
+    assert "embeddings came from 'vision'" in ranks[1].error
+    assert ranks[0].error

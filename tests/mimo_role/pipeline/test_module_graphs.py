@@ -324,8 +324,8 @@ def with_other_names(_):
 
 
 def test_two_sides_that_name_other_tensors_are_refused():
-    for said in run_ranks(with_other_names, Topology.from_modules({"vision": {}, "language": {}}), None, timeout_s=30):
-        assert "whose spec_of() names other tensors; use the same names on all ranks" in said
+    for message in run_ranks(with_other_names, Topology.from_modules({"vision": {}, "language": {}}), None, timeout_s=30):
+        assert "whose spec_of() names other tensors; use the same names on all ranks" in message
 
 
 def with_auxiliary(_):
