@@ -1,6 +1,7 @@
 """The context of one rank: its role, its groups and its bridges."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,7 @@ from mimo_role.preemption.agreement import PreemptionAgreement
 from mimo_role.resharding.samples import TokenSplit
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY, RankRole
 from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.lanes import Lane, lane_of
 from mimo_role.topology.topology import Topology
 from mimo_role.training.gradient_norm import GradientClipper
 from mimo_role.training.gradient_sums import GradientSummer
@@ -32,6 +34,7 @@ from mimo_role.training.losses import mean_loss, token_count
 from mimo_role.training.owned_tokens import owned_tokens
 from mimo_role.training.random_streams import RandomStreams
 from mimo_role.training.replica_check import ReplicaCheck
+from mimo_role.training.replicas import LANES
 from mimo_role.training.seeding import DIFFERENT_OVER
 
 
@@ -70,7 +73,7 @@ class RoleContext:
         self._summer = GradientSummer(topology, rank, device, self._own_grid, self.group)
         self._replicas = ReplicaCheck(topology, rank, device, self._own_grid, self.group)
         self._grids = {
-            name: HyperCommGrid.over(grid, expert_grid_of(topology, name), groups, groups.communicator(name))
+            name: HyperCommGrid.over(grid, expert_grid_of(topology, name), groups, partial(groups.communicator, name))
             for name, grid in topology.grids.items()
         }
 
@@ -104,11 +107,23 @@ class RoleContext:
         """
         return self._own_grid(module).coords(self.rank)
 
+    def lane(self, module: str) -> Lane:
+        """This rank's lane of a module that it runs, and the number of lanes: `lane, lanes = ctx.lane("language")`.
+
+        Ranks of one lane have the same samples. Lanes lie along `dp`, and along `gtp_remat` where the module has it.
+
+        Raises:
+            AxisError: there is no such module, or this rank does not run it.
+        """
+        return lane_of(self._own_grid(module), self.rank)
+
     def group(self, module: str, *axes: str) -> dist.ProcessGroup:
         """The ranks that differ from this one only along `axes` of a module that it runs.
 
-        `"embd"` instead of axes: its counterparts on the module's first and last stages, which hold tied embeddings; on a rank
-        of another stage, a group of that rank only.
+        Axes that the module has only where they are longer than one, such as `gtp_remat`, count as axes of size one. By name:
+        `"dp_cp_ag"` and `"expt_dp_ag"`, second groups along `dp` and `cp`, and along `expt_dp`, that `families: megatron`
+        creates, and `"embd"`, this rank's counterparts on the module's first and last stages, which hold tied embeddings; on a
+        rank of another stage, a group of that rank only.
 
         Raises:
             AxisError: there is no such module, axis or group, or this rank does not run the module.
@@ -180,6 +195,19 @@ class RoleContext:
 
         self._own_grid(module)
         return adapters.process_groups(self.topology, module, self.rank, self.group, self._groups.get_ends)
+
+    def megatron_multi_module_process_groups(self) -> Any:
+        """The groups of all of this rank's modules as Megatron-Core's `MultiModuleProcessGroupCollection`; none is created.
+
+        Its schedules take it as `pg_collection`.
+
+        Raises:
+            AxisError: a module's options do not include a group that is needed.
+            ContextError: Megatron-Core is not installed, or has no such class: 0.19 and later have it.
+        """
+        from mimo_role.megatron import adapters
+
+        return adapters.multi_module_process_groups(self.role.modules, self.megatron_process_groups)
 
     def bridge(
         self,
@@ -294,7 +322,7 @@ class RoleContext:
         Raises:
             AxisError: this rank does not run the module, or it does not compute a loss.
         """
-        return token_count(tokens, self.group(self._module_with_loss(module), "dp", "cp"), self.device)
+        return token_count(tokens, self.group(self._module_with_loss(module), *LANES), self.device)
 
     def mean_loss(
         self, losses: Sequence[torch.Tensor], tokens: int | torch.Tensor | None = None, module: str | None = None

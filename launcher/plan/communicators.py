@@ -9,6 +9,7 @@ from launcher.plan.launch_plan import LaunchPlan
 from mimo_role.groups.options import GroupOptions, lean
 from mimo_role.groups.rounds import Schedule
 from mimo_role.resharding.message_groups import MessageGroup, message_groups
+from mimo_role.topology.lanes import lane_count
 from mimo_role.topology.topology import Topology
 
 _RECEIVE_MIB, _SEND_MIB = 10, 2
@@ -55,8 +56,7 @@ def _of_stages(plan: LaunchPlan, schedule: Schedule) -> Iterator[RankCommunicato
 def _of_rank(plan: LaunchPlan, schedule: Schedule, groups: Sequence[MessageGroup], rank: int) -> tuple[int, int, int | None]:
     """All communicators of a rank, those of bridges, and the memory of these."""
     own = [group for group in groups if rank in group.ranks]
-    sizes = [len(round_.row_of(rank)) for round_ in schedule.rounds]
-    of_modules = sum(size > 1 for size in sizes) + (1 in sizes)
+    of_modules = 1 + sum(round_.group_set_of(rank) is not None for round_ in schedule.rounds)
     mib = sum(_mib(plan, group, rank) for group in own) if _parts(plan.topology) <= _MOST_PARTS else None
     return 1 + of_modules + len(own), len(own), mib
 
@@ -65,7 +65,7 @@ def _parts(topology: Topology) -> int:
     """A bound of the parts that one rank exchanges in a batch."""
     grids = topology.grids.values()
     sizes = {axis: max(grid.axis_size(axis) for grid in grids) for axis in ("tp", "cp")}
-    lanes = [grid.axis_size("dp") for grid in grids]
+    lanes = [lane_count(grid) for grid in grids]
     of_lane = max(math.lcm(one, other) // min(one, other) for one in lanes for other in lanes)
     return int(of_lane * (sizes["tp"] * sizes["cp"]) ** 2)
 

@@ -7,6 +7,7 @@ import torch
 
 from mimo_role.errors import BridgeError
 from mimo_role.resharding.endpoint import Endpoint
+from mimo_role.topology.lanes import LANE_AXES
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -40,7 +41,8 @@ def plain(tensor: torch.Tensor, shape: tuple[int, ...] | None, end: Endpoint, de
 def _local_part(tensor: Any, shape: tuple[int, ...] | None, end: Endpoint, describe: Callable[[], str]) -> torch.Tensor:
     where = describe()
     names = tensor.device_mesh.mesh_dim_names or (None,) * len(tensor.placements)
-    divides = {"dp": end.lanes > 1, "cp": end.cp > 1, "tp": end.tp > 1 and end.split.sequence_parallel}
+    divides = dict.fromkeys(LANE_AXES, end.lanes > 1)
+    divides |= {"cp": end.cp > 1, "tp": end.tp > 1 and end.split.sequence_parallel}
     for name, placement in zip(names, tensor.placements, strict=True):
         if placement.is_partial():
             problem = "is a partial sum: redistribute it to Replicate() or Shard() first"

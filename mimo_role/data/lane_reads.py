@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 from mimo_role.errors import DataError
 from mimo_role.resharding.samples import lane_samples
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
+from mimo_role.topology.lanes import lane_count, lane_of
 from mimo_role.topology.topology import Topology
 
 Needs: TypeAlias = Mapping[str, Collection[int] | Literal["all"]]
@@ -31,7 +32,9 @@ class LaneReads:
                     raise DataError(f"{argument}: no module {name!r}; there are {', '.join(topology.grids)}")
         stages = {name: _stages(topology, name, (needs or {}).get(name)) for name in topology.grids}
         coords = topology.coords_of(rank)
-        self._own_lanes = {name: at["dp"] for name, at in coords.items() if at["pp"] in stages[name]}
+        self._own_lanes = {
+            name: lane_of(topology.grids[name], rank).number for name, at in coords.items() if at["pp"] in stages[name]
+        }
 
     @property
     def modules(self) -> list[str]:
@@ -67,7 +70,7 @@ class LaneReads:
         return found
 
     def _lanes_of(self, module: str) -> int:
-        return self._topology.grids[module].axis_size("dp")
+        return lane_count(self._topology.grids[module])
 
 
 def _stages(topology: Topology, module: str, needs: Collection[int] | Literal["all"] | None) -> set[int]:

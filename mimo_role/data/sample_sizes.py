@@ -106,13 +106,13 @@ def _fill(
         raise DataError(
             f"{module!r}: pass the sizes of its samples for each of {len(micro_batches)} micro-batches, not {given}"
         )
-    coords, lanes = ctx.coords(module), ctx.topology.grids[module].axis_size("dp")
+    coords, (own_lane, lanes) = ctx.coords(module), ctx.lane(module)
     first = 0
     for micro, sizes in zip(micro_batches, own, strict=True):
         if module in micro.lanes:
-            places = [place for place, lane in enumerate(micro.lanes[module]) if lane == coords["dp"]]
+            places = [place for place, lane in enumerate(micro.lanes[module]) if lane == own_lane]
         else:
-            places = list(lane_samples(len(micro), lanes, coords["dp"]))
+            places = list(lane_samples(len(micro), lanes, own_lane))
         if len(sizes) != len(places) or any(size < 0 for size in sizes):
             raise DataError(
                 f"{module!r}, micro-batch {micro.number}: {list(sizes)} are not the sizes of this lane's {len(places)} samples"

@@ -3,15 +3,16 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mimo_role.errors import ContextError
-from mimo_role.groups.names import CountedGroup, named, named_by_ranks, next_series
-from mimo_role.groups.options import GroupOptions
-from mimo_role.groups.rounds import RowSet
+from mimo_role.groups.names import CountedGroup, named, named_alone, named_by_ranks, next_series
+from mimo_role.groups.options import Communicator, NcclOptions
+from mimo_role.groups.row_set import RowSet
 from mimo_role.host import environ
 
 CreatedGroup = dist.ProcessGroup | CountedGroup
@@ -98,26 +99,47 @@ def new_group_of(ranks: Sequence[int], **settings: Any) -> dist.ProcessGroup | N
     world = world_group()
     if dist.get_rank() not in ranks:
         return None
+    with named_by_ranks(world):
+        return _create_locally(ranks, **settings)
+
+
+def create_alone(rank: int, series: int, **settings: Any) -> dist.ProcessGroup:
+    """Create a group of this rank only, by a call on this rank only.
+
+    Args:
+        rank: this process's.
+        series: of the groups that it is created beside.
+        settings: `timeout`, as `torch.distributed.new_group` takes it.
+    """
+    with named_alone(series):
+        return _create_locally((rank,), group_desc="self", **settings)
+
+
+def _create_locally(ranks: Sequence[int], **settings: Any) -> dist.ProcessGroup:
+    """Create a group by a call on its ranks only, also where the world is bound to devices."""
+    world = world_group()
     bound = world.bound_device_id
     world.bound_device_id = None
     try:
-        with environ.defaults(CONNECT_AT_FIRST_USE), named_by_ranks(world):
+        with environ.defaults(CONNECT_AT_FIRST_USE):
             group: dist.ProcessGroup = dist.new_group(list(ranks), use_local_synchronization=True, **settings)
             return group
     finally:
         world.bound_device_id = bound
 
 
-def backend_options(options: GroupOptions) -> Any:
+def backend_options(options: Communicator) -> Any:
     """The options of torch's backend; `None` if they are its defaults or the backend is not NCCL.
 
     Raises:
         ContextError: this build of torch or NCCL lacks one of them.
     """
-    if not uses_nccl() or (options.nccl == GroupOptions().nccl and not options.is_high_priority_stream):
+    if not uses_nccl() or (options.nccl == NcclOptions() and not options.is_high_priority_stream):
         return None
     nccl = dist.ProcessGroupNCCL.Options(is_high_priority_stream=options.is_high_priority_stream)
-    for name, value in options.as_dict().get("nccl", {}).items():
+    for name, value in asdict(options.nccl).items():
+        if value is None:
+            continue
         if not hasattr(nccl.config, name):
             raise ContextError(f"groups.nccl.{name}: this torch's NCCL has no such option")
         setattr(nccl.config, name, value)

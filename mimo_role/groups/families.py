@@ -22,23 +22,56 @@ DENSE_FAMILIES: tuple[tuple[str, ...], ...] = (
 )
 """The axis sets of a transformer's dense layers, gradients and optimizer, in the order of Megatron-Core."""
 
+GTP_FAMILIES: tuple[tuple[str, ...], ...] = (
+    ("gtp_remat",),
+    ("dp", "gtp_remat"),
+    ("dp", "cp", "gtp_remat"),
+    ("tp", "gtp_remat", "pp"),
+    ("tp", "gtp_remat", "dp"),
+    ("tp", "gtp_remat", "dp", "cp"),
+    ("tp", "cp", "gtp_remat", "dp", "pp"),
+)
+"""The same for weights that generalized tensor parallelism divides."""
+
 EXPERT_FAMILIES: tuple[tuple[str, ...], ...] = (("ep",), ("expt_tp",), ("expt_dp",), ("expt_tp", "ep"), ("expt_tp", "ep", "pp"))
 """The same for expert layers."""
 
-EXPERT_AXES = ("expt_tp", "ep", "expt_dp", "pp")
+EXPERT_GTP_FAMILIES: tuple[tuple[str, ...], ...] = (
+    ("expt_gtp_remat",),
+    ("expt_dp", "expt_gtp_remat"),
+    ("expt_tp", "ep", "expt_gtp_remat", "pp"),
+)
+"""The same for experts that it divides."""
+
+FAMILIES = (*DENSE_FAMILIES, *GTP_FAMILIES, *EXPERT_FAMILIES, *EXPERT_GTP_FAMILIES)
+
+EXPERT_AXES = ("expt_tp", "ep", "expt_gtp_remat", "expt_dp", "pp")
 """The axes of a grid of experts, fastest first."""
 
 EMBEDDING = "embd"
 """The family of a language module's first and last stages, which share the embedding's weights."""
 
-_IN_DENSE_AXES = {"ep": (), "expt_tp": (), "expt_dp": ("tp", "cp", "dp"), "pp": ("pp",)}
-"""The dense axes of each expert axis in a module without experts: `ep` and `expt_tp` have size one."""
+SECOND_GROUPS: dict[str, tuple[str, ...]] = {"dp_cp_ag": ("dp", "cp"), "expt_dp_ag": ("expt_dp",)}
+"""Second groups of the same ranks, by name: Megatron-FSDP gathers parameters over them beside the gradients' reduction."""
+
+_IN_DENSE_AXES: dict[str, tuple[str, ...]] = {
+    "ep": (),
+    "expt_tp": (),
+    "expt_gtp_remat": (),
+    "expt_dp": ("tp", "cp", "gtp_remat", "dp"),
+    "pp": ("pp",),
+}
+"""The dense axes of each expert axis in a module without experts: those left out here have size one."""
+
+_GTP_AXES = ("gtp_remat", "expt_gtp_remat")
+"""Axes that a dense grid, and one of experts, has only where their size is above one."""
 
 
 def locate(topology: Topology, module: str, axes: tuple[str, ...]) -> tuple[RankGrid, tuple[str, ...]]:
-    """The grid of the module that has these axes: its dense grid, or that of its experts.
+    """The grid of the module that has these axes, its dense grid or that of its experts, and those of them that it has.
 
-    A module without experts has their axes too: `ep` and `expt_tp` of size one, and `expt_dp` for the rest of a stage.
+    A module without experts has their axes too: `ep` and `expt_tp` of size one, and `expt_dp` for the rest of a stage. So
+    have modules without generalized tensor parallelism its axes. A second group is at the axes of the first.
 
     Raises:
         AxisError: the module has no grid with these axes.
@@ -49,12 +82,12 @@ def locate(topology: Topology, module: str, axes: tuple[str, ...]) -> tuple[Rank
     if len(set(axes)) != len(axes):
         raise AxisError(f"duplicate axis: {', '.join(axes)}")
     grid, experts = topology.grids[module], topology.expert_grids.get(module)
-    if set(axes) <= set(grid.dim_names):
-        return grid, axes
-    if experts is not None and set(axes) <= set(experts.dim_names):
-        return experts, axes
-    if experts is None and set(axes) <= set(_IN_DENSE_AXES):
-        dense = [dense for axis in axes for dense in _IN_DENSE_AXES[axis]]
+    wanted = SECOND_GROUPS.get(axes[0], axes) if len(axes) == 1 else axes
+    for view, gtp_axis in zip((grid, experts), _GTP_AXES, strict=True):
+        if view is not None and set(wanted) <= {*view.dim_names, gtp_axis}:
+            return view, tuple(axis for axis in wanted if axis in view.dim_names)
+    if experts is None and set(wanted) <= set(_IN_DENSE_AXES):
+        dense = [dense for axis in wanted for dense in _IN_DENSE_AXES[axis]]
         return grid, tuple(axis for axis in dense if axis in grid.dim_names)
     known = [", ".join(names) for names in (grid.dim_names, EXPERT_AXES if experts is None else experts.dim_names)]
     raise AxisError(f"module {module!r} has no grid with the axes {', '.join(axes) or '(none)'}; it has {'; or '.join(known)}")
@@ -69,7 +102,8 @@ def expert_grid_of(topology: Topology, module: str) -> RankGrid | None:
     if module in topology.expert_grids or grid.dim_names[-1] != "pp":
         return topology.expert_grids.get(module)
     stages = grid.axis_size("pp")
-    return RankGrid([1, 1, grid.size // stages, stages], EXPERT_AXES, grid.rank_offset)
+    axes = [axis for axis in EXPERT_AXES if axis not in _GTP_AXES]
+    return RankGrid([1, 1, grid.size // stages, stages], axes, grid.rank_offset)
 
 
 def families_of(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, ...]]:
@@ -84,18 +118,35 @@ def families_of(topology: Topology, module: str, options: GroupOptions) -> Itera
             yield from ((axis,) for axis in view.dim_names)
     if isinstance(options.families, str):
         known = {*grid.dim_names, *(experts.dim_names if experts is not None else ())}
-        yield from (axes for axes in (*DENSE_FAMILIES, *EXPERT_FAMILIES) if set(axes) <= known)
-        if set(grid.dim_names) not in map(set, DENSE_FAMILIES):
+        yield from (axes for axes in FAMILIES if set(axes) <= known)
+        if set(grid.dim_names) not in map(set, FAMILIES):
             yield grid.dim_names
+        if options.families == MEGATRON:
+            yield from ((name,) for name, axes in SECOND_GROUPS.items() if set(axes) <= {*known, *_IN_DENSE_AXES})
         return
     for index, axes in enumerate(options.families):
-        try:
-            locate(topology, module, axes)
-        except AxisError as error:
-            raise TopologyError(f"modules.{module}.groups.families[{index}]", f"={list(axes)}: {error}") from None
+        check_family(topology, module, axes, f"families[{index}]")
         yield axes
 
 
 def has_embedding_groups(module: str, options: GroupOptions) -> bool:
     """Whether groups of the module's first and last stages are created."""
     return options.families == MEGATRON and module == MIMO_LANGUAGE_MODULE_KEY
+
+
+def check_family(topology: Topology, module: str, axes: tuple[str, ...], key: str) -> None:
+    """Check that a module has the axes that one of its groups' options names.
+
+    Raises:
+        TopologyError: it has not; the message begins with the option's key.
+    """
+    try:
+        locate(topology, module, axes)
+    except AxisError as error:
+        hint = f"; write [{', '.join(axes[0].split('_'))}]" if _is_joined(topology, module, axes) else ""
+        raise TopologyError(f"modules.{module}.groups.{key}", f"={list(axes)}: {error}{hint}") from None
+
+
+def _is_joined(topology: Topology, module: str, axes: tuple[str, ...]) -> bool:
+    """Whether it is one name of several axes, as in Megatron-Core: `dp_cp`."""
+    return len(axes) == 1 and "_" in axes[0] and set(axes[0].split("_")) <= set(topology.grids[module].dim_names)

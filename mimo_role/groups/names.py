@@ -36,6 +36,11 @@ def named(series: int, number: int) -> AbstractContextManager[None]:
     return _naming(lambda ranks: f"mimo_role.{series}.{number}.{min(ranks)}")
 
 
+def named_alone(series: int) -> AbstractContextManager[None]:
+    """Name the group of one rank created in this block after the series and the rank."""
+    return _naming(lambda ranks: f"mimo_role.{series}.self.{min(ranks)}")
+
+
 def named_by_ranks(world: ProcessGroup) -> AbstractContextManager[None]:
     """Name the group created in this block after its ranks, and the number of groups of these ranks that were named so."""
 

@@ -28,16 +28,31 @@ class NcclOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Communicator:
+    """How one process group is created: rows with equal ranks share a group if these are equal."""
+
+    timeout_s: float | None = None
+    is_high_priority_stream: bool = False
+    nccl: NcclOptions = field(default_factory=NcclOptions)
+    purpose: str = ""
+    """Separates a second group of the same ranks from the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupOptions:
     """The process groups of one module."""
 
     families: tuple[tuple[str, ...], ...] | Literal["default", "megatron"] = DEFAULT
     """Which axes get process groups. `default`: each axis, and the combinations that training needs. `megatron`: also the
-    language module's embedding groups. Or a list of axis sets, beside the single axes: `[[dp, cp], [dp, pp]]`."""
+    language module's embedding groups, and second groups `dp_cp_ag` and `expt_dp_ag`, which gather parameters. Or a list of
+    axis sets, beside the single axes: `[[dp, cp], [dp, pp]]`."""
     timeout_s: float | None = None
     """Seconds for each collective of these groups. Default: those of the job."""
     is_high_priority_stream: bool = False
     """Whether NCCL's kernels of these groups run on streams of high priority."""
+    high_priority_stream_groups: tuple[tuple[str, ...] | str, ...] = ()
+    """The groups for which this is so if it is not so for all: `[tp, ep, [dp, cp], embd]`. Axes of size one do not count:
+    with `cp: 1`, `dp` is the group of `[dp, cp]` too."""
     nccl: NcclOptions = field(default_factory=NcclOptions)
     """Options of NCCL's communicators. Default: NCCL's own."""
 
@@ -62,15 +77,29 @@ class GroupOptions:
                 raise TopologyError(f"nccl.{name}", f"={value} is less than {least}")
 
     @property
-    def communicator(self) -> "GroupOptions":
-        """All options but the families: rows with equal ranks share a group if these are equal."""
-        return replace(self, families=DEFAULT)
+    def priority_families(self) -> tuple[tuple[str, ...], ...]:
+        """`high_priority_stream_groups`, each as the names of its axes."""
+        return tuple((item,) if isinstance(item, str) else item for item in self.high_priority_stream_groups)
+
+    def communicator(self, *, is_high_priority: bool = False, purpose: str = "") -> Communicator:
+        """How one of the groups is created.
+
+        Args:
+            is_high_priority: whether it is among `high_priority_stream_groups`.
+            purpose: of a second group of the same ranks.
+        """
+        is_high_priority = is_high_priority or self.is_high_priority_stream
+        return Communicator(timeout_s=self.timeout_s, is_high_priority_stream=is_high_priority, nccl=self.nccl, purpose=purpose)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, without defaults."""
         value = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
         if not isinstance(self.families, str):
             value["families"] = [list(axes) for axes in self.families]
+        if self.high_priority_stream_groups:
+            value["high_priority_stream_groups"] = [
+                axes if isinstance(axes, str) else list(axes) for axes in self.high_priority_stream_groups
+            ]
         value["nccl"] = {name: item for name, item in asdict(self.nccl).items() if item is not None}
         return {name: item for name, item in value.items() if item != {}}
 
@@ -86,16 +115,23 @@ class GroupOptions:
             families = rest.pop("families", DEFAULT)
             if not isinstance(families, str):
                 families = tuple(tuple(map(str, axes)) for axes in families)
-            return cls(families=families, nccl=NcclOptions(**rest.pop("nccl", {})), **rest)
+            listed = tuple(_family(axes) for axes in rest.pop("high_priority_stream_groups", ()))
+            nccl = NcclOptions(**rest.pop("nccl", {}))
+            return cls(families=families, high_priority_stream_groups=listed, nccl=nccl, **rest)
         except TypeError as error:
             raise ValueError(f"group options {value}: {error}") from None
 
 
-def lean(options: GroupOptions) -> GroupOptions:
-    """Options for a bridge's communicators: those of the module, with few CUDA blocks unless it sets their number.
+def lean(options: GroupOptions) -> Communicator:
+    """The communicators of a bridge: with the options of the module, and few CUDA blocks unless it sets their number.
 
     Each block has buffers for every peer: 10 MiB for one that sends, 2 MiB for one that receives (NVIDIA/nccl#1685).
     """
-    if options.nccl.max_ctas is not None:
-        return options
-    return replace(options, nccl=replace(options.nccl, max_ctas=max(BRIDGE_CTAS, options.nccl.min_ctas or 0)))
+    own = options.communicator()
+    if own.nccl.max_ctas is not None:
+        return own
+    return replace(own, nccl=replace(own.nccl, max_ctas=max(BRIDGE_CTAS, own.nccl.min_ctas or 0)))
+
+
+def _family(axes: Any) -> tuple[str, ...] | str:
+    return axes if isinstance(axes, str) else tuple(map(str, axes))

@@ -8,11 +8,13 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from mimo_role.errors import AxisError, ContextError
-from mimo_role.groups.creation import CreatedGroup, backend_options, create_group, free, world_group
-from mimo_role.groups.families import locate
+from mimo_role.groups.communicators import communicator_of
+from mimo_role.groups.creation import CreatedGroup, backend_options, create_alone, create_group, free, world_group
+from mimo_role.groups.families import EMBEDDING, SECOND_GROUPS, locate
 from mimo_role.groups.names import CountedGroup, named, next_series
-from mimo_role.groups.options import MEGATRON, GroupOptions
-from mimo_role.groups.rounds import Round, RowSet, Schedule, schedule
+from mimo_role.groups.options import MEGATRON, Communicator, GroupOptions
+from mimo_role.groups.rounds import Round, Schedule, fits, schedule
+from mimo_role.groups.row_set import RowSet
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.topology import Topology
 
@@ -43,48 +45,50 @@ class ProcessGroups:
         self._rank = rank
         self._timeout = timeout
         self._options = dict(options or {})
-        self._made: dict[tuple[RowSet, GroupOptions], dist.ProcessGroup] = {}
-        self._alone: dist.ProcessGroup | None = None
+        self._made: dict[tuple[RowSet, Communicator], dist.ProcessGroup] = {}
         self._created: list[CreatedGroup] = []
         self._destroyed = False
         self.schedule: Schedule = schedule(topology, self._options)
-        for own in self._options.values():
-            backend_options(own)  # on every rank, before any of them waits in a round
+        for round_ in self.schedule.rounds:
+            for groups in round_.group_sets:
+                backend_options(groups.options)  # on every rank, before any of them waits in a round
         series = next_series(world_group())
+        self._alone: dist.ProcessGroup | None = create_alone(rank, series, timeout=timeout)
+        self._created.append(self._alone)
         try:
-            for number, (round_, rows) in enumerate(zip(self.schedule.rounds, self.schedule.rows(), strict=True)):
+            for number, round_ in enumerate(self.schedule.rounds):
                 started = time.perf_counter()
                 with named(series, number):
-                    self._make(round_, rows)
-                logger.info("round %d (%s): %.3f s", number, round_.name_of(rank), time.perf_counter() - started)
+                    made = self._make(round_)
+                logger.info("round %d (%s): %.3f s", number, made, time.perf_counter() - started)
         except BaseException:
             self.destroy()
             raise
 
-    def _make(self, round_: Round, rows: list[tuple[int, ...]]) -> None:
-        """Create one round's group of this rank, if it has one. Collective over the world."""
-        groups, row = round_.group_set_of(self._rank), round_.row_of(self._rank)
-        is_alone = len(row) == 1
-        options = GroupOptions() if groups is None or is_alone else groups.options
+    def _make(self, round_: Round) -> str:
+        """Create one round's group of this rank, if it has one, and return its name. Collective over the world."""
+        groups = round_.group_set_of(self._rank)
+        options = Communicator() if groups is None else groups.options
+        name = "none" if groups is None else groups.names[0]
         created = create_group(
-            rows,
-            None if is_alone and self._alone is not None else row,
+            round_.rows(),
+            None if groups is None else groups.rows.row_of(self._rank),
             timeout=self._timeout if options.timeout_s is None else timedelta(seconds=options.timeout_s),
             pg_options=backend_options(options),
-            group_desc=round_.name_of(self._rank),
+            group_desc=name,
         )
         self._created.append(created)
-        if isinstance(created, CountedGroup):
-            group = self._alone
-        else:
-            group = created
-            self._alone = group if is_alone else self._alone
-        if groups is not None and group is not None:
-            self._made[groups.rows, groups.options] = group
+        if groups is not None and not isinstance(created, CountedGroup):
+            self._made[groups.rows, groups.options] = created
+        return name
 
-    def communicator(self, module: str) -> GroupOptions:
-        """The options with which a module's groups were created."""
-        return self._options.get(module, GroupOptions()).communicator
+    def communicator(self, module: str, family: tuple[str, ...]) -> Communicator:
+        """How a module's group of some axes, or of a name, was created.
+
+        Raises:
+            AxisError: the module has no such axes.
+        """
+        return communicator_of(self._topology, module, self._options.get(module, GroupOptions()), family)
 
     def get(self, module: str, axes: tuple[str, ...]) -> dist.ProcessGroup:
         """The group of the ranks that differ from this one only along `axes` of the module's grid.
@@ -94,7 +98,10 @@ class ProcessGroups:
             ContextError: the groups have been destroyed.
         """
         rows = RowSet.of(*locate(self._topology, module, axes))
-        return self._require(module, rows, f"along {', '.join(axes) or 'no axis'}", f"[[{', '.join(axes)}]]")
+        what, families = f"along {', '.join(axes) or 'no axis'}", f"[[{', '.join(axes)}]]"
+        if axes and axes[0] in SECOND_GROUPS:
+            what, families = axes[0], MEGATRON
+        return self._require(module, rows, axes, what, families)
 
     def get_ends(self, module: str) -> dist.ProcessGroup:
         """The group of this rank and its counterparts on the module's first and last stages.
@@ -109,22 +116,22 @@ class ProcessGroups:
                 f"module {module!r} has no group of its first and last stages: with more than two stages, only "
                 f"{MIMO_LANGUAGE_MODULE_KEY!r} can have one"
             )
-        return self._require(module, rows, "of its first and last stages", MEGATRON)
+        return self._require(module, rows, (EMBEDDING,), "of its first and last stages", MEGATRON)
 
-    def _require(self, module: str, rows: RowSet, what: str, families: str) -> dist.ProcessGroup:
-        group = self.find(rows, self.communicator(module))
+    def _require(self, module: str, rows: RowSet, family: tuple[str, ...], what: str, families: str) -> dist.ProcessGroup:
+        group = self.find(rows, self.communicator(module, family))
         if group is None:
             raise AxisError(
                 f"module {module!r} has no group {what}; ask for it with modules.{module}.groups.families: {families}"
             )
         return group
 
-    def find(self, rows: RowSet, communicator: GroupOptions | None = None) -> dist.ProcessGroup | None:
+    def find(self, rows: RowSet, communicator: Communicator | None = None) -> dist.ProcessGroup | None:
         """This rank's group among the rows; `None` if no round creates them. The result is the same on every rank of the rows.
 
         Args:
             rows: of a span that has this rank.
-            communicator: the options with which the group was created; default: any.
+            communicator: how the group was created; default: any but a second group.
 
         Raises:
             ContextError: the groups have been destroyed.
@@ -134,11 +141,9 @@ class ProcessGroups:
         if rows.row_size == 1:
             return self._alone
         whole = any(groups.rows == rows for groups in self.schedule.on_world)
-        if whole and communicator in (None, GroupOptions()):
+        if whole and communicator in (None, Communicator()):
             return world_group()
-        if communicator is not None:
-            return self._made.get((rows, communicator))
-        return next((group for (made, _), group in self._made.items() if made == rows), None)
+        return next((group for (made, own), group in self._made.items() if made == rows and fits(own, communicator)), None)
 
     def destroy(self) -> None:
         """Destroy every group, once."""

@@ -1,7 +1,13 @@
-"""HyperCommGrid: a grid of ranks with process groups, with Megatron-Core's interface."""
+"""HyperCommGrid: a grid of ranks with process groups, with Megatron-Core's interface.
+
+The private names that Megatron-Core's own code and examples use are here as well, so that this module can take the place of
+`megatron.core.hyper_comm_grid`: `_is_process_group_member`, `_views` with their fields, `_pgs`, `_gen_rank_enum` and
+`_order_dims_for`.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from operator import index
 from typing import Any
@@ -11,17 +17,29 @@ import torch.distributed as dist
 from mimo_role.errors import AxisError, GridError, WorldSizeError
 from mimo_role.groups.creation import CreatedGroup, free, make_rows
 from mimo_role.groups.names import CountedGroup
-from mimo_role.groups.options import GroupOptions
+from mimo_role.groups.options import Communicator
 from mimo_role.groups.process_groups import ProcessGroups, shared
-from mimo_role.groups.rounds import RowSet
+from mimo_role.groups.row_set import RowSet
 from mimo_role.host import environ
 from mimo_role.topology.grid import RankGrid
 
 BASE_VIEW = "base"
 EXPERT_VIEW = "expert"
 
-_Key = tuple[str, tuple[str, ...]]
-"""A view's name and some of its axes, slowest first."""
+_Key = str | tuple[str, tuple[str, ...]]
+"""Some axes, slowest first: those of the grid joined by `-`, those of another view behind its name."""
+
+
+@dataclass(frozen=True)
+class RankView:
+    """One factorization of a grid's ranks."""
+
+    name: str
+    shape: list[int]
+    dim_names: list[str]
+    shared_dims: list[str]
+    """Axes whose groups are those of the grid."""
+    grid: RankGrid
 
 
 class HyperCommGrid:
@@ -65,16 +83,19 @@ class HyperCommGrid:
         self.rank_offset = grid.rank_offset
         self.size = grid.size
         self.backend = backend
-        self._views = {BASE_VIEW: grid}
-        self._shared_dims: dict[str, tuple[str, ...]] = {}
-        self._found: dict[_Key, dist.ProcessGroup | None] = {}
+        self._views = {BASE_VIEW: _view(BASE_VIEW, grid, ())}
+        self._pgs: dict[_Key, dist.ProcessGroup | None] = {}
         self._own: list[CreatedGroup] = []
         self._context_groups: ProcessGroups | None = None
-        self._communicator: GroupOptions | None = None
+        self._communicator_of: Callable[[tuple[str, ...]], Communicator | None] = lambda _: None
 
     @classmethod
     def over(
-        cls, grid: RankGrid, experts: RankGrid | None, groups: ProcessGroups, communicator: GroupOptions
+        cls,
+        grid: RankGrid,
+        experts: RankGrid | None,
+        groups: ProcessGroups,
+        communicator_of: Callable[[tuple[str, ...]], Communicator],
     ) -> "HyperCommGrid":
         """A module's grid of a context, whose groups exist already; the experts' grid is the view `expert`.
 
@@ -82,12 +103,12 @@ class HyperCommGrid:
             grid: the module's.
             experts: the grid of the module's experts, see `expert_grid_of`.
             groups: the context's.
-            communicator: the options with which the module's groups were created.
+            communicator_of: how the module's group along some axes was created.
         """
         made = cls.__new__(cls)
         made._set_base(grid, None)
         made._context_groups = groups
-        made._communicator = communicator
+        made._communicator_of = communicator_of
         if experts is not None:
             made.register_view(EXPERT_VIEW, experts.shape, experts.dim_names, shared_axes(grid, experts))
         return made
@@ -124,12 +145,15 @@ class HyperCommGrid:
                     raise GridError(f"Shared dim {axis!r} of view {name!r} is not in the {place} {known}")
         for axes in (*((axis,) for axis in shared_dims), shared_dims):
             self._check_same_rows(name, view, axes)
-        self._views[name] = view
-        self._shared_dims[name] = shared_dims
+        self._views[name] = _view(name, view, shared_dims)
 
     def _check_same_rows(self, name: str, view: RankGrid, axes: tuple[str, ...]) -> None:
-        if RowSet.of(self._views[BASE_VIEW], axes) != RowSet.of(view, axes):
-            raise GridError(f"Shared dims {list(axes)} have different membership across views: base and {name!r}")
+        base = self._views[BASE_VIEW].grid
+        if RowSet.of(base, axes) == RowSet.of(view, axes):
+            return
+        what = f"Shared dim {axes[0]!r} has" if len(axes) == 1 else f"Shared dims {list(axes)} have"
+        rows = f"{list(base.row(axes, 0))} in the base, {list(view.row(axes, 0))} in view {name!r}"
+        raise GridError(f"{what} different membership across views: the first row has ranks {rows}")
 
     def get_rank_enum(self, dims: str | Sequence[str], view: str | None = None) -> list[list[int]]:
         """All rows: lists of ranks, ascending, that differ only along `dims`.
@@ -143,7 +167,7 @@ class HyperCommGrid:
 
     def _gen_rank_enum(self, dims: Sequence[str]) -> list[list[int]]:
         """The base view's rows, each enumerated with the last of `dims` fastest, whatever their order."""
-        grid = self._views[BASE_VIEW]
+        grid = self._views[BASE_VIEW].grid
         self._resolve(list(dims), None)
         found = []
         for first, *_ in grid.rows(dims):
@@ -152,6 +176,12 @@ class HyperCommGrid:
                 row = [rank + step * grid.stride(axis) for rank in row for step in range(grid.axis_size(axis))]
             found.append(row)
         return found
+
+    def _order_dims_for(self, dim_names: Sequence[str], dims: str | Sequence[str]) -> tuple[list[str], str]:
+        """Some of the axes `dim_names`, slowest first, as a list and joined by `-`."""
+        wanted = {dims} if isinstance(dims, str) else set(dims)
+        ordered = [axis for axis in reversed(dim_names) if axis in wanted]
+        return ordered, "-".join(ordered)
 
     def create_pg(
         self,
@@ -174,22 +204,23 @@ class HyperCommGrid:
             GridError: (a ValueError) no such axis.
         """
         key, grid, ordered = self._resolve(dims, view)
-        if key in self._found:
+        if key in self._pgs:
             raise AxisError(
                 f"Process group {dims}{_of_view(key)} has already been created; use get_pg, since its options may differ"
             )
         rows, rank = RowSet.of(grid, ordered), dist.get_rank()
         inside = rank in rows.span
         groups = shared() if (timeout, pg_options) == (None, None) and self.backend in (None, dist.get_backend()) else None
-        if groups is not None and groups.schedule.makes(rows, self._communicator):
-            self._found[key] = groups.find(rows, self._communicator) if inside else None
-            return self._found[key]
+        communicator = self._communicator(ordered)
+        if groups is not None and groups.schedule.makes(rows, communicator):
+            self._pgs[key] = groups.find(rows, communicator) if inside else None
+            return self._pgs[key]
         group = make_rows(
             rows, rank, timeout=timeout, backend=self.backend, pg_options=pg_options, group_desc=group_desc or "_".join(ordered)
         )
         self._own.append(group)
-        self._found[key] = None if isinstance(group, CountedGroup) else group
-        return self._found[key]
+        self._pgs[key] = None if isinstance(group, CountedGroup) else group
+        return self._pgs[key]
 
     def get_pg(self, dims: str | Sequence[str], view: str | None = None) -> dist.ProcessGroup | None:
         """This rank's group along `dims`, or `None` for a rank outside the grid.
@@ -199,40 +230,47 @@ class HyperCommGrid:
             GridError: (a ValueError) no such axis.
         """
         key, grid, ordered = self._resolve(dims, view)
-        if key in self._found:
-            return self._found[key]
-        rows = RowSet.of(grid, ordered)
-        if self._context_groups is not None and self._context_groups.schedule.makes(rows, self._communicator):
-            return self._context_groups.find(rows, self._communicator) if self.is_current_rank_in_grid() else None
-        raise AxisError(f"Process group for {'-'.join(key[1])}{_of_view(key)} hasn't been created. Call create_pg first.")
+        if key in self._pgs:
+            return self._pgs[key]
+        rows, communicator = RowSet.of(grid, ordered), self._communicator(ordered)
+        if self._context_groups is not None and self._context_groups.schedule.makes(rows, communicator):
+            return self._context_groups.find(rows, communicator) if self.is_current_rank_in_grid() else None
+        raise AxisError(f"Process group for {'-'.join(ordered)}{_of_view(key)} hasn't been created. Call create_pg first.")
 
     def is_current_rank_in_grid(self) -> bool:
         """Whether this process's rank is one of the grid's."""
-        return dist.get_rank() in self._views[BASE_VIEW]
+        return dist.get_rank() in self._views[BASE_VIEW].grid
 
     def destroy(self) -> None:
         """Destroy each group that this grid has created, once, and forget the others. A context destroys its own."""
         own, self._own = self._own, []
-        self._found.clear()
+        self._pgs.clear()
         for group in own:
             free(group)
+
+    def _communicator(self, axes: tuple[str, ...]) -> Communicator | None:
+        """How a context's group of the same rows was created; `None`, which is any, for axes of a script's own view."""
+        try:
+            return self._communicator_of(axes)
+        except AxisError:
+            return None
 
     def _resolve(self, dims: str | Sequence[str], view: str | None) -> tuple[_Key, RankGrid, tuple[str, ...]]:
         """The key of the groups along `dims`, the grid that enumerates them, and `dims` with the slowest axis first."""
         name = BASE_VIEW if view is None else view
         if name not in self._views:
             raise AxisError(f"View {name!r} is not registered. Registered views: {sorted(self._views)}")
-        grid = self._views[name]
+        factors, base = self._views[name], self._views[BASE_VIEW]
         wanted = (dims,) if isinstance(dims, str) else tuple(dims)
         for axis in wanted:
-            if axis not in grid.dim_names:
-                raise GridError(f"{axis!r} is not in view {name!r} with dim_names {list(grid.dim_names)}")
+            if axis not in factors.dim_names:
+                raise GridError(f"{axis!r} is not in view {name!r} with dim_names {factors.dim_names}")
         if len(set(wanted)) != len(wanted):
             raise GridError(f"duplicate axis: {list(wanted)}")
-        if name != BASE_VIEW and set(wanted) <= set(self._shared_dims[name]):
-            name, grid = BASE_VIEW, self._views[BASE_VIEW]
-        ordered = tuple(axis for axis in reversed(grid.dim_names) if axis in wanted)
-        return (name, ordered), grid, ordered
+        if set(wanted) <= set(factors.shared_dims):
+            factors = base
+        ordered, joined = self._order_dims_for(factors.dim_names, wanted)
+        return joined if factors is base else (name, tuple(ordered)), factors.grid, tuple(ordered)
 
 
 def shared_axes(grid: RankGrid, experts: RankGrid) -> list[str]:
@@ -267,4 +305,14 @@ def _world_size() -> int:
 
 
 def _of_view(key: _Key) -> str:
-    return "" if key[0] == BASE_VIEW else f" for view {key[0]!r}"
+    return "" if isinstance(key, str) else f" for view {key[0]!r}"
+
+
+def _view(name: str, grid: RankGrid, shared_dims: Iterable[str]) -> RankView:
+    return RankView(name, list(grid.shape), list(grid.dim_names), list(shared_dims), grid)
+
+
+def _is_process_group_member(group: dist.ProcessGroup | None) -> bool:
+    """Whether this rank belongs to a group: `None`, or torch's stand-in for a group of others, if not."""
+    non_member: object = dist.GroupMember.NON_GROUP_MEMBER
+    return group is not None and group is not non_member

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mimo_role.resharding.samples import Samples, TokenSplit
 from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.lanes import lane_coords, lane_count, lane_of
 
 
 class Place(NamedTuple):
@@ -34,7 +35,7 @@ class Endpoint:
     @cached_property
     def lanes(self) -> int:
         """The number of data-parallel replicas."""
-        return self.grid.axis_size("dp")
+        return lane_count(self.grid)
 
     @cached_property
     def cp(self) -> int:
@@ -48,14 +49,14 @@ class Endpoint:
 
     def rank_at(self, place: Place) -> int:
         """The rank at a place."""
-        return self.grid.rank_at({"dp": place.lane, "cp": place.cp, "tp": place.tp, "pp": self.stage})
+        return self.grid.rank_at({**lane_coords(self.grid, place.lane), "cp": place.cp, "tp": place.tp, "pp": self.stage})
 
     def place_of(self, rank: int) -> Place | None:
         """The coordinates of a rank; `None` if it is not on this stage of the grid."""
         if rank not in self.grid:
             return None
         coords = self.grid.coords(rank)
-        return Place(coords["dp"], coords["cp"], coords["tp"]) if coords["pp"] == self.stage else None
+        return Place(lane_of(self.grid, rank).number, coords["cp"], coords["tp"]) if coords["pp"] == self.stage else None
 
 
 @dataclass(frozen=True)

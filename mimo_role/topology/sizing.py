@@ -13,6 +13,9 @@ from mimo_role.topology.grid import RankGrid
 AXES = ("tp", "cp", "dp", "pp")
 """The axes of every grid, fastest first, as Megatron-Core orders them."""
 
+AXES_WITH_GTP = ("tp", "cp", "gtp_remat", "dp", "pp")
+"""Those of a grid with generalized tensor parallelism."""
+
 LARGEST_WORLD = 1 << 20
 """Ranks of one world; a larger size is taken for a mistake."""
 
@@ -27,6 +30,8 @@ class ModuleSizes:
     """Size of the tensor-parallel axis."""
     cp: int = 1
     """Size of the context-parallel axis."""
+    gtp_remat: int = 1
+    """Size of the axis of Megatron-Core's generalized tensor parallelism: ranks with different samples that share weights."""
     dp: int | Literal["auto"] = 1
     """Size of the data-parallel axis, or `auto`: what the module's other axes leave of its ranks."""
     pp: int = 1
@@ -35,8 +40,10 @@ class ModuleSizes:
     """Size of the expert-parallel axis; with `expt_tp` it factors the module's ranks a second time."""
     expt_tp: int = 1
     """Size of the experts' tensor-parallel axis."""
+    expt_gtp_remat: int = 1
+    """Size of the experts' axis of generalized tensor parallelism."""
     order: tuple[str, ...] | None = None
-    """The axes `tp`, `cp`, `dp` and `pp`, fastest first. Default: this order."""
+    """The axes `tp`, `cp`, `dp` and `pp`, fastest first. Default: this order, with `gtp_remat` before `dp` if it is above 1."""
     ranks: str | None = None
     """The module's ranks, such as `0-7`, or `3` for one. Default: the next free ones."""
     colocate_with: str | None = None
@@ -59,16 +66,22 @@ class ModuleSizes:
             value = cls(**value)
         if not isinstance(value, ModuleSizes):
             raise TopologyError(f"modules.{name}", f"={value!r} is not a mapping of axes to sizes")
-        for axis in (*AXES, "ep", "expt_tp"):
+        for axis in (*AXES_WITH_GTP, "ep", "expt_tp", "expt_gtp_remat"):
             size = getattr(value, axis)
             if axis == "dp" and size == AUTO:
                 continue
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 allowed = "a positive number or auto" if axis == "dp" else "a positive number"
                 raise TopologyError(f"modules.{name}.{axis}", f"={size!r} is not {allowed}")
-        if value.order is not None and sorted(value.order) != sorted(AXES):
-            raise TopologyError(f"modules.{name}.order", f"={list(value.order)} is not an order of {', '.join(AXES)}")
+        if value.order is not None and sorted(value.order) not in value._axis_sets:
+            axes = ", ".join(AXES if value.gtp_remat == 1 else AXES_WITH_GTP)
+            raise TopologyError(f"modules.{name}.order", f"={list(value.order)} is not an order of {axes}")
         return value
+
+    @property
+    def _axis_sets(self) -> list[list[str]]:
+        """The sets of axes of which `order` may be an order, each sorted."""
+        return [sorted(axes) for axes in (AXES, AXES_WITH_GTP)[self.gtp_remat > 1 :]]
 
     @property
     def sources(self) -> tuple[str, ...] | None:
@@ -78,7 +91,7 @@ class ModuleSizes:
     @property
     def fixed(self) -> int:
         """The product of all axes but `dp`."""
-        return self.tp * self.cp * self.pp
+        return self.tp * self.cp * self.gtp_remat * self.pp
 
     @property
     def size(self) -> int | None:
@@ -98,7 +111,7 @@ class _Share:
 def arrange(
     modules: Mapping[str, ModuleSizes], *, colocated: bool, world_size: int | None
 ) -> tuple[dict[str, RankGrid], dict[str, RankGrid]]:
-    """The grids of the modules and, where `ep` or `expt_tp` is above 1, their expert grids.
+    """The grids of the modules and, where `ep`, `expt_tp` or `expt_gtp_remat` is above 1, their expert grids.
 
     Modules get ranks one after another, in the map's order. `Topology` checks the result as a whole.
 
@@ -126,7 +139,9 @@ def arrange(
         spans.update(dict.fromkeys(share.names, (offset, share.size)))
     grids = {name: _grid(name, sizes, *spans[name]) for name, sizes in modules.items()}
     experts = {
-        name: _expert_grid(name, sizes, *spans[name]) for name, sizes in modules.items() if sizes.ep > 1 or sizes.expt_tp > 1
+        name: _expert_grid(name, sizes, *spans[name])
+        for name, sizes in modules.items()
+        if max(sizes.ep, sizes.expt_tp, sizes.expt_gtp_remat) > 1
     }
     return grids, experts
 
@@ -137,8 +152,8 @@ def _check_sizes(shares: list[_Share], modules: Mapping[str, ModuleSizes]) -> No
         if share.size <= LARGEST_WORLD:
             continue
         name = next(name for name in share.names if modules[name].ranks or modules[name].size in (None, share.size))
-        sizes = {axis: getattr(modules[name], axis) for axis in ("ranks", *AXES)}
-        numbers = [axis for axis in AXES if sizes[axis] != AUTO]
+        sizes = {axis: getattr(modules[name], axis) for axis in ("ranks", *AXES_WITH_GTP)}
+        numbers = [axis for axis in AXES_WITH_GTP if sizes[axis] != AUTO]
         key = "ranks" if sizes["ranks"] else "dp" if sizes["dp"] == AUTO else max(numbers, key=sizes.__getitem__)
         raise TopologyError(
             f"modules.{name}.{key}", f"={sizes[key]} makes {share.size} ranks; a world has at most {LARGEST_WORLD}"
@@ -254,7 +269,7 @@ def _size_from_what_is_left(shares: list[_Share], modules: Mapping[str, ModuleSi
 
 def _grid(name: str, sizes: ModuleSizes, offset: int, size: int) -> RankGrid:
     if size % sizes.fixed:
-        raise _does_not_divide(name, {axis: getattr(sizes, axis) for axis in ("tp", "cp", "pp")}, size)
+        raise _does_not_divide(name, {axis: getattr(sizes, axis) for axis in AXES_WITH_GTP if axis != "dp"}, size)
     dp = size // sizes.fixed
     if sizes.dp not in (AUTO, dp):
         raise TopologyError(
@@ -262,19 +277,23 @@ def _grid(name: str, sizes: ModuleSizes, offset: int, size: int) -> RankGrid:
             f"={sizes.dp} makes {sizes.size} ranks with its other axes, but its ranks are {offset}-{offset + size - 1}; "
             f"use {dp}",
         )
-    order = sizes.order or AXES
+    order = sizes.order or (AXES if sizes.gtp_remat == 1 else AXES_WITH_GTP)
     shape = [dp if axis == "dp" else getattr(sizes, axis) for axis in order]
     return RankGrid(shape, order, offset)
 
 
 def _expert_grid(name: str, sizes: ModuleSizes, offset: int, size: int) -> RankGrid:
     if sizes.order is not None and sizes.order[-1] != "pp":
-        raise TopologyError(f"modules.{name}.order", f"={list(sizes.order)}: with ep or expt_tp, pp is the slowest (last) axis")
-    stage = size // sizes.pp
-    if stage % (sizes.expt_tp * sizes.ep):
-        raise _does_not_divide(name, {"expt_tp": sizes.expt_tp, "ep": sizes.ep}, stage)
-    expt_dp = stage // (sizes.expt_tp * sizes.ep)
-    return RankGrid([sizes.expt_tp, sizes.ep, expt_dp, sizes.pp], ["expt_tp", "ep", "expt_dp", "pp"], offset)
+        raise TopologyError(
+            f"modules.{name}.order", f"={list(sizes.order)}: with axes of experts, pp is the slowest (last) axis"
+        )
+    own = {"expt_tp": sizes.expt_tp, "ep": sizes.ep}
+    if sizes.expt_gtp_remat > 1:
+        own["expt_gtp_remat"] = sizes.expt_gtp_remat
+    stage, of_experts = size // sizes.pp, math.prod(own.values())
+    if stage % of_experts:
+        raise _does_not_divide(name, own, stage)
+    return RankGrid([*own.values(), stage // of_experts, sizes.pp], [*own, "expt_dp", "pp"], offset)
 
 
 def _does_not_divide(name: str, factors: Mapping[str, int], size: int) -> TopologyError:

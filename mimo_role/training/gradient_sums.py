@@ -150,7 +150,7 @@ class GradientSummer:
             grid, experts = self._topology.grids[module], self._topology.expert_grids.get(module)
             views: list[tuple[bool, RankGrid | None, Axes]] = [(False, grid, LANES), (True, experts, EXPERT_LANES)]
             for is_expert, view, lanes in views:
-                axes = [axis for axis in lanes if view is not None and view.axis_size(axis) > 1]
+                axes = [axis for axis in lanes if view is not None and axis in view.dim_names and view.axis_size(axis) > 1]
                 if axes:
                     own = [summand for summand in summands.get(module, ()) if summand.is_expert == is_expert]
                     forms = [f"{summand.name} {summand.form}" for summand in own]

@@ -78,6 +78,7 @@ def marks_of(parameter: nn.Parameter) -> Marks:
     return Marks(
         tensor_model_parallel=bool(getattr(parameter, "tensor_model_parallel", False)),
         is_expert=not getattr(parameter, "allreduce", True),
+        is_gtp_weight_remat=bool(getattr(parameter, "is_gtp_weight_remat", False)),
         shared=bool(getattr(parameter, "shared", False)),
         shared_embedding=bool(getattr(parameter, "shared_embedding", False)),
     )

@@ -11,10 +11,10 @@ from mimo_role.errors import GradientError
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
 
-LANES = ("dp", "cp")
+LANES = ("dp", "gtp_remat", "cp")
 """The axes over which the gradients of dense parameters are summed."""
 
-EXPERT_LANES = ("expt_dp",)
+EXPERT_LANES = ("expt_dp", "expt_gtp_remat")
 """The same for experts."""
 
 
@@ -26,6 +26,8 @@ class Marks:
     """Each tp rank has a different part."""
     is_expert: bool = False
     """Each ep rank has different experts: the attribute `allreduce` is false."""
+    is_gtp_weight_remat: bool = False
+    """Each rank along `gtp_remat`, or `expt_gtp_remat` of experts, has a different part."""
     shared: bool = False
     """It is a second copy of a weight that another rank counts."""
     shared_embedding: bool = False
@@ -110,10 +112,13 @@ def _view(topology: Topology, module: str, marks: Marks, placed: Placed | None) 
     """
     grid, experts = topology.grids[module], topology.expert_grids.get(module)
     if marks.is_expert and experts is not None:
-        views, distinct = [experts], {"pp", "ep"} | ({"expt_tp"} if marks.tensor_model_parallel else set())
+        views, distinct = [experts], {"pp", "ep"}
+        parts = {"expt_tp": marks.tensor_model_parallel, "expt_gtp_remat": marks.is_gtp_weight_remat}
     else:
-        views, distinct = [grid], {"pp"} | ({"tp"} if marks.tensor_model_parallel else set())
+        views, distinct = [grid], {"pp"}
+        parts = {"tp": marks.tensor_model_parallel, "gtp_remat": marks.is_gtp_weight_remat}
         views += [experts] if experts is not None and placed is not None else []
+    distinct |= {axis for axis, is_divided in parts.items() if is_divided}
     if placed is None:
         return views[0], frozenset(distinct)
     for view in views:

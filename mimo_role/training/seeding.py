@@ -9,14 +9,18 @@ from collections.abc import Collection, Mapping
 
 from mimo_role.errors import AxisError
 from mimo_role.groups.families import EXPERT_AXES, expert_grid_of
+from mimo_role.topology.grid import RankGrid
+from mimo_role.topology.sizing import AXES_WITH_GTP
 from mimo_role.topology.topology import Topology
 
-DIFFERENT_OVER = ("dp", "pp")
+DIFFERENT_OVER = ("dp", "gtp_remat", "pp")
 """The axes over which dropout masks differ: ranks of one tp or cp row have the same samples or parts of them."""
 
 DATA_PARALLEL_RNG = "data-parallel-rng"
 MODEL_PARALLEL_RNG = "model-parallel-rng"
 EXPERT_PARALLEL_RNG = "expert-parallel-rng"
+GTP_REMAT_RNG = "gtp-remat-rng"
+EXPERT_GTP_REMAT_RNG = "egtp-remat-rng"
 
 
 def stream_of(topology: Topology, rank: int, module: str, different_over: Collection[str] = DIFFERENT_OVER) -> str:
@@ -49,21 +53,29 @@ def seed_of(seed: int, stream: str, purpose: str) -> int:
 def megatron_seeds(seed: int, topology: Topology, rank: int, module: str) -> Mapping[str, int]:
     """The seeds of Megatron-Core's `CudaRNGStatesTracker` by name, as Megatron-LM derives them from its `--seed`.
 
-    `data-parallel-rng` is also the seed of torch's default generators: equal over tp, cp and dp, different over pp.
+    `data-parallel-rng` is also the seed of torch's default generators: equal over tp, cp and dp, different over pp. The seeds
+    of generalized tensor parallelism are there where its axes are above 1.
 
     Source: `_set_random_seed` in Megatron-LM's `megatron/training/initialize.py` (`seed + 100 * pp_rank`), and
-    `model_parallel_cuda_manual_seed` in megatron-core 0.16.1, `tensor_parallel/random.py`.
+    `model_parallel_cuda_manual_seed` in megatron-core 0.19.2, `tensor_parallel/random.py`.
 
     Raises:
         AxisError: there is no such module, or the rank does not run it.
     """
     coords = _coords(topology, rank, module)
     base = operator.index(seed) + 100 * coords["pp"]
-    return {
-        DATA_PARALLEL_RNG: base,
-        MODEL_PARALLEL_RNG: base + 2718 + coords["tp"],
-        EXPERT_PARALLEL_RNG: base + 1024 + 100 * coords["ep"] + coords["expt_tp"],
-    }
+    dense, expert = base + 2718 + coords["tp"], base + 1024 + 100 * coords["ep"] + coords["expt_tp"]
+    seeds = {DATA_PARALLEL_RNG: base, MODEL_PARALLEL_RNG: dense, EXPERT_PARALLEL_RNG: expert}
+    experts = topology.expert_grids.get(module)
+    if _is_divided(topology.grids[module], "gtp_remat"):
+        seeds[GTP_REMAT_RNG] = dense + 65536 * (1 + coords["gtp_remat"])
+    if experts is not None and _is_divided(experts, "expt_gtp_remat"):
+        seeds[EXPERT_GTP_REMAT_RNG] = expert + 32768 + 65536 * (1 + coords["expt_gtp_remat"])
+    return seeds
+
+
+def _is_divided(grid: RankGrid, axis: str) -> bool:
+    return axis in grid.dim_names and grid.axis_size(axis) > 1
 
 
 def _coords(topology: Topology, rank: int, module: str) -> dict[str, int]:
@@ -73,5 +85,5 @@ def _coords(topology: Topology, rank: int, module: str) -> dict[str, int]:
     grid, experts = topology.grids[module], expert_grid_of(topology, module)
     if rank not in grid:
         raise AxisError(f"rank {rank} does not run {module!r}; it runs {', '.join(topology.modules_of(rank))}")
-    absent = dict.fromkeys(("tp", "cp", "dp", "pp", *EXPERT_AXES), 0)
+    absent = dict.fromkeys((*AXES_WITH_GTP, *EXPERT_AXES), 0)
     return absent | (experts.coords(rank) if experts is not None else {}) | grid.coords(rank)

@@ -10,7 +10,7 @@ from torch import nn
 import mimo_role
 from mimo_role import GroupOptions, NcclOptions, Topology
 from mimo_role.groups import creation
-from mimo_role.groups.rounds import RowSet
+from mimo_role.groups.row_set import RowSet
 from mimo_role.testing import run_ranks
 from tests.gpu.shared_gpu import BACKEND, DEVICE, JOIN_S, LIMIT_S, NO_GPU, ON_GPU
 

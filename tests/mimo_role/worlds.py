@@ -19,7 +19,8 @@ def topologies(draw, max_ranks=None, experts=False):
 @st.composite
 def _colocated(draw, experts):
     world = draw(st.sampled_from([1, 2, 4, 6, 8, 12]))
-    sizes = [{"tp": tp, "pp": pp, "dp": world // tp // pp} for tp in (1, 2, 3) for pp in (1, 2) if world % (tp * pp) == 0]
+    axes = [(tp, pp, gtp) for tp in (1, 2, 3) for pp in (1, 2) for gtp in (1, 2) if world % (tp * pp * gtp) == 0]
+    sizes = [{"tp": tp, "pp": pp, "gtp_remat": gtp, "dp": world // tp // pp // gtp} for tp, pp, gtp in axes]
     modules = {name: draw(st.sampled_from(sizes)) for name in ("vision", "language")}
     if experts:
         modules["language"] = draw(_with_experts(modules["language"]))
@@ -36,7 +37,7 @@ def _apart(draw, experts):
         modules["depth"] = {**draw(sizes), **draw(st.sampled_from([{}, {"after": "vision"}]))}
     if draw(st.booleans()):
         modules["decoder"] = {**draw(sizes), "after": draw(st.sampled_from(["language", ("vision", "language")]))}
-    modules["language"] = draw(sizes)
+    modules["language"] = {**draw(sizes), "gtp_remat": draw(st.sampled_from([1, 1, 2]))}
     if experts:
         modules["language"] = draw(_with_experts(modules["language"]))
     names = draw(st.permutations(list(modules)))
@@ -46,7 +47,8 @@ def _apart(draw, experts):
 @st.composite
 def _with_experts(draw, sizes):
     """The same module with expert axes that divide a stage."""
-    stage = sizes["tp"] * sizes.get("cp", 1) * sizes["dp"]
+    stage = sizes["tp"] * sizes.get("cp", 1) * sizes["gtp_remat"] * sizes["dp"]
     expt_tp = draw(st.sampled_from([size for size in (1, 2, 3) if stage % size == 0]))
     ep = draw(st.sampled_from([size for size in (1, 2, 3, 4, 6) if stage // expt_tp % size == 0]))
-    return {**sizes, "expt_tp": expt_tp, "ep": ep}
+    gtp = draw(st.sampled_from([size for size in (1, 2) if stage // expt_tp // ep % size == 0]))
+    return {**sizes, "expt_tp": expt_tp, "ep": ep, "expt_gtp_remat": gtp}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mimo_role import DataError, Topology, balanced_lanes
 from mimo_role.data.lane_reads import LaneReads
+from mimo_role.topology.lanes import lane_count, lane_of
 from tests.mimo_role.worlds import topologies
 
 DEEP = Topology.from_modules({"vision": {"pp": 2}, "language": {"pp": 3}})
@@ -26,11 +27,11 @@ def test_the_lanes_of_each_module_divide_a_micro_batch_and_the_ranks_of_a_lane_r
     for rank in range(topology.world_size):
         reads = LaneReads(topology, rank, None, assign)
         for module, own in reads.of(indices, reads.assigned_lanes(indices)).items():
-            lane = topology.grids[module].coords(rank)["dp"]
+            lane = lane_of(topology.grids[module], rank).number
             assert found[module].setdefault(lane, own) == own
     for module, grid in topology.grids.items():
         lanes = found[module]
-        assert sorted(lanes) == list(range(grid.axis_size("dp")))
+        assert sorted(lanes) == list(range(lane_count(grid)))
         assert sorted(chain.from_iterable(lanes.values())) == sorted(indices)
         assert all(own == sorted(own, key=indices.index) for own in lanes.values())
 

@@ -16,7 +16,7 @@ from torch.distributed import distributed_c10d as c10d
 import mimo_role
 from mimo_role import AxisError, GroupOptions, NcclOptions, Topology
 from mimo_role.groups import creation, process_groups
-from mimo_role.groups.families import DENSE_FAMILIES, EXPERT_FAMILIES
+from mimo_role.groups.families import DENSE_FAMILIES, FAMILIES, GTP_FAMILIES
 from mimo_role.testing import run_ranks
 from tests.mimo_role.worlds import topologies
 
@@ -41,14 +41,15 @@ def megatron_row(topology, module, axes, rank):
     """The rank's row as Megatron-Core enumerates it; experts are a second grid of the same ranks."""
     from megatron.core.hyper_comm_grid import HyperCommGrid
 
-    grid = topology.grids[module]
-    if not set(axes) <= set(grid.dim_names):
-        experts = topology.expert_grids.get(module)
-        pp, rest = grid.axis_size("pp"), grid.size // grid.axis_size("pp")
-        shape = [1, 1, rest, pp] if experts is None else list(experts.shape)
-        enumeration = HyperCommGrid(shape, ["expt_tp", "ep", "expt_dp", "pp"], grid.rank_offset).get_rank_enum(list(axes))
+    grid, experts = topology.grids[module], topology.expert_grids.get(module)
+    stages, names = grid.axis_size("pp"), ["expt_tp", "ep", "expt_gtp_remat", "expt_dp", "pp"]
+    if set(axes) <= {*grid.dim_names, "gtp_remat"}:
+        sizes = dict(zip(grid.dim_names, grid.shape, strict=True))
+        names = [axis for axis in ("gtp_remat",) if axis not in sizes] + list(grid.dim_names)
     else:
-        enumeration = HyperCommGrid(list(grid.shape), list(grid.dim_names), grid.rank_offset).get_rank_enum(list(axes))
+        sizes = {"expt_dp": grid.size // stages, "pp": stages}
+        sizes |= {} if experts is None else dict(zip(experts.dim_names, experts.shape, strict=True))
+    enumeration = HyperCommGrid([sizes.get(axis, 1) for axis in names], names, grid.rank_offset).get_rank_enum(list(axes))
     return next(row for row in enumeration if rank in row)
 
 
@@ -59,9 +60,8 @@ def megatron_row(topology, module, axes, rank):
 @settings(max_examples=15, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 def test_every_group_is_the_row_that_megatron_enumerates_and_works(topology):
     # Expert rows are defined if a stage's ranks are contiguous, so families of experts need pp to be the slowest axis.
-    families = [*DENSE_FAMILIES, *EXPERT_FAMILIES]
     ordered = all(grid.dim_names[-1] == "pp" for grid in topology.grids.values())
-    families = families if ordered else list(DENSE_FAMILIES)
+    families = list(FAMILIES if ordered else (*DENSE_FAMILIES, *GTP_FAMILIES))
     os.environ["WORLD_SIZE"] = str(topology.world_size)
     try:
         for rank, found in enumerate(run_ranks(sums_over_all_groups, topology, families)):
@@ -362,35 +362,49 @@ def test_under_nccl_a_round_is_one_split_the_same_on_every_rank(topology, data):
             made = process_groups.ProcessGroups(topology, rank, SHORT)
             made.destroy()
             calls[rank] = [settings["split_ranks"] for name, settings in fake.calls if name == "split_group"]
-            assert len(calls[rank]) == len(fake.calls) == len(made.schedule)
+            assert len(calls[rank]) == len(fake.calls) - 1 == len(made.schedule)
         assert len({str(splits) for splits in calls.values()}) == 1
-    splits = next(iter(calls.values()))
-    for rows in splits:
+    for rows in next(iter(calls.values())):
         assert rows, "torch refuses a split without a group"
         assert len({member for row in rows for member in row}) == sum(map(len, rows))
-    alone = [row[0] for rows in splits for row in rows if len(row) == 1]
-    assert len(alone) == len(set(alone)), "a communicator of one rank costs memory as well"
 
 
 def test_nccl_options_names_and_timeouts_reach_the_split(recorder):
     fake = recorder(APART.world_size)
     options = {"language": GroupOptions(timeout_s=9, is_high_priority_stream=True, nccl=NcclOptions(max_ctas=8, net_name="IB"))}
     made = process_groups.ProcessGroups(APART, 3, SHORT, options)
-    first, *_, last = [settings for _, settings in fake.calls]
+    (_, alone), (_, first), *_ = fake.calls
     assert (first["group_desc"], first["timeout"]) == ("language.tp", timedelta(seconds=9))
     assert first["pg_options"].is_high_priority_stream
     assert vars(first["pg_options"].config) == {"cga_cluster_size": None, "min_ctas": None, "max_ctas": 8, "net_name": "IB"}
     assert first["split_ranks"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert (last["group_desc"], last["timeout"], last["pg_options"]) == ("self", SHORT, None)
+    assert (alone["group_desc"], alone["timeout"], "pg_options" in alone) == ("self", SHORT, False)
     made.destroy()
-    assert len(fake.freed) == len({group.number for group in fake.freed}) == len(made.schedule)
+    assert len(fake.freed) == len({group.number for group in fake.freed}) == len(made.schedule) + 1
 
 
-def test_under_nccl_a_rank_is_alone_in_one_communicator(recorder):
+def test_under_nccl_the_group_of_one_rank_is_no_split(recorder):
     fake = recorder(APART.world_size)
     process_groups.ProcessGroups(APART, 0, SHORT).destroy()
-    of_rank_0 = [[row for row in settings["split_ranks"] if 0 in row] for _, settings in fake.calls]
-    assert of_rank_0 == [[[0, 1]], [[0]], [], []]
+    (name, alone), *splits = fake.calls
+    assert (name, alone["ranks"], alone["use_local_synchronization"]) == ("new_group", [0], True)
+    of_rank_0 = [[row for row in settings["split_ranks"] if 0 in row] for _, settings in splits]
+    assert of_rank_0 == [[[0, 1]], [], []]
+
+
+def test_streams_of_high_priority_are_chosen_by_group(recorder):
+    topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "cp": 2, "dp": 2, "pp": 2, "ep": 2}})
+    wanted = ("tp", ("cp", "dp"), "expt_dp_ag", "embd", ("pp", "expt_tp", "ep"))
+    options = {"language": GroupOptions(families="megatron", high_priority_stream_groups=wanted)}
+    fake = recorder(topology.world_size)
+    made = process_groups.ProcessGroups(topology, 3, SHORT, options)
+    priorities = {settings["group_desc"]: settings["pg_options"] is not None for _, settings in fake.calls[1:]}
+    # Rows that are equal have one group: with two stages, pp and embd; with ep 2, tp and ep, and dp_cp and expt_dp.
+    high = {"language.tp", "language.expt_dp", "language.expt_dp_ag", "language.pp", "language.tp_pp"}
+    assert {name for name, is_high in priorities.items() if is_high} == high
+    assert made.get("language", ("dp", "cp")) is made.get("language", ("expt_dp",))
+    assert made.get("language", ("dp_cp_ag",)) is not made.get("language", ("dp", "cp"))
+    made.destroy()
 
 
 def test_an_nccl_option_that_this_torch_lacks_is_named(recorder):
@@ -407,10 +421,10 @@ def test_without_a_bound_device_each_rank_creates_only_its_own_rows(recorder):
     fake = recorder(APART.world_size, bound=False)
     process_groups.ProcessGroups(APART, 3, SHORT).destroy()
     assert [(name, settings["ranks"], settings["use_local_synchronization"]) for name, settings in fake.calls] == [
+        ("new_group", [3], True),
         ("new_group", [2, 3], True),
         ("new_group", [3, 5, 7], True),
         ("new_group", [2, 3, 4, 5, 6, 7], True),
-        ("new_group", [3], True),
     ]
 
 
@@ -438,7 +452,7 @@ def test_the_members_of_a_group_create_it_under_one_name_in_an_order_that_they_s
             counted = len(c10d._world.pg_names) - before
             groups.destroy()
             assert len(c10d._world.pg_names) == before
-            assert len(fake.calls) + counted == len(groups.schedule), "torch counts equally many on all ranks"
+            assert len(fake.calls) + counted == len(groups.schedule) + 1, "torch counts equally many on all ranks"
             made.append([(settings["name"], settings["ranks"]) for _, settings in fake.calls])
     for rank, calls in enumerate(made):
         assert len({name for name, _ in calls}) == len(calls)
@@ -455,7 +469,6 @@ def test_each_round_is_logged_with_its_seconds(recorder, caplog):
         process_groups.ProcessGroups(APART, 0, SHORT).destroy()
     assert [record.getMessage().rpartition(":")[0] for record in caplog.records] == [
         "round 0 (vision.dp)",
-        "round 1 (self)",
-        "round 2 (self)",
-        "round 3 (self)",
+        "round 1 (none)",
+        "round 2 (none)",
     ]

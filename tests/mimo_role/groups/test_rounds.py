@@ -3,8 +3,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mimo_role import GroupOptions, ModuleLayout, NcclOptions, RankGrid, Topology, TopologyError
+from mimo_role.groups.communicators import communicator_of
 from mimo_role.groups.families import DENSE_FAMILIES, EXPERT_FAMILIES, families_of, locate
-from mimo_role.groups.rounds import RowSet, schedule
+from mimo_role.groups.options import Communicator
+from mimo_role.groups.rounds import schedule
+from mimo_role.groups.row_set import RowSet
 from tests.mimo_role.worlds import topologies
 
 MEGATRON = GroupOptions(families="megatron")
@@ -26,15 +29,17 @@ def worlds_with_options(draw):
 
 @given(worlds_with_options())
 @settings(max_examples=50)
-def test_every_round_divides_the_world_into_disjoint_rows(world):
+def test_every_round_has_disjoint_rows_of_more_than_one_rank(world):
     topology, options = world
     for round_ in schedule(topology, options).rounds:
+        rows = list(round_.rows())
+        assert rows == sorted(rows)
+        assert all(len(row) > 1 for row in rows)
+        row_of = {rank: row for row in rows for rank in row}
+        assert len(row_of) == sum(map(len, rows)) > 0
         for rank in range(topology.world_size):
-            row = round_.row_of(rank)
-            assert rank in row
-            assert all(round_.row_of(other) == row for other in row)
-        everyone = {round_.row_of(rank) for rank in range(topology.world_size)}
-        assert sorted(round_.rows(topology.world_size)) == sorted(everyone)
+            groups = round_.group_set_of(rank)
+            assert (groups and groups.rows.row_of(rank)) == row_of.get(rank)
 
 
 @given(worlds_with_options())
@@ -43,45 +48,28 @@ def test_every_row_is_created_exactly_once_or_is_the_world(world):
     topology, options = world
     rounds = schedule(topology, options).rounds
     for rank in range(topology.world_size):
-        made = [(round_.row_of(rank), round_.group_set_of(rank).options) for round_ in rounds if len(round_.row_of(rank)) > 1]
+        group_sets = [groups for round_ in rounds if (groups := round_.group_set_of(rank))]
+        made = [(groups.rows.row_of(rank), groups.options) for groups in group_sets]
         assert len(made) == len(set(made))
         wanted = set()
         for name in topology.modules_of(rank):
             for axes in families_of(topology, name, options[name]):
                 grid, own = locate(topology, name, axes)
-                wanted.add((grid.row_of(rank, own), options[name].communicator))
+                wanted.add((grid.row_of(rank, own), communicator_of(topology, name, options[name], axes)))
         wanted = {(row, own) for row, own in wanted if len(row) > 1}
-        on_world = (tuple(range(topology.world_size)), GroupOptions())
+        on_world = (tuple(range(topology.world_size)), Communicator())
         embedding = {row for row, _ in made} - {row for row, _ in wanted}
         assert wanted - {on_world} <= set(made)
         assert len(embedding) <= 1
         assert not embedding or options["language"] == MEGATRON
 
 
-@given(worlds_with_options())
-@settings(max_examples=50)
-def test_a_rank_is_alone_in_some_round_if_one_of_its_axes_has_size_one(world):
-    topology, options = world
-    made = schedule(topology, options)
-    for name, grid in topology.grids.items():
-        lonely = any(grid.axis_size(axis) == 1 for axis in grid.dim_names)
-        for rank in (grid.ranks.start, grid.ranks.stop - 1):
-            alone = any(round_.row_of(rank) == (rank,) and round_.group_set_of(rank) is None for round_ in made.rounds)
-            assert alone or not (lonely or options[name] == MEGATRON)
-            assert alone == made.makes(RowSet(range(rank, rank + 1), ()))
-        assert made.makes(RowSet.of(grid, ())) or not lonely, name
-
-
-def test_no_round_is_added_for_ranks_alone_without_need():
-    full = Topology.from_modules({"language": {"tp": 2, "cp": 2, "dp": 2, "pp": 2}}, layout="colocated")
-    made = schedule(full)
-    assert all(round_.group_set_of(0) for round_ in made.rounds)
-    assert not made.makes(RowSet.of(full.grids["language"], ()))
-    flat = schedule(Topology(ModuleLayout.COLOCATED, 4, {"language": RankGrid([4], ["dp"])}))
-    assert len(flat) == 0
-    assert not flat.makes(RowSet(range(4), ()))
-    # Megatron's collections have fields for axes that a module does not have: groups of one rank.
-    assert schedule(full, {"language": MEGATRON}).makes(RowSet.of(full.grids["language"], ()))
+def test_a_group_of_one_rank_needs_no_round():
+    flat = Topology(ModuleLayout.COLOCATED, 4, {"language": RankGrid([4], ["dp"])})
+    made = schedule(flat)
+    assert len(made) == 0
+    assert made.makes(RowSet(range(4), ()))
+    assert not made.makes(RowSet(range(4), ((1, 2),)))
 
 
 @given(topologies(experts=True))
@@ -99,27 +87,30 @@ def test_a_row_set_has_the_rows_of_the_grid(topology):
 @pytest.mark.parametrize(("stages", "rows"), [(1, [(4,), (5,)]), (2, [(4, 6), (5, 7)]), (3, [(4, 8), (5, 9), (6,), (7,)])])
 def test_embedding_groups_have_the_first_and_last_stage(stages, rows):
     found = RowSet.ends_of(RankGrid([2, stages], ["tp", "pp"], 4), "pp")
-    assert sorted(found.rows()) == rows
+    assert sorted(found.rows()) == [row for row in rows if len(row) > 1 or stages == 1]
     assert [found.row_of(rank) for rank in found.span] == [next(row for row in rows if rank in row) for rank in found.span]
 
 
 @pytest.mark.parametrize(
     ("modules", "layout", "rounds"),
     [
-        ({"vision": {"dp": 4}, "language": {"dp": 4}}, "colocated", 1),
-        ({"vision": {"dp": 2}, "language": {"dp": 2}}, "non_colocated", 2),
-        ({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2}}, "non_colocated", 4),
-        ({"vision": {"dp": 1024}, "language": {"tp": 8, "dp": 144, "pp": 8}}, "non_colocated", 7),
+        ({"vision": {"dp": 4}, "language": {"dp": 4}}, "colocated", 0),
+        ({"vision": {"dp": 2}, "language": {"dp": 2}}, "non_colocated", 1),
+        ({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2}}, "non_colocated", 3),
+        ({"vision": {"dp": 1024}, "language": {"tp": 8, "dp": 144, "pp": 8}}, "non_colocated", 6),
     ],
 )
 def test_modules_on_different_ranks_share_rounds(modules, layout, rounds):
     assert len(schedule(Topology.from_modules(modules, layout=layout))) == rounds
 
 
-@pytest.mark.parametrize("options", [MEGATRON, ALL_20], ids=["megatron", "20 families"])
+PRIORITIES = GroupOptions(families="megatron", high_priority_stream_groups=("tp", "ep", "expt_dp"))
+
+
+@pytest.mark.parametrize("options", [MEGATRON, ALL_20, PRIORITIES], ids=["megatron", "20 families", "priorities"])
 def test_ten_thousand_ranks_need_no_more_than_twelve_rounds(options):
     topology = Topology.from_modules({"vision": {"dp": 1024}, "language": {"tp": 8, "dp": 144, "pp": 8, "ep": 16}})
-    made = schedule(topology, dict.fromkeys(topology.grids, options))
+    made = schedule(topology, {"vision": MEGATRON, "language": options})
     assert topology.world_size == 10_240
     assert len(made) <= 12
 
@@ -141,13 +132,10 @@ def test_a_schedule_as_text():
         "0: vision.dp (1 groups of 2); language.tp (3 groups of 2)",
         "1: language.pp (2 groups of 3)",
         "2: language.tp_pp (1 groups of 6)",
-        "3: language.embd (2 groups of 2)",
-        "4: self",
+        "3: language.expt_dp_ag (3 groups of 2)",
+        "4: language.embd (2 groups of 2)",
     ]
-    assert made.as_list()[3:] == [
-        [{"names": ["language.embd"], "groups": 2, "group_size": 2}],
-        [{"names": ["self"], "groups": 8, "group_size": 1}],
-    ]
+    assert made.as_list()[4:] == [[{"names": ["language.embd"], "groups": 2, "group_size": 2}]]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +152,30 @@ def test_options_for_unknown_modules_and_axes_are_refused(module, axes, message)
         schedule(topology, {module: GroupOptions(families=(axes,))})
 
 
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("sp", r"=\['sp'\]: module 'language' has no grid with the axes sp"),
+        ("dp_cp", r"=\['dp_cp'\]: .*; write \[dp, cp\]"),
+        (("dp", "pp"), r"=\['dp', 'pp'\]: no such group is created; add it to families"),
+        ("embd", r"=\['embd'\]: no such group is created"),
+        ("dp_cp_ag", r"=\['dp_cp_ag'\]: no such group is created"),
+    ],
+)
+def test_priority_for_groups_that_are_not_created_is_refused(family, message):
+    topology = Topology.from_modules({"vision": {}, "language": {"tp": 2, "pp": 3, "dp": 2}})
+    with pytest.raises(TopologyError, match=r"modules.language.groups.high_priority_stream_groups\[0\]" + message):
+        schedule(topology, {"language": GroupOptions(high_priority_stream_groups=(family,))})
+
+
+def test_equal_rows_are_two_groups_where_only_one_is_of_high_priority():
+    topology = Topology.from_modules({"language": {"dp": 2, "tp": 2}}, layout="colocated")
+    options = {"language": GroupOptions(high_priority_stream_groups=(("tp", "dp"),))}
+    names = [groups.names for round_ in schedule(topology, options).rounds for groups in round_.group_sets]
+    assert names == [("language.tp",), ("language.dp",), ("language.tp_dp",)]
+    assert [groups.names for groups in schedule(topology).on_world] == [("language.tp_dp",)]
+
+
 def test_a_module_without_experts_has_their_axes_at_size_one():
     topology = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "cp": 2, "dp": 2, "pp": 2}})
     grid = topology.grids["language"]
@@ -178,6 +190,7 @@ def test_a_module_without_experts_has_their_axes_at_size_one():
         families=st.sampled_from(["default", "megatron"]) | st.lists(st.lists(st.text(), unique=True).map(tuple)).map(tuple),
         timeout_s=st.none() | st.floats(0, 100, exclude_min=True),
         is_high_priority_stream=st.booleans(),
+        high_priority_stream_groups=st.lists(st.text() | st.lists(st.text()).map(tuple)).map(tuple),
         nccl=st.builds(NcclOptions, max_ctas=st.none() | st.integers(1), net_name=st.none() | st.text()),
     )
 )

@@ -2,27 +2,89 @@
 
 import sys
 from dataclasses import fields
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
 import mimo_role
-from mimo_role import ContextError, GroupOptions, Topology
+from mimo_role import AxisError, ContextError, GroupOptions, Topology
 from mimo_role.megatron import adapters
 from mimo_role.testing import run_ranks
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 
-WORLD = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2, "pp": 3, "ep": 2}})
+SIZES = {"tp": 2, "gtp_remat": 2, "pp": 3, "ep": 2, "expt_gtp_remat": 2}
+WORLD = Topology.from_modules({"vision": {"tp": 2, "dp": 2}, "language": SIZES})
+LARGE_SIZES = {"tp": 8, "gtp_remat": 2, "dp": 72, "pp": 8, "ep": 16, "expt_gtp_remat": 2}
+LARGE = Topology.from_modules({"vision": {"dp": 1024}, "language": LARGE_SIZES})
 MEGATRON = dict.fromkeys(WORLD.grids, GroupOptions(families="megatron"))
 LEFT_OUT = {"hcp", "inter_dist_opt"}
 """Hierarchical context parallelism, and several instances of the distributed optimizer: Megatron's topology sets neither."""
 
+DENSE = {
+    "tp": ["tp"],
+    "cp": ["cp"],
+    "pp": ["pp"],
+    "dp": ["dp"],
+    "gtp_remat": ["gtp_remat"],
+    "dp_cp": ["dp", "cp"],
+    "intra_dp_cp": ["dp", "cp"],
+    "dp_cp_ag": ["dp", "cp"],
+    "dp_cp_gtp_remat": ["dp", "cp", "gtp_remat"],
+    "tp_cp": ["tp", "cp"],
+    "tp_dp": ["tp", "gtp_remat", "dp"],
+    "tp_dp_cp": ["tp", "gtp_remat", "dp", "cp"],
+    "mp": ["tp", "gtp_remat", "pp"],
+    "intra_dist_opt": ["tp", "cp", "gtp_remat", "dp", "pp"],
+}
+EXPERT = {
+    "ep": ["ep"],
+    "expt_tp": ["expt_tp"],
+    "expt_gtp_remat": ["expt_gtp_remat"],
+    "expt_dp": ["expt_dp"],
+    "intra_expt_dp": ["expt_dp"],
+    "expt_dp_ag": ["expt_dp"],
+    "expt_dp_gtp_remat": ["expt_dp", "expt_gtp_remat"],
+    "tp_ep": ["expt_tp", "ep"],
+    "tp_ep_pp": ["expt_tp", "ep", "pp"],
+    "tp_ep_pp_with_egtp_remat": ["expt_tp", "ep", "expt_gtp_remat", "pp"],
+}
+
 
 def members(group):
     return None if group is None else dist.get_process_group_ranks(group)
+
+
+def megatrons_rows(topology, module):
+    """The rows of every field, as Megatron-Core's own grids enumerate them: by field, a list for each group."""
+    from megatron.core.hyper_comm_grid import HyperCommGrid
+
+    grid = topology.grids[module]
+    sizes = dict(zip(grid.dim_names, grid.shape, strict=True))
+    stage = grid.size // sizes["pp"]
+    experts = SIZES if topology is WORLD else LARGE_SIZES
+    ep, gtp = (experts["ep"], experts["expt_gtp_remat"]) if module == "language" else (1, 1)
+    dense = ["tp", "cp", "gtp_remat", "dp", "pp"]
+    axes = {"expt_tp": 1, "ep": ep, "expt_gtp_remat": gtp, "expt_dp": stage // ep // gtp, "pp": sizes["pp"]}
+    of_dense = HyperCommGrid([sizes.get(axis, 1) for axis in dense], dense, grid.rank_offset)
+    of_experts = HyperCommGrid(list(axes.values()), list(axes), grid.rank_offset)
+    rows = {name: of_dense.get_rank_enum(dims) for name, dims in DENSE.items()}
+    return rows | {name: of_experts.get_rank_enum(dims) for name, dims in EXPERT.items()}
+
+
+def expected_fields(topology, module, rank, known):
+    rows = megatrons_rows(topology, module)
+    found = {name: next(row for row in rows[name] if rank in row) for name in rows.keys() & known}
+    stages, stage = found["pp"], found["pp"].index(rank)
+    is_language, last = module == "language", len(stages) - 1
+    found["embd"] = sorted({stages[0], stages[last]}) if is_language and stage in (0, last) else None
+    found["pos_embd"] = [rank] if is_language and stage == 0 else None
+    return found
+
+
+def found_fields(collection):
+    return {name: members(group) for name, group in vars(collection).items()}
 
 
 def grids_and_collections():
@@ -35,46 +97,62 @@ def grids_and_collections():
     grids = context.megatron_grid_map()
     module = next(iter(context.role.modules))
     collection = context.megatron_process_groups(module)
-    known = {field.name for field in fields(collection)}
     found = {
         "kind": {name: type(grid).__module__ for name, grid in grids.items()},
         "mine": grids[module].get_pg(["tp", "pp"]) is context.group(module, "tp", "pp"),
         "others": [grids[name].get_pg("dp") for name in grids if name != module],
-        "fields": {
-            field.name: members(getattr(collection, field.name))
-            for field in fields(collection)
-            if hasattr(collection, field.name)
-        },
-        "known": known,
+        "fields": found_fields(collection),
+        "declared": {field.name for field in fields(collection)},
         "made": len(made),
+        "apart": context.group(module, "dp_cp_ag") is not context.group(module, "dp", "cp"),
     }
+    if hasattr(grids[module], "register_view"):
+        whole = ["expt_tp", "ep", "expt_gtp_remat", "pp"] if module == "language" else ["expt_tp", "ep", "pp"]
+        found["expert view"] = members(grids[module].get_pg(whole, view="expert"))
+        several = context.megatron_multi_module_process_groups()
+        found["modules"] = list(several.keys()), several.language_model_module_name
     dist.new_group = original
     dist.barrier()
     return found
 
 
 @pytest.mark.ranks
-def test_megatrons_grids_and_collections_have_our_groups():
+def test_megatrons_grids_and_collections_have_our_groups(monkeypatch):
+    assert WORLD.world_size == 16
     found = run_ranks(grids_and_collections, WORLD.world_size, timeout_s=110)
-    grid, experts = WORLD.grids["language"], WORLD.expert_grids["language"]
+    monkeypatch.setenv("WORLD_SIZE", "16")  # Megatron's grids ask for it
     for rank, answers in enumerate(found):
+        module = "vision" if rank < 4 else "language"
         assert set(answers["kind"].values()) == {"megatron.core.hyper_comm_grid"}
         assert answers["mine"]
         assert answers["others"] == [None]
         assert answers["made"] == 0
-        assert answers["known"] - set(answers["fields"]) == LEFT_OUT & answers["known"]
-        if rank < 2:
-            assert answers["fields"]["expt_dp"] == [0, 1]
-            assert answers["fields"]["tp_ep_pp"] == [rank]
-            assert answers["fields"]["embd"] is answers["fields"]["pos_embd"] is None
-            continue
-        coords = grid.coords(rank)
-        expected = {name: list((grid if set(axes) <= set(grid.dim_names) else experts).row_of(rank, axes))
-                    for name, axes in adapters.FIELDS.items() if name in answers["known"]}  # fmt: skip
-        stages = grid.row_of(rank, "pp")
-        expected["embd"] = [stages[0], stages[-1]] if coords["pp"] in (0, 2) else None
-        expected["pos_embd"] = [rank] if coords["pp"] == 0 else None
+        assert answers["apart"] == (module == "vision")  # of one rank there is one group
+        known = answers["declared"] | {"tp_dp"}
+        expected = expected_fields(WORLD, module, rank, known)
         assert answers["fields"] == expected
+        assert known - set(expected) == LEFT_OUT & known
+        if "expert view" in answers:
+            assert answers["expert view"] == expected["tp_ep_pp_with_egtp_remat"]
+            assert answers["modules"] == ([module], "language" if module == "language" else None)
+
+
+@pytest.mark.parametrize("rank", [500, 1024 + 7, 1024 + 1152 * 3 + 5, 10_239])
+def test_ten_thousand_ranks_have_megatrons_groups(rank, monkeypatch):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "10240")
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=LARGE.world_size)
+    try:
+        context = mimo_role.init(LARGE, groups=dict.fromkeys(LARGE.grids, GroupOptions(families="megatron")))
+        (module,) = context.role.modules
+        collection = context.megatron_process_groups(module)
+        known = {field.name for field in fields(collection)} | {"tp_dp"}
+        assert found_fields(collection) == expected_fields(LARGE, module, rank, known)
+    finally:
+        mimo_role.shutdown()
+        dist.destroy_process_group()
 
 
 def test_without_megatron_the_extra_is_named(monkeypatch):
@@ -88,54 +166,26 @@ def test_without_megatron_the_extra_is_named(monkeypatch):
             call()
 
 
-class GridWithViews:
-    """A Megatron-Core newer than the newest release, whose main branch has groups by view (August 2026)."""
-
-    def __init__(self, *base):
-        self.base = base
-        self.views = {}
-        self._pgs = {}
-
-    def register_view(self, name, shape, dim_names, shared_dims):
-        self.views[name] = (shape, dim_names, shared_dims)
-
-
-def test_experts_are_a_view_if_megatron_has_views(monkeypatch):
-    newer = SimpleNamespace(HyperCommGrid=GridWithViews)
-    monkeypatch.setitem(sys.modules, "megatron.core.hyper_comm_grid", newer)
-    grids = adapters.grid_map(WORLD, {}, 5, lambda module, *axes: (module, axes))
-    language = grids["language"]
-    assert language.views == {"expert": ([1, 2, 2, 3], ["expt_tp", "ep", "expt_dp", "pp"], ["pp"])}
-    assert language._pgs["pp-tp"] == ("language", ("tp", "pp"))
-    assert language._pgs["expert", ("pp", "ep", "expt_tp")] == ("language", ("expt_tp", "ep", "pp"))
-    assert set(grids["vision"]._pgs.values()) == {None}
-    # Megatron's optimizer needs the expert view of every module.
-    assert grids["vision"].views == {"expert": ([1, 1, 2, 1], ["expt_tp", "ep", "expt_dp", "pp"], ["pp"])}
-
-
-def test_a_grid_has_the_families_of_the_options(monkeypatch):
-    monkeypatch.setitem(sys.modules, "megatron.core.hyper_comm_grid", SimpleNamespace(HyperCommGrid=GridWithViews))
-    options = {"language": GroupOptions(families=(("dp", "pp"),))}
-    for rank in (0, 5):
-        found = adapters.grid_map(WORLD, options, rank, lambda *found: found)["language"]._pgs
-        assert {key for key in found if isinstance(key, str)} == {"tp", "cp", "dp", "pp", "pp-dp"}
-
-
-def test_every_field_is_set_if_all_axes_are_longer_than_one(monkeypatch):
+def test_a_collection_without_second_groups_has_none_for_them(monkeypatch):
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    world = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "cp": 2, "dp": 2, "pp": 3}})
+    world = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "cp": 2, "dp": 2, "pp": 2}})
     dist.init_process_group("fake", store=FakeStore(), rank=2, world_size=world.world_size)
     try:
-        context = mimo_role.init(world, groups=dict.fromkeys(world.grids, GroupOptions(families="megatron")))
+        context = mimo_role.init(world)  # families: default
         found = context.megatron_process_groups("language")
-        assert [members(found.ep), members(found.pos_embd), members(found.embd)] == [[2], [2], [2, 18]]
-        assert members(found.expt_dp) == list(range(2, 10))
+        assert getattr(found, "dp_cp_ag", None) is getattr(found, "expt_dp_ag", None) is None
+        assert [members(found.ep), members(found.pos_embd), members(found.embd)] == [[2], [2], [2, 10]]
+        with pytest.raises(AxisError, match=r"no group dp_cp_ag; ask for it with modules.language.groups.families: megatron"):
+            context.group("language", "dp_cp_ag")
     finally:
         mimo_role.shutdown()
         dist.destroy_process_group()
+
+
+DENSE_WORLD = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "dp": 2}})
 
 
 def mlp_of_megatron():
@@ -146,7 +196,7 @@ def mlp_of_megatron():
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer import TransformerConfig
 
-    context = mimo_role.init(WORLD, backend="gloo", groups=MEGATRON)
+    context = mimo_role.init(DENSE_WORLD, backend="gloo", groups=MEGATRON)
     loss = whole = None
     if context.role.has_language_module:
         tp = context.megatron_process_groups("language").tp
@@ -170,5 +220,5 @@ def mlp_of_megatron():
 
 @pytest.mark.ranks
 def test_megatrons_layers_run_on_our_groups():
-    for loss, whole in run_ranks(mlp_of_megatron, WORLD.world_size, timeout_s=110)[2:]:
+    for loss, whole in run_ranks(mlp_of_megatron, DENSE_WORLD.world_size, timeout_s=110)[2:]:
         assert loss == pytest.approx(whole, rel=1e-5)

@@ -49,6 +49,27 @@ def test_experts_factor_the_same_ranks_a_second_time():
     assert Topology.from_json(topology.to_json()) == topology
 
 
+def test_generalized_tensor_parallelism_adds_axes_where_it_is_used():
+    sizes = {"tp": 2, "gtp_remat": 3, "dp": 2, "pp": 2, "ep": 2, "expt_gtp_remat": 2}
+    topology = Topology.from_modules({"vision": {"gtp_remat": 1}, "language": sizes})
+    assert topology.grids["vision"].dim_names == ("tp", "cp", "dp", "pp")
+    assert topology.grids["language"] == RankGrid([2, 1, 3, 2, 2], ["tp", "cp", "gtp_remat", "dp", "pp"], 1)
+    experts = RankGrid([1, 2, 2, 3, 2], ["expt_tp", "ep", "expt_gtp_remat", "expt_dp", "pp"], 1)
+    assert topology.expert_grids == {"language": experts}
+    assert Topology.from_json(topology.to_json()) == topology
+    order = ("tp", "gtp_remat", "cp", "dp", "pp")
+    assert (
+        Topology.from_modules({"language": {**sizes, "order": order}}, layout="colocated").grids["language"].dim_names == order
+    )
+    message = r"modules.language.order=\['tp', 'cp', 'dp', 'pp'\] is not an order of tp, cp, gtp_remat, dp, pp"
+    with pytest.raises(TopologyError, match=message):
+        Topology.from_modules({"language": {"gtp_remat": 2, "order": ("tp", "cp", "dp", "pp")}}, layout="colocated")
+    auto = Topology.from_modules({"language": {"gtp_remat": 3, "dp": "auto"}}, layout="colocated", world_size=12)
+    assert auto.grids["language"].axis_size("dp") == 4
+    with pytest.raises(TopologyError, match=r"modules.language.expt_gtp_remat=3 does not divide its 4 ranks; use 1, 2 or 4"):
+        Topology.from_modules({"language": {"dp": 4, "expt_gtp_remat": 3}}, layout="colocated")
+
+
 @given(topologies(), st.data())
 def test_every_role_equals_that_of_build(topology, data):
     rank = data.draw(st.integers(0, topology.world_size - 1))

@@ -79,10 +79,13 @@ def test_every_part_of_a_parameter_is_counted_exactly_once(data):
     module = data.draw(st.sampled_from(list(topology.grids)))
     is_expert = module in topology.expert_grids and data.draw(st.booleans())
     grid = topology.expert_grids[module] if is_expert else topology.grids[module]
-    marks = Marks(tensor_model_parallel=data.draw(st.booleans()), is_expert=is_expert)
+    is_divided = {mark: data.draw(st.booleans()) for mark in ("tensor_model_parallel", "is_gtp_weight_remat")}
+    marks = Marks(is_expert=is_expert, **is_divided)
     axes = data.draw(st.sets(st.sampled_from([axis for axis in grid.dim_names if axis != "pp"])))
     sharded = {axis for axis in axes if data.draw(st.booleans())}
     distinct = {"pp", "ep"} | ({"tp", "expt_tp"} if marks.tensor_model_parallel else set())
+    distinct |= {"gtp_remat", "expt_gtp_remat"} if marks.is_gtp_weight_remat else set()
+    lanes = {"expt_dp", "expt_gtp_remat"} if is_expert else {"dp", "gtp_remat", "cp"}
     replicas = (set(grid.dim_names) - distinct - axes) | (axes - sharded)
 
     counted = []
@@ -94,7 +97,7 @@ def test_every_part_of_a_parameter_is_counted_exactly_once(data):
         placed = Placed(ranks=ranks, is_first_replica=first, replicas=rows) if axes else None
         found = replicas_of(topology, module, marks, placed)
         assert found.axes == {axis for axis in replicas if grid.axis_size(axis) > 1}
-        assert set(found.lanes) == (found.axes - axes) & ({"expt_dp"} if is_expert else {"dp", "cp"})
+        assert set(found.lanes) == (found.axes - axes) & lanes
         if is_counted(topology, module, rank, marks, placed):
             counted.append(tuple(coords[axis] for axis in grid.dim_names if axis not in replicas))
 

@@ -58,7 +58,7 @@ def test_seeds_do_not_change_between_releases():
     [
         (0, "audio", (), r"no module 'audio'; there are vision, language"),
         (0, "language", (), r"rank 0 does not run 'language'; it runs vision"),
-        (2, "language", ("dp", "tpp"), r"different_over: no axis 'tpp'; module 'language' has tp, cp, dp, pp, "),
+        (2, "language", ("dp", "tpp"), r"different_over: no axis 'tpp'; module 'language' has tp, cp, gtp_remat, dp, pp, "),
     ],
 )
 def test_unknown_modules_and_axes_are_refused(rank, module, axes, message):
@@ -79,7 +79,17 @@ def test_seeds_for_megatrons_tracker_differ_by_name_and_follow_its_axes(topology
         coords = topology.grids["language"].coords(rank)
         assert seeds["data-parallel-rng"] == seed + 100 * coords["pp"]
         assert seeds["model-parallel-rng"] - seeds["data-parallel-rng"] == 2718 + coords["tp"]
-        assert len(set(seeds.values())) == 3
+        assert len(set(seeds.values())) == len(seeds)
+        assert ("gtp-remat-rng" in seeds) == ("gtp_remat" in coords and topology.grids["language"].axis_size("gtp_remat") > 1)
+
+
+def test_ranks_of_generalized_tensor_parallelism_have_seeds_of_their_own():
+    sizes = {"tp": 2, "gtp_remat": 2, "dp": 2, "ep": 2, "expt_gtp_remat": 2}
+    topology = Topology.from_modules({"language": sizes}, layout="colocated")
+    found = [megatron_seeds(1, topology, rank, "language") for rank in range(8)]
+    assert [seeds["gtp-remat-rng"] for seeds in found[:4]] == [1 + 2718 + tp + 65536 * gtp for gtp in (1, 2) for tp in (0, 1)]
+    expert = [1 + 1024 + 100 * ep + 32768 + 65536 * gtp for gtp in (1, 2) for ep in (0, 1)]
+    assert [seeds["egtp-remat-rng"] for seeds in found[:4]] == expert
 
 
 @pytest.mark.peer
