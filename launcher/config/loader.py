@@ -8,7 +8,8 @@ from typing import Any
 from launcher.config.conversion import build
 from launcher.config.literals import read
 from launcher.config.mistakes import InvalidValueError, problem_of, raise_all
-from launcher.config.schema import RESERVED_VARIABLES, JobConfig, Join, ModuleConfig
+from launcher.config.reserved_variables import RESERVED_VARIABLES
+from launcher.config.schema import JobConfig, Join, ModuleConfig
 from launcher.config.yaml_reader import as_config_errors, read_config, refusal, source_of
 from launcher.config.yaml_text import dump_yaml
 from launcher.errors import ConfigError
@@ -83,7 +84,7 @@ def _mistakes(config: JobConfig, plain: Any) -> Iterator[InvalidValueError]:
         for variable in env:
             if not variable or "=" in variable or "\0" in variable:
                 yield InvalidValueError(f"{key}.{variable}", "not a name for an environment variable")
-            elif RESERVED_VARIABLES.fullmatch(variable):
+            elif variable in RESERVED_VARIABLES:
                 yield InvalidValueError(f"{key}.{variable}", "mimo-launch sets this variable itself; leave it out")
 
 

@@ -3,7 +3,6 @@
 The docstring of a field is its description in `job.schema.json`: one sentence for a reader of the config.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,11 +10,6 @@ from typing import Any
 
 from launcher.config.mistakes import Bound
 from mimo_role import GroupOptions, ModuleLayout, ModuleSizes
-
-RESERVED_VARIABLES = re.compile(
-    r"(MIMO|TORCHELASTIC|ROLE|GROUP)_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT"
-)
-"""Environment variables that mimo-launch sets."""
 
 _AT_LEAST_0 = Bound(0, "is less than 0").metadata
 _AT_LEAST_1 = Bound(1, "is less than 1").metadata

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.config.reserved_variables import RESERVED_VARIABLES
 from launcher.errors import LaunchError
 from launcher.schedulers import slurm_client
 from launcher.schedulers.sbatch_script import Component, SbatchJob, script_of
@@ -119,6 +120,4 @@ def _belongs_to_another_job(name: str) -> bool:
     """Variables of a job that this process runs in: sbatch and srun would use them as options of the new job."""
     if name in _KEPT:
         return False
-    ours = name.startswith(("MIMO_", "TORCHELASTIC_")) and name != "MIMO_DETECT"
-    ranks = name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return ours or ranks or name.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_"))
+    return name in RESERVED_VARIABLES or name.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_"))

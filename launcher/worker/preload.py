@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from launcher.config.schema import RESERVED_VARIABLES
+from launcher.config.reserved_variables import RESERVED_VARIABLES
 from launcher.errors import LaunchError
 from launcher.plan.launch_plan import Entry
 from launcher.worker import fork_hazards, late_variables, main_program
@@ -215,7 +215,7 @@ def _import(key: str, name: str) -> None:
 
 def _refuse_variables_of_ranks(key: str, name: str, reads: Collection[str]) -> None:
     """A rank's variables are not set before it is forked: the module would have taken this process for one without a rank."""
-    if found := sorted(each for each in reads if RESERVED_VARIABLES.fullmatch(each)):
+    if found := sorted(each for each in reads if each in RESERVED_VARIABLES):
         raise LaunchError(
             f"{key}: importing '{name}' read {', '.join(found)}, which ranks have once they are forked; "
             "remove it from runtime.preload"

@@ -219,6 +219,7 @@ CASES = [
     pytest.param(good(env="{'A=B': x}"), "env.A=B: not a name for an environment variable", id="a name with ="),
     pytest.param(good(env="{RANK: 3}"), "env.RANK: mimo-launch sets this variable itself", id="a variable of ours"),
     pytest.param(good(env="{MASTER_PORT: 1}"), "env.MASTER_PORT: mimo-launch sets this", id="a variable of torchelastic's"),
+    pytest.param(good(env="{MIMO_RUN_DIR: x}"), "env.MIMO_RUN_DIR: mimo-launch sets this", id="a variable of the contract"),
     pytest.param(good(modules="${nope}"), "Interpolation key 'nope' not found", id="modules that do not resolve"),
     pytest.param(good(modules="{vision: {dp: 99999999999999999999}, language: {}}"), "is not below 1000000000", id="huge"),
     pytest.param(good(modules='{vision: {ranks: "0-' + "9" * 5000 + '"}, language: {}}'), "is not a range of", id="huge range"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.reserved_variables import RESERVED_VARIABLES
 from tests.launcher.jobs import SMALL, Job, lines_of
 
 pytestmark = pytest.mark.ranks
@@ -143,18 +144,25 @@ def test_a_command_finds_its_role_in_the_environment(job):
 
 ENVIRONMENT = """
 import os
+prefixes = ("MIMO_", "TORCHELASTIC_", "ROLE_", "GROUP_")
+print(*sorted(name for name in os.environ if name.startswith(prefixes)))
 print(*(os.environ.get(name) for name in ("ALL", "SOME", "OMP_NUM_THREADS", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MIMO_RUN_ID")))
 import torch; print(torch.get_num_threads())
 """
 
 
 def test_the_configured_environment_reaches_all_ranks_or_one_modules(job):
-    done = job.run(ENVIRONMENT, "env={ALL: 1, SOME: 2}", "modules.language.env={SOME: 'x, y', OMP_NUM_THREADS: 2}")
+    done = job.run(
+        ENVIRONMENT,
+        "env={ALL: 1, SOME: 2, MIMO_SHIM: 3, GROUP_BY: 4}",
+        "modules.language.env={SOME: 'x, y', OMP_NUM_THREADS: 2}",
+    )
     assert done.returncode == 0
     found = [lines_of(done.stdout, prefix) for prefix in RANKS]
     run_id = (job.folder / "runs" / "small" / "run_id").read_text()
-    assert found[0] == [f"1 2 1 0 3 {run_id}", "1"]
-    assert found[2] == [f"1 x, y 2 2 3 {run_id}", "2"]
+    assert found[0][1:] == [f"1 2 1 0 3 {run_id}", "1"]
+    assert found[2][1:] == [f"1 x, y 2 2 3 {run_id}", "2"]
+    assert set(found[0][0].split()) - RESERVED_VARIABLES == {"MIMO_SHIM", "GROUP_BY"}
 
 
 @pytest.mark.parametrize(
