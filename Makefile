@@ -9,6 +9,7 @@ DEMO_ARGS ?=
 TORCH_FREE := .venv-torch-free
 TORCH ?= 2.13.0
 TORCH_VENV ?= .venv-torch-$(TORCH)
+MEGATRON_VENV := .venv-megatron
 # What pytest gets beside the markers, such as the tests to run.
 PYTEST_ARGS ?=
 
@@ -22,7 +23,7 @@ define run_tests
 	case "$$fast $$ranks" in "0 0"$(if $(PYTEST_ARGS),|"0 5"|"5 0")) ;; *) exit 1;; esac
 endef
 
-.PHONY: demo docs test test-cluster test-torch test-torch-free check clean
+.PHONY: demo docs test test-cluster test-megatron test-torch test-torch-free check clean
 
 demo: $(STAMP)
 	$(BIN)/mimo-launch run examples/digits_vlm/non_colocated.yaml -- $(DEMO_ARGS)
@@ -45,6 +46,11 @@ test-cluster: $(STAMP)
 # Without the comparisons with Megatron-Core, and without clusters.
 test-torch: $(TORCH_VENV)/.installed
 	$(call run_tests,$(TORCH_VENV)/bin/python -m pytest,(ranks or slow) and not peer and not cluster)
+
+# With the Megatron-Core of another Python, 0.19 from 3.12 on: make test-megatron PYTHON=python3.12
+test-megatron: $(MEGATRON_VENV)/.installed
+	$(MEGATRON_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/mimo_role/megatron tests/examples/test_megatron_mimo.py
+	$(MEGATRON_VENV)/bin/python -m pytest $(PYTEST_ARGS) -m peer tests/mimo_role/groups tests/mimo_role/training
 
 # The half that needs no torch, on another Python: make test-torch-free PYTHON=python3.13
 test-torch-free:
@@ -69,10 +75,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $(STAMP)
 
 # Each torch has a requirement of its own for setuptools.
-$(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(TORCH_VENV)
-	grep -Ev '^(torch|setuptools)==' constraints.txt > $(TORCH_VENV)/constraints.txt
-	$(TORCH_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint $(TORCH_VENV)/constraints.txt \
+$(TORCH_VENV)/.installed $(MEGATRON_VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep -Ev '^(torch|setuptools)==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
 		torch==$(TORCH) --editable ".[examples,megatron,submit,kubernetes,dev]"
 	touch $@
 
