@@ -58,6 +58,11 @@ def heartbeat_file(node_dir: Path, rank: int) -> Path:
     return node_dir / f"rank{rank}.heartbeat"
 
 
+def recording_file(node_dir: Path, rank: int) -> Path:
+    """What a rank records of its steps, in shared memory."""
+    return node_dir / f"rank{rank}.recording"
+
+
 def stacks_file(node_dir: Path, rank: int) -> Path:
     """A rank's stacks: written on request, and after a crash in C."""
     return node_dir / f"rank{rank}.stacks"

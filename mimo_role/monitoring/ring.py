@@ -1,0 +1,186 @@
+"""The memory of one rank's recording: written by the rank without a lock that a reader could hold, read by other processes."""
+
+import mmap
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from threading import Lock
+
+from mimo_role.monitoring.records import (
+    COUNTS,
+    COUNTS_AT,
+    DEPTH,
+    DEPTH_AT,
+    FIXED,
+    MAGIC,
+    MAX_NAMES,
+    MAX_OPEN,
+    NAME_BYTES,
+    NAMES_AT,
+    NONE,
+    OPEN_AT,
+    RECORD,
+    RECORDS_AT,
+    Kind,
+    Recording,
+    parse,
+)
+
+LARGEST_BYTES = 4 << 20
+"""64,959 records: two minutes of 10 steps per second with 50 records each."""
+SMALLEST_BYTES = RECORDS_AT + (64 << 10)
+SHARE = 8
+"""All ranks of a node together take at most this part of what is free: containers often have 64 MiB in /dev/shm, which data
+loaders need too."""
+_COUNTS = slice(COUNTS_AT, COUNTS_AT + COUNTS.size)
+_DEPTH = slice(DEPTH_AT, DEPTH_AT + DEPTH.size)
+_OPEN = slice(DEPTH_AT, OPEN_AT + MAX_OPEN * RECORD.size)
+_TRIES = 100
+OTHER_NAMES = "(further names)"
+
+
+class Ring:
+    """Written by one process; its threads may all write."""
+
+    def __init__(self, memory: mmap.mmap, rank: int) -> None:
+        self._memory = memory
+        self._capacity = (len(memory) - RECORDS_AT) // RECORD.size
+        self._lock = Lock()
+        """Among the threads of this process: it is held for a microsecond."""
+        self._names: dict[str, int] = {}
+        self._count = self._lost_names = self._lost = self._depth = self._changes = 0
+        FIXED.pack_into(memory, 0, MAGIC, self._capacity, rank, time.monotonic_ns(), time.time_ns())
+        self.name_of(OTHER_NAMES)
+
+    @classmethod
+    def create(cls, path: Path, rank: int, ranks: int) -> "Ring | None":
+        """Make the file; `None` if there is no directory, or too little memory.
+
+        Args:
+            path: of the file.
+            rank: this process's.
+            ranks: how many ranks of this node make one.
+        """
+        try:
+            found = os.statvfs(path.parent)
+            size = min(LARGEST_BYTES, found.f_bavail * found.f_frsize // (SHARE * ranks))
+            if size < SMALLEST_BYTES:
+                return None
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return None
+        try:
+            # Allocated: writing to a hole of a full file system would end the process by SIGBUS.
+            os.posix_fallocate(file, 0, size)
+            return cls(mmap.mmap(file, size), rank)
+        except OSError:
+            path.unlink(missing_ok=True)
+            return None
+        finally:
+            os.close(file)
+
+    def name_of(self, name: str) -> int:
+        """The number of a name; 0, that of `OTHER_NAMES`, once there is no place for further ones."""
+        found = self._names.get(name)
+        return found if found is not None else self._add_name(name)
+
+    def add(
+        self,
+        kind: Kind,
+        name: int,
+        begin_ns: int,
+        end_ns: int,
+        step: int,
+        *,
+        value: float = 0.0,
+        micro_batch: int = NONE,
+        micro_batches: int = 0,
+        peer: int = NONE,
+        thread: int = 0,
+        flags: int = 0,
+    ) -> None:
+        """Write a record over the oldest one; see `Record`."""
+        with self._lock:
+            number = self._count
+            RECORD.pack_into(
+                self._memory,
+                RECORDS_AT + number % self._capacity * RECORD.size,
+                *(begin_ns, end_ns, step, value, micro_batch, peer, name, micro_batches, thread, kind, flags, number),
+            )
+            self._count = number + 1
+            COUNTS.pack_into(self._memory, COUNTS_AT, self._count, len(self._names), self._lost_names, self._lost)
+
+    def open(self, kind: Kind, name: int, begin_ns: int, step: int, micro_batch: int, micro_batches: int) -> None:
+        """A span begins. To be called by one thread only, and for each span that `close` ends."""
+        depth = self._depth
+        if depth < MAX_OPEN:
+            RECORD.pack_into(
+                self._memory,
+                OPEN_AT + depth * RECORD.size,
+                *(begin_ns, 0, step, 0.0, micro_batch, NONE, name, micro_batches, 0, kind, 0, depth),
+            )
+        self._set_depth(depth + 1)
+
+    def close(self) -> None:
+        """The innermost span ends."""
+        self._set_depth(self._depth - 1)
+
+    def _set_depth(self, depth: int) -> None:
+        self._depth = depth
+        self._changes += 1
+        DEPTH.pack_into(self._memory, DEPTH_AT, self._changes, depth)
+
+    def lose(self) -> None:
+        """Count a record that could not be written."""
+        with self._lock:
+            self._lost += 1
+            self._write_counts()
+
+    def _add_name(self, name: str) -> int:
+        with self._lock:
+            number = self._names.get(name, len(self._names))
+            if number >= MAX_NAMES:
+                self._lost_names += 1
+                number = 0
+            elif number == len(self._names):
+                text = name.encode()[:NAME_BYTES].decode(errors="ignore").encode()
+                at = NAMES_AT + number * NAME_BYTES
+                self._memory[at : at + NAME_BYTES] = text.ljust(NAME_BYTES, b"\0")
+                self._names[name] = number
+            self._write_counts()
+            return number
+
+    def _write_counts(self) -> None:
+        COUNTS.pack_into(self._memory, COUNTS_AT, self._count, len(self._names), self._lost_names, self._lost)
+
+
+def read(path: Path) -> Recording | None:
+    """A rank's recording up to now; `None` if there is none. Its rank may be writing."""
+    copied = copy(path)
+    return parse(*copied) if copied is not None else None
+
+
+def copy(path: Path) -> tuple[bytes, bytes] | None:
+    """The memory of a recording, and its counts after that was copied; `None` if there is none."""
+    try:
+        with path.open("rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as memory:
+            if len(memory) < RECORDS_AT:
+                return None
+            counts = memory[_COUNTS]
+            data = bytearray(memory)
+            # Those that were added while the rest was copied may be missing from it.
+            data[_COUNTS] = counts
+            data[_OPEN] = _copy_open_spans(memory)
+            return bytes(data), memory[_COUNTS]
+    except (OSError, ValueError):
+        return None
+
+
+def _copy_open_spans(memory: mmap.mmap) -> bytes:
+    """The spans that have begun, as they were at one moment; none if they change too fast."""
+    for _ in range(_TRIES):
+        before, found = memory[_DEPTH], memory[_OPEN]
+        if memory[_DEPTH] == before:
+            return before + found[len(before) :]
+    return bytes(len(found))
