@@ -19,6 +19,7 @@ from mimo_role.errors import GradientError as GradientError
 from mimo_role.errors import GridError as GridError
 from mimo_role.errors import MimoError as MimoError
 from mimo_role.errors import RankNotInGridError as RankNotInGridError
+from mimo_role.errors import RecordingError as RecordingError
 from mimo_role.errors import ReplicaError as ReplicaError
 from mimo_role.errors import ScheduleError as ScheduleError
 from mimo_role.errors import TopologyError as TopologyError

@@ -59,6 +59,10 @@ class TopologyMismatchError(ContextError):
     """Ranks of one job that have different topologies."""
 
 
+class RecordingError(MimoError, TypeError):
+    """A value that `RoleContext.log` cannot record, or a recording that cannot be read."""
+
+
 class BridgeError(MimoError, RuntimeError):
     """A bridge that does not exist, a tensor that does not fit it, or a transfer that has failed."""
 

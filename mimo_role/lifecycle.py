@@ -21,8 +21,11 @@ from mimo_role.groups.process_groups import share as share_groups
 from mimo_role.groups.rounds import schedule
 from mimo_role.host import environ, node_dir
 from mimo_role.joining import check_same_topology, connect_peers, device_of, join
+from mimo_role.monitoring.device_clock import DeviceClock
 from mimo_role.monitoring.diagnostics import enable_diagnostics
 from mimo_role.monitoring.heartbeat import Heartbeat, recorded_joining
+from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.ring import Ring
 from mimo_role.monitoring.torch_groups import keep_in_forked_children
 from mimo_role.preemption.agreement import PreemptionAgreement
 from mimo_role.rank_environ import RankEnviron
@@ -151,11 +154,11 @@ def _make_context(
     timeout: timedelta,
     options: Mapping[str, GroupOptions],
     groups: ProcessGroups,
-    monitors: tuple[PreemptionAgreement, Heartbeat],
+    monitors: tuple[PreemptionAgreement, Heartbeat, Recorder],
     run_dir: Path | None,
 ) -> tuple[RoleContext, BatchLedger]:
     rank = dist.get_rank()
-    agreement, heartbeat = monitors
+    agreement, heartbeat, recorder = monitors
     channels = NcclChannels(topology, rank, device, timeout=timeout, options=options)
     ledger = BatchLedger(connect_peers(rank, timeout), timeout.total_seconds(), tags=channels.tags)
     bridges = BridgeRegistry(topology, rank, device, channels=channels, ledger=ledger, step=lambda: heartbeat.script_step)
@@ -168,20 +171,23 @@ def _make_context(
         bridges=bridges,
         agreement=agreement,
         heartbeat=heartbeat,
+        recorder=recorder,
         run_dir=run_dir,
     )
     return context, ledger
 
 
-def _monitor(rank: int, device: torch.device, found: RankEnviron | None) -> tuple[PreemptionAgreement, Heartbeat]:
-    """What connects this rank with its agent. Without an agent, both objects do nothing."""
+def _monitor(rank: int, device: torch.device, found: RankEnviron | None) -> tuple[PreemptionAgreement, Heartbeat, Recorder]:
+    """What connects this rank with its agent. Without an agent, all objects do nothing."""
     times = (found.grace_s, found.warning_s) if found else (None, None)
     directory = environ.node_dir()
     if directory is None:
-        return PreemptionAgreement(device, *times, None), Heartbeat(None)
+        return PreemptionAgreement(device, *times, None), Heartbeat(None), Recorder(None)
     enable_diagnostics(directory, rank)
     agreement = PreemptionAgreement(device, *times, node_dir.notice_file(directory))
-    return agreement, Heartbeat(node_dir.heartbeat_file(directory, rank))
+    ring = Ring.create(node_dir.recording_file(directory, rank), rank, environ.local_world_size())
+    recorder = Recorder(ring, DeviceClock.of_cuda() if device.type == "cuda" else None)
+    return agreement, Heartbeat(node_dir.heartbeat_file(directory, rank)), recorder
 
 
 def _contract(

@@ -65,6 +65,17 @@ class Transfer:
         self._awaiting_receipt: set[int] = set()
         self._pending: dict[Step, list[Posted]] = {}
 
+    @property
+    def senders(self) -> tuple[int, ...]:
+        """The other ranks from which this one receives."""
+        parts = self._end.parts
+        return tuple(dict.fromkeys((*parts.received_from, *parts.replica_received_from)))
+
+    @property
+    def sends(self) -> bool:
+        """Whether this rank sends anything to others."""
+        return bool(self._end.parts.sent_to)
+
     def prepare(self) -> "Transfer":
         """Take the memory for what this rank receives, which `start()` does otherwise."""
         self._tensors.allocate()

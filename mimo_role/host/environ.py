@@ -127,6 +127,15 @@ def local_rank() -> int:
     return whole_number(os.environ, "LOCAL_RANK") or 0
 
 
+def local_world_size() -> int:
+    """`LOCAL_WORLD_SIZE`, the number of ranks on this node; 1 if it is not set.
+
+    Raises:
+        EnvironError: it is not a number.
+    """
+    return whole_number(os.environ, "LOCAL_WORLD_SIZE") or 1
+
+
 def world_size() -> int | None:
     """`WORLD_SIZE`, if it is set.
 

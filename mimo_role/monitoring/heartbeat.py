@@ -56,6 +56,11 @@ class Heartbeat:
         """The script's current step; -1 if it does not call `step()`."""
         return self._last if self._script_counts else _NONE
 
+    @property
+    def last_step(self) -> int:
+        """The step that began last, the script's or the schedule's; -1 before the first."""
+        return self._last
+
     def scheduled_step(self) -> None:
         """Record the start of a step of the schedule. It counts as a step if the script does not report steps itself."""
         if self._script_counts:

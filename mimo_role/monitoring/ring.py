@@ -92,7 +92,6 @@ class Ring:
         begin_ns: int,
         end_ns: int,
         step: int,
-        *,
         value: float = 0.0,
         micro_batch: int = NONE,
         micro_batches: int = 0,

@@ -14,6 +14,7 @@ from mimo_role.bridge.bridge import Bridge
 from mimo_role.bridge.frames import Position
 from mimo_role.context import RoleContext
 from mimo_role.errors import ScheduleError
+from mimo_role.monitoring.records import Kind
 from mimo_role.pipeline.gradient_sync import GradientSync, Modules
 from mimo_role.pipeline.receive_order import Receive, receives_ahead, receives_of, receives_when_sent
 from mimo_role.pipeline.stage_graph import Destination, StageGraph
@@ -113,6 +114,7 @@ class Schedule1F1B(Generic[Batch]):
         for link in graph.links:
             if not own_stages.isdisjoint(link):
                 self._bridge_of(link, 0)
+        self._number = ctx.recorder.count_schedule()
         self._plans = lru_cache(maxsize=16)(self._plan_step)
         self._results = StepResults()
         self._steps_run = 0
@@ -151,7 +153,7 @@ class Schedule1F1B(Generic[Batch]):
                 frozen module that would train.
             BridgeError: a stage's output does not have the spec of `spec_of`, or another rank has left, exited or died.
         """
-        self._ctx.heartbeat.scheduled_step()
+        self._begin_step()
         self._run(batches, backward=True, sync_gradients=sync_gradients)
         return [
             torch.stack(of_one).sum() if len(of_one) > 1 else of_one[0] for of_one in zip(*self.losses.values(), strict=True)
@@ -173,6 +175,12 @@ class Schedule1F1B(Generic[Batch]):
         if len(outputs) == 1:
             return next(iter(outputs.values()))
         return [dict(zip(outputs, of_one, strict=True)) for of_one in zip(*outputs.values(), strict=True)]
+
+    def _begin_step(self) -> None:
+        heartbeat, before = self._ctx.heartbeat, self._ctx.heartbeat.last_step
+        heartbeat.scheduled_step()
+        if heartbeat.last_step != before:
+            self._ctx.recorder.begin_step(heartbeat.last_step)
 
     def _plan_step(self, micro_batches: int, backward: bool, frozen: frozenset[StageId]) -> _PlannedStep:
         graph, slack, own_stages = self._pipeline.graph, self._pipeline.slack, self._pipeline.own_stages
@@ -201,6 +209,7 @@ class Schedule1F1B(Generic[Batch]):
         frozen = self._stages.without_backward() if backward else frozenset()
         plan, actions, receives = self._plans(len(batches), backward, frozen)
         self._results = StepResults()
+        self._ctx.recorder.begin_batch(self._number, self._steps_run)
         try:
             with self._gradient_sync.of_step(len(batches), sync=sync_gradients, backward=backward) as gradient_sync:
                 executor = StepExecutor(
@@ -210,6 +219,7 @@ class Schedule1F1B(Generic[Batch]):
                     gradient_sync=gradient_sync,
                     position=Position(self._ctx.heartbeat.script_step, self._steps_run),
                     results=self._results,
+                    recorder=self._ctx.recorder,
                     check_frozen=not self._is_checked,
                 )
                 for action, first, later in zip(actions, receives, [*receives[1:], []], strict=True):
@@ -218,7 +228,8 @@ class Schedule1F1B(Generic[Batch]):
                     executor.execute(action)
                     self._ctx.heartbeat.beat()
                 executor.finish()
-                gradient_sync.reduce()
+                with self._ctx.recorder.span(Kind.SPAN, "reduce gradients"):
+                    gradient_sync.reduce()
             self._steps_run += 1
             self._is_checked |= backward
         except BaseException:

@@ -3,6 +3,7 @@
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -14,6 +15,8 @@ from mimo_role.bridge.bridge import Bridge
 from mimo_role.bridge.frames import Position, Returns
 from mimo_role.bridge.transfer import Transfer, TransferOptions, start_together
 from mimo_role.errors import ScheduleError
+from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.records import Kind
 from mimo_role.pipeline.gradient_sync import StepSync
 from mimo_role.pipeline.profiling import span
 from mimo_role.pipeline.receive_order import Receive
@@ -23,6 +26,9 @@ from mimo_role.pipeline.timeline import Action, Phase
 from mimo_role.topology.stage_links import StageId, StageLink
 
 Batch = TypeVar("Batch")
+
+_COMPUTES = {Phase.FORWARD: Kind.FORWARD, Phase.BACKWARD: Kind.BACKWARD}
+_WAITS = {Phase.FORWARD: Kind.WAIT_ACTIVATIONS, Phase.BACKWARD: Kind.WAIT_GRADIENTS}
 
 
 @dataclass
@@ -122,6 +128,7 @@ class StepExecutor(Generic[Batch]):
         gradient_sync: StepSync,
         position: Position,
         results: StepResults,
+        recorder: Recorder,
         check_frozen: bool,
     ) -> None:
         """
@@ -132,6 +139,7 @@ class StepExecutor(Generic[Batch]):
             gradient_sync: drives data-parallel wrappers in this step.
             position: of the step, for the headers of bridges.
             results: gets the losses and outputs of this rank.
+            recorder: records forwards, backwards, waits and sends.
             check_frozen: whether the first forward of a stage without a backward is checked to need none.
         """
         self._pipeline = pipeline
@@ -140,6 +148,7 @@ class StepExecutor(Generic[Batch]):
         self._gradient_sync = gradient_sync
         self._position = position._replace(micro_batches=len(batches))
         self._results = results
+        self._recorder = recorder
         self._check_frozen = check_frozen
         self._receiving: dict[Action, dict[Piece, Transfer]] = defaultdict(dict)
         """By the action that waits for it."""
@@ -169,13 +178,15 @@ class StepExecutor(Generic[Batch]):
         """Wait for the inputs of an action, compute, and send; `torch.profiler` shows these spans."""
         inputs = {}
         for piece, transfer in self._receiving.pop(action, {}).items():
-            with span("bridge", piece.link.source.module):
-                received = transfer.receive()
-            assert received is not None
+            received = self._wait_to_receive(action, piece, transfer)
             inputs[piece] = received
             if transfer.release_result():  # a rank on both sides of a bridge sends with the same transfer
                 self._sending[action].append(transfer)
-        with span(action.phase.value, f"{action.at.module}.{action.at.stage}", self._plan.micro_batches(action)):
+        micro_batches, stage = self._plan.micro_batches(action), f"{action.at.module}.{action.at.stage}"
+        with (
+            span(action.phase.value, stage, micro_batches),
+            self._recorder.span(_COMPUTES[action.phase], stage, micro_batches[0], len(micro_batches)),
+        ):
             if action.phase is Phase.FORWARD:
                 self._do_forward(action, inputs)
             else:
@@ -185,6 +196,20 @@ class StepExecutor(Generic[Batch]):
         """Wait until all that was sent has been received."""
         for action in list(self._sending):
             self._wait_for(action)
+
+    def _wait_to_receive(self, action: Action, piece: Piece, transfer: Transfer) -> torch.Tensor:
+        senders = transfer.senders
+        if not senders:  # all of it is this rank's own
+            return _received(transfer)
+        link = str(piece.link)
+        with (
+            span("bridge", piece.link.source.module),
+            self._recorder.span(_WAITS[action.phase], link, piece.micro_batch, 1, senders[0]),
+        ):
+            received = _received(transfer)
+        for sender in senders[1:]:
+            self._recorder.arrival(link, piece.micro_batch, sender)
+        return received
 
     def _do_forward(self, action: Action, inputs: dict[Piece, torch.Tensor]) -> None:
         at, trains = action.at, self._plan.trains(action.at)
@@ -321,7 +346,11 @@ class StepExecutor(Generic[Batch]):
     def _send(self, action: Action, tensors: Sequence[tuple[torch.Tensor, Piece]], *, back: bool, copy: bool) -> None:
         """Send over the bridges of some pieces in one call; the receivers may include this rank."""
         transfers = [(self._transfer(tensor, piece, back=back, copy=copy), piece) for tensor, piece in tensors]
-        start_together([transfer for transfer, _ in transfers])
+        with ExitStack() as sending:
+            for link, micro_batch in dict.fromkeys((piece.link, piece.micro_batch) for each, piece in transfers if each.sends):
+                kind = Kind.SEND_GRADIENTS if back else Kind.SEND_ACTIVATIONS
+                sending.enter_context(self._recorder.span(kind, str(link), micro_batch, 1))
+            start_together([transfer for transfer, _ in transfers])
         for transfer, piece in transfers:
             if self._is_local(piece.link):
                 receiver = self._sender(piece, Phase.FORWARD if back else Phase.BACKWARD)._replace(phase=action.phase)
@@ -340,8 +369,13 @@ class StepExecutor(Generic[Batch]):
         )
 
     def _wait_for(self, action: Action) -> None:
-        for transfer in self._sending.pop(action, ()):
-            transfer.wait()
+        sent = self._sending.pop(action, ())
+        if not sent:
+            return
+        micro_batches = self._plan.micro_batches(action)
+        with self._recorder.span(Kind.WAIT_SENT, f"{action.at.module}.{action.at.stage}", micro_batches[0], len(micro_batches)):
+            for transfer in sent:
+                transfer.wait()
 
     def _awaited(self, action: Action) -> Iterator[Piece]:
         """What an action gets over bridges."""
@@ -381,6 +415,12 @@ class StepExecutor(Generic[Batch]):
             found = self._pipeline.spec_of(source, self._batches[micro_batch])
             self._specs[key] = Named.of(f"spec_of({source}, ...)", found, ActivationSpec)
         return self._specs[key]
+
+
+def _received(transfer: Transfer) -> torch.Tensor:
+    received = transfer.receive()
+    assert received is not None
+    return received
 
 
 @lru_cache(maxsize=256)
