@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from launcher.command_line import parse
 from launcher.errors import ConfigError, LaunchError
 from launcher.exit_code import ExitCode
+from launcher.formatting import counted, describe_ranks
 from launcher.host.interpreter_exit import exit_without_teardown
 from mimo_role.errors import MimoError
 
@@ -212,6 +213,25 @@ def _logs(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _trace(arguments: argparse.Namespace) -> int:
+    if _is_torchx_handle(arguments.job):
+        raise LaunchError(f"{arguments.job}: give the run directory instead")
+    from launcher import jobs
+    from launcher.trace.writer import steps_from, write_trace
+
+    steps = steps_from(arguments.steps)
+    job = jobs.find(arguments.job)
+    files, plan = job.files(), job.plan()
+    if files is None or plan is None:
+        raise LaunchError(f"{arguments.job}: no run directory of mimo-launch found for it; give the directory instead")
+    written = write_trace(files, plan, steps=steps, out=arguments.out)
+    if written.without:
+        _say(f"no recording of {describe_ranks(plan.topology, written.without)}")
+    print(f"wrote {written.path}: {counted(written.spans, 'span')} of {counted(written.ranks, 'rank')}")
+    print("open it in https://ui.perfetto.dev or chrome://tracing")
+    return ExitCode.SUCCESS
+
+
 def _cancel(arguments: argparse.Namespace) -> int:
     if _is_torchx_handle(arguments.job):
         from launcher.schedulers.submit import cancel
@@ -253,6 +273,7 @@ _COMMANDS = {
     "submit": _submit,
     "status": _status,
     "logs": _logs,
+    "trace": _trace,
     "cancel": _cancel,
     "schema": _schema,
 }

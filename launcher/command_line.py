@@ -128,6 +128,7 @@ def _parser() -> _Parser:
     _add_submit(parser, commands)
     _add_status(parser, commands)
     _add_logs(parser, commands)
+    _add_trace(parser, commands)
     _add_job_command(parser, commands, "cancel", "end a submitted job")
     _add_command(parser, commands, "schema", "print the JSON Schema of a config, for editors")
     return parser
@@ -181,6 +182,12 @@ def _add_logs(parser: _Parser, commands: _Commands) -> None:
     logs.add_argument("--stage", type=int, metavar="N", help="only of ranks on this pipeline stage, counted from 0")
     logs.add_argument("--rank", metavar="N[,N-M...]", help="only of these ranks")
     logs.add_argument("--follow", action="store_true", help="print new lines until the job has ended")
+
+
+def _add_trace(parser: _Parser, commands: _Commands) -> None:
+    trace = _add_job_command(parser, commands, "trace", "write what the ranks did in their last steps, for Perfetto")
+    trace.add_argument("--steps", metavar="N[-M]", help="only these steps (default: all that are left)")
+    trace.add_argument("--out", metavar="FILE", type=Path, help="where to write (default: trace.json in the run directory)")
 
 
 def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:

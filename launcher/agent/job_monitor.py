@@ -11,6 +11,7 @@ from launcher.agent.failure_collector import FailureCollector
 from launcher.agent.interrupts import Interrupts
 from launcher.agent.node_job import NodeJob
 from launcher.agent.rank_processes import RankProcesses
+from launcher.agent.recording_keeper import RecordingKeeper
 from launcher.agent.requeue import Requeue
 from launcher.exit_code import ExitCode
 from launcher.failures.rank_exit import RankExit, first_failure
@@ -52,6 +53,7 @@ class JobMonitor:
         self._requeue = Requeue(runtime.grace_s, runtime.warning_s)
         self._hangs = HangDetector(job.plan, job.node_dir, job.run_dir, job.nodes, job.say)
         self._failures = FailureCollector(job)
+        self._recordings = RecordingKeeper(job)
         self._reason: AbortReason | None = None
         """Why this node aborts the job though no rank has failed."""
         self._done_attempt = -1
@@ -69,6 +71,7 @@ class JobMonitor:
         self._preflight.stop()
         if attempt:
             self._end_leftovers()
+            self._recordings.save(self.attempt)
         self._hangs.begin_attempt(attempt)
         node_dir.clear(self.job.node_dir)
 
@@ -113,11 +116,13 @@ class JobMonitor:
 
     def outcome(self) -> Outcome:
         """How the job has ended. To be called once the ranks of this node have."""
+        self._recordings.save(self.attempt)
         return self._complete(self._find_outcome())
 
     def outcome_after_signal(self, number: Signals) -> Outcome:
         """How the job has ended where a signal ended mimo-launch: the ranks may have saved, and asked to be requeued."""
         nodes, state, exit_codes = self.job.nodes, self.job.nodes.state, self._ranks.exit_codes()
+        self._recordings.save(self.attempt)
         # A user who presses Ctrl-C does not ask for a new start.
         is_requeue = number != Signals.SIGINT and self._requeue.is_complete(self.attempt, exit_codes)
         if self._is_done or is_requeue:
@@ -233,6 +238,7 @@ class JobMonitor:
         return reason
 
     def _complete(self, outcome: Outcome) -> Outcome:
+        self._recordings.write_trace_of(outcome, self.attempt)
         restarts = [headline(self.job.plan.topology, failure) for failure in self.restarts.restarted]
         return replace(outcome, attempts=self.attempt + 1, restarts=restarts)
 

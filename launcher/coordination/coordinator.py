@@ -9,6 +9,8 @@ from torch.distributed import Store as TorchStore  # type: ignore[attr-defined]
 
 from launcher.console import Say
 from launcher.coordination import store as stores
+from launcher.coordination.clock import ClockServer, measure
+from launcher.coordination.clock_offset import ClockOffset
 from launcher.coordination.event_log import Event, EventLog, JobState
 from launcher.coordination.liveness import Liveness, Progress
 from launcher.coordination.member import Member
@@ -46,6 +48,9 @@ class Coordinator:
         self._log = EventLog(self.store, self.state)
         self._membership = Membership(self._log, self.member, names, timeout_s, deadline)
         self._liveness = Liveness(self._log)
+        self._clock_server = ClockServer(self.store.tcp) if node.node_rank == 0 else None
+        self._clock: ClockOffset | None = None
+        """As it was last measured."""
 
     @property
     def node_rank(self) -> int:
@@ -60,7 +65,10 @@ class Coordinator:
         """
         self._membership.join()
         self._liveness.start()
+        if self._clock_server is not None:
+            self._clock_server.start()
         self._membership.wait_for_all(run_id, say)
+        self.measure_clock()
 
     def leave(self, timeout_s: float) -> None:
         """Leave the job. Node 0 keeps the store for the others: they read from it why the job ends.
@@ -70,6 +78,16 @@ class Coordinator:
         """
         self._liveness.stop()
         self._membership.leave(timeout_s)
+        if self._clock_server is not None and self._membership.is_member:
+            self._clock_server.stop()
+
+    def measure_clock(self) -> ClockOffset | None:
+        """How far this node's clock is from node 0's now, else as it was last measured; `None` if it never could be."""
+        if self._clock_server is not None:
+            return ClockOffset.none(time.monotonic_ns())
+        if not self.store.is_lost:
+            self._clock = measure(self.store.tcp) or self._clock
+        return self._clock
 
     def abort(self, reason: AbortReason) -> AbortReason:
         """End the job on all nodes. Returns the reason that was given first, on whatever node."""

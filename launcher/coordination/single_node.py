@@ -1,7 +1,10 @@
 """A job on one node, with the interface of `Coordinator`: there is nobody to wait for."""
 
+import time
+
 from torch.distributed import Store as TorchStore  # type: ignore[attr-defined]
 
+from launcher.coordination.clock_offset import ClockOffset
 from launcher.coordination.event_log import Event, JobState
 from launcher.coordination.liveness import ProbeTrigger, Progress
 from launcher.coordination.member import Member
@@ -43,6 +46,10 @@ class SingleNode:
     def count_exit(self, attempt: int) -> int:
         """A rank has ended: its place among the ranks of an attempt that have."""
         return self.store.count(f"exits/{attempt}", 1)
+
+    def measure_clock(self) -> ClockOffset | None:
+        """How far this node's clock is from its own."""
+        return ClockOffset.none(time.monotonic_ns())
 
     def report_progress(self, progress: Progress) -> None:
         """What the ranks do. Once they make no progress, `state.probes` grows."""

@@ -35,6 +35,12 @@ def create(agent_id: str, ranks: int) -> Path:
     raise ContextError(f"the node directory, for files that ranks and agent share, cannot be created: {found}; set TMPDIR")
 
 
+def find(agent_id: str) -> Path | None:
+    """The node directory of an agent that runs on this machine."""
+    parents = dict.fromkeys((_MEMORY, Path(gettempdir())))
+    return next((path for parent in parents for path in parent.glob(f"mimo-{agent_id}-*") if path.is_dir()), None)
+
+
 def _room(directory: Path) -> int:
     """Bytes that files in a directory may take."""
     found = os.statvfs(directory)
