@@ -63,6 +63,8 @@ class Agents:
     environ: dict[str, str] = field(default_factory=dict)
     lost_after_s: float | None = None
     """Seconds without a heartbeat before a node is lost, if not the default."""
+    ahead_s: dict[str, int] = field(default_factory=dict)
+    """By host, how far its CLOCK_MONOTONIC is ahead of this machine's."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
     _mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -94,7 +96,8 @@ class Agents:
             name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD_SIZE", "OMP_", "SLURM_"))
         }
         environ = kept | {"PYTHONPATH": str(ROOT), _MARK: self._mark} | self.environ
-        process = self.hosts.popen(host, command, cwd=self.folder, env=environ, hosts_file=hosts_file)
+        ahead_s = self.ahead_s.get(host, 0)
+        process = self.hosts.popen(host, command, cwd=self.folder, env=environ, hosts_file=hosts_file, ahead_s=ahead_s)
         self.started.append(process)
         return process
 
