@@ -6,6 +6,10 @@ Cases; `ours` is with it, `peer` without:
 - `a step (ms), beat and watched`: 2 ranks train, each step a matmul forward and back and one small all-reduce; with
   `ctx.step()` and `runtime.stall_timeout_s: 60`, and with neither. Rank 0's time over all steps, divided by their number. The
   diagnostics thread, which waits on a pipe, runs in both;
+- `records (us) of a step of 5 ms`: what a rank records in a step of four micro-batches, in CPU time of its thread, and the
+  step's microseconds: their ratio is its share; the same of a step of 100 ms;
+- `a step of 5 ms (ms), recorded`: 2 ranks, an encoder and a language model, with four micro-batches whose forwards take a
+  fixed time; with a recorder and without one; the same of a step of 100 ms;
 - `N ranks arrive (s)`: N threads in place of ranks, on nodes of 8 with an agent each: from the first that arrives until all
   know that they may go on, with and without the comparison;
 - `N ranks, whole run (s)`: a script that joins, does one all-reduce and ends; with the comparison, and with `--no-preflight`.
@@ -26,6 +30,7 @@ from statistics import median
 from report import Row, alternate, parser, show
 
 BEATS = 200_000
+RECORDED_STEPS = 2_000
 STEP_NS = 10_000_000
 TIMEOUT_S = 120.0
 RANKS_PER_NODE = 8
@@ -56,6 +61,45 @@ if dist.get_rank() == 0:
         result.write(repr((time.perf_counter() - began) / steps))
 """
 
+RECORDED = """
+import sys, time
+import torch, torch.distributed as dist
+import mimo_role
+from mimo_role import ActivationSpec, Schedule1F1B
+from mimo_role.monitoring.recorder import Recorder
+
+ctx = mimo_role.current()
+file, steps, step_s, is_on = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "on"
+if not is_on:
+    ctx.recorder = Recorder(None)
+weight = torch.ones(8, requires_grad=True)
+
+def run(module, batch, inputs):
+    until = time.perf_counter() + step_s / 4
+    output = weight * next(iter(inputs.values()), torch.ones(4, 8))
+    while time.perf_counter() < until:
+        pass
+    return output
+
+schedule = Schedule1F1B(
+    ctx, run=run, spec_of=lambda *_: ActivationSpec.of(4, (8,), torch.float32), loss_of=lambda output, _: output.sum()
+)
+for step in range(-3, steps):
+    if step == 0:
+        dist.barrier()
+        began = time.perf_counter()
+    ctx.step()
+    with ctx.span("data"):
+        batches = [0, 1, 2, 3]
+    losses = schedule.step(batches)
+    with ctx.span("optimizer"):
+        weight.grad = None
+    ctx.log(loss=losses[0] if losses else 0.0)
+if dist.get_rank() == 1:
+    with open(file, "w") as result:
+        result.write(repr((time.perf_counter() - began) / steps))
+"""
+
 JOINING = """
 import torch, torch.distributed as dist
 
@@ -64,8 +108,8 @@ dist.all_reduce(torch.ones(1))
 
 CONFIG = """
 name: watching
-layout: colocated
-modules: {{language: {{dp: {ranks}}}}}
+layout: {layout}
+modules: {{{modules}}}
 entry: {{script: script.py}}
 runtime: {{backend: gloo, stall_timeout_s: {stall_timeout_s}}}
 run_dir: {folder}/run
@@ -87,10 +131,46 @@ def beat_ns() -> float:
         return median(rounds)
 
 
-def write_job(folder: Path, script: str, ranks: int, stall_timeout_s: float = 60.0) -> Path:
+def records_us() -> float:
+    """What a rank records in a step: CPU time, median over five rounds of many."""
+    from mimo_role.monitoring.recorder import Recorder
+    from mimo_role.monitoring.records import Kind
+    from mimo_role.monitoring.ring import Ring
+
+    kinds = (Kind.FORWARD, Kind.BACKWARD, Kind.WAIT_ACTIVATIONS, Kind.SEND_GRADIENTS, Kind.WAIT_SENT)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        recorder, rounds = Recorder(Ring.create(Path(folder, "rank0.recording"), 0, 1)), []
+        for _ in range(5):
+            began = time.thread_time_ns()
+            for step in range(RECORDED_STEPS):
+                recorder.begin_step(step)
+                for micro_batch in range(4):
+                    for kind in kinds:
+                        with recorder.span(kind, "language.0", micro_batch, 1):
+                            pass
+                for name in ("data", "optimizer", "reduce gradients"):
+                    with recorder.span(Kind.SPAN, name):
+                        pass
+                recorder.scalar("loss", 1.0)
+            rounds.append((time.thread_time_ns() - began) / RECORDED_STEPS / 1000)
+        return median(rounds)
+
+
+def recorded_step_ms(steps: int, step_s: float, *, is_on: bool) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        modules = "non_colocated", "vision: {}, language: {}"
+        config, result = write_job(Path(name), RECORDED, ranks=2, modules=modules), Path(name, "seconds")
+        mimo_launch("run", str(config), "--", str(result), str(steps), str(step_s), "on" if is_on else "off")
+        return 1000 * float(result.read_text())
+
+
+def write_job(
+    folder: Path, script: str, ranks: int, stall_timeout_s: float = 60.0, modules: tuple[str, str] | None = None
+) -> Path:
     (folder / "script.py").write_text(script)
     config = folder / "job.yaml"
-    config.write_text(CONFIG.format(ranks=ranks, folder=folder, stall_timeout_s=stall_timeout_s))
+    layout, modules = modules or ("colocated", f"language: {{dp: {ranks}}}")
+    config.write_text(CONFIG.format(layout=layout, modules=modules, folder=folder, stall_timeout_s=stall_timeout_s))
     return config
 
 
@@ -187,6 +267,12 @@ def main() -> None:
     rows = [
         alternate("a beat (ns) of a step of 10 ms", beat_ns, lambda: STEP_NS, runs),
         with_and_without("a step (ms), beat and watched", lambda does: step_ms(steps, watched=does), runs),
+        alternate("records (us) of a step of 5 ms", records_us, lambda: 5_000, runs),
+        alternate("records (us) of a step of 100 ms", records_us, lambda: 100_000, runs),
+        with_and_without("a step of 5 ms (ms), recorded", lambda does: recorded_step_ms(steps, 0.005, is_on=does), runs),
+        with_and_without(
+            "a step of 100 ms (ms), recorded", lambda does: recorded_step_ms(max(1, steps // 20), 0.1, is_on=does), runs
+        ),
         with_and_without(f"{ranks} ranks arrive (s)", lambda does: arriving_s(ranks, compares=does), runs),
         with_and_without(f"{ranks} ranks, whole run (s)", lambda does: whole_run_s(ranks, compares=does), runs),
     ]

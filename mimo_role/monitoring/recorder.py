@@ -5,14 +5,13 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from threading import get_ident
 from types import TracebackType
 from typing import Any
 
-from mimo_role.monitoring.device_clock import DeviceClock
+from mimo_role.monitoring.device_clock import DeviceClock, Mark
 from mimo_role.monitoring.records import NONE, Flag, Kind
-from mimo_role.monitoring.ring import Ring
+from mimo_role.monitoring.ring import Ring, What, what
 
 _UNRECORDED = nullcontext()
 _STEPS_PER_SCHEDULE = 2**32
@@ -45,7 +44,7 @@ class Recorder:
         self._step = number
         if self._ring is not None:
             now_ns = time.monotonic_ns()
-            self._ring.add(Kind.STEP, 0, now_ns, now_ns, number)
+            self._ring.add(what(Kind.STEP), now_ns, now_ns, number)
             self._resolve()
 
     def count_schedule(self) -> int:
@@ -69,45 +68,37 @@ class Recorder:
             micro_batches: their number.
             peer: the rank that sends what is waited for.
         """
-        if self._ring is None:
-            return _UNRECORDED
-        return _Span(self, self._ring, kind, name, micro_batch, micro_batches, peer)
+        ring = self._ring
+        return _UNRECORDED if ring is None else _Span(self, (kind, ring.name_of(name), micro_batch, micro_batches, peer))
 
     def arrival(self, name: str, micro_batch: int, peer: int) -> None:
         """What was waited for has come from this rank too."""
         if self._ring is not None:
             now_ns, number = time.monotonic_ns(), self._ring.name_of(name)
-            self._ring.add(
-                Kind.ARRIVAL, number, now_ns, now_ns, self._step, value=self._batch, micro_batch=micro_batch, peer=peer
-            )
+            self._ring.add((Kind.ARRIVAL, number, micro_batch, 1, peer), now_ns, now_ns, self._step, self._batch)
 
     def scalar(self, name: str, value: float) -> None:
         """Record a number."""
         if self._ring is not None:
-            now_ns = time.monotonic_ns()
-            self._ring.add(
-                Kind.SCALAR, self._ring.name_of(name), now_ns, now_ns, self._step, value=value, thread=self._thread()
-            )
+            now_ns, about = time.monotonic_ns(), what(Kind.SCALAR, self._ring.name_of(name))
+            self._ring.add(about, now_ns, now_ns, self._step, value, self._thread())
 
     def scalar_when_done(self, name: str, read: Callable[[], float]) -> None:
-        """Record a number that the device is still computing; `read` is called when it has. On the thread of the context only.
+        """Record a number that the device is still computing; `read` is called when it has.
 
         Without a clock of the device it is read now.
         """
-        if self._ring is None:
-            return
-        if self._device_clock is None:
+        ring, clock = self._ring, self._device_clock
+        if ring is None or clock is None:
             self.scalar(name, read())
             return
-        mark = self._device_clock.mark()
-        number, step = self._ring.name_of(name), self._step
+        mark, about, step = clock.mark(), what(Kind.SCALAR, ring.name_of(name)), self._step
 
         def write(begin_ns: int, end_ns: int) -> None:
-            if self._ring is not None:
-                self._ring.add(Kind.SCALAR, number, begin_ns, end_ns, step, value=read())
+            ring.add(about, begin_ns, end_ns, step, read())
 
-        if mark is None or not self._device_clock.when_done(mark, mark, write):
-            self._ring.lose()
+        if mark is None or not clock.when_done(mark, mark, write):
+            ring.lose()
         self._resolve()
 
     def _thread(self) -> int:
@@ -128,40 +119,38 @@ def _stop(recorder: Recorder | None) -> None:
 class _Span:
     """A block that is recorded with the host's times, and with the device's once they are known."""
 
-    __slots__ = ("_begin_ns", "_kind", "_mark", "_micro", "_name", "_peer", "_recorder", "_ring", "_thread")
+    __slots__ = ("_begin_ns", "_mark", "_recorder", "_thread", "_what")
 
-    def __init__(
-        self, recorder: Recorder, ring: Ring, kind: Kind, name: str, micro_batch: int, micro_batches: int, peer: int
-    ) -> None:
+    def __init__(self, recorder: Recorder, about: What) -> None:
         self._recorder = recorder
-        self._ring = ring
-        self._kind = kind
-        self._name = ring.name_of(name)
-        self._micro = micro_batch, micro_batches
-        self._peer = peer
+        self._what = about
 
     def __enter__(self) -> None:
         recorder = self._recorder
-        self._thread = recorder._thread()
-        self._mark = recorder._device_clock.mark() if recorder._device_clock is not None and self._thread == 0 else None
-        self._begin_ns = time.monotonic_ns()
-        if self._thread == 0:
-            self._ring.open(self._kind, self._name, self._begin_ns, recorder._step, *self._micro)
+        ring, thread, clock = recorder._ring, recorder._thread(), recorder._device_clock
+        self._thread = thread
+        self._mark = clock.mark() if clock is not None and thread == 0 else None
+        self._begin_ns = begin_ns = time.monotonic_ns()
+        if thread == 0 and ring is not None:
+            ring.open(self._what, begin_ns, recorder._step)
 
     def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        recorder, flags = self._recorder, Flag.FAILED if error is not None else 0
-        if recorder._ring is None:  # in a child that was forked within the span
+        end_ns, recorder, thread = time.monotonic_ns(), self._recorder, self._thread
+        ring, flags = recorder._ring, Flag.FAILED if error is not None else 0
+        if ring is None:  # in a child that was forked within the span
             return
-        self._write(recorder._step, recorder._batch, flags, self._begin_ns, time.monotonic_ns())
-        if self._thread == 0:
-            self._ring.close()
-        clock = recorder._device_clock
-        if clock is not None and self._mark is not None:
-            end = clock.mark()
-            write = partial(self._write, recorder._step, recorder._batch, flags | Flag.DEVICE)
-            if end is None or not clock.when_done(self._mark, end, write):
-                self._ring.lose()
-            clock.resolve()
+        ring.add(self._what, self._begin_ns, end_ns, recorder._step, recorder._batch, thread, flags, thread == 0)
+        if self._mark is not None:
+            self._add_when_done(ring, self._mark, flags | Flag.DEVICE)
 
-    def _write(self, step: int, batch: float, flags: int, begin_ns: int, end_ns: int) -> None:
-        self._ring.add(*(self._kind, self._name, begin_ns, end_ns, step, batch, *self._micro, self._peer, self._thread, flags))
+    def _add_when_done(self, ring: Ring, begin: Mark, flags: int) -> None:
+        recorder, clock, about = self._recorder, self._recorder._device_clock, self._what
+        assert clock is not None
+        step, batch, end = recorder._step, recorder._batch, clock.mark()
+
+        def write(begin_ns: int, end_ns: int) -> None:
+            ring.add(about, begin_ns, end_ns, step, batch, 0, flags)
+
+        if end is None or not clock.when_done(begin, end, write):
+            ring.lose()
+        clock.resolve()

@@ -3,7 +3,7 @@
 ```
 0      magic, capacity, rank, and the same moment on two clocks: CLOCK_MONOTONIC and the time of day, in ns
 64     number of records so far, of names, of names that did not fit, of records that were lost
-128    how often a span has begun or ended, and the number of those that have begun and not ended
+96     how often a span has begun or ended, and the number of those that have begun and not ended
 192    those spans, as records
 4096   names, 64 bytes each: UTF-8, filled up with zeros
 36864  records, 64 bytes each; record N lies at place N modulo capacity
@@ -25,7 +25,9 @@ FIXED = struct.Struct("=8sqqqq")
 COUNTS = struct.Struct("=qqqq")
 COUNTS_AT = 64
 DEPTH = struct.Struct("=qq")
-DEPTH_AT = 128
+DEPTH_AT = COUNTS_AT + COUNTS.size
+STATE = struct.Struct("=qqqqqq")
+"""Both."""
 OPEN_AT = 192
 MAX_OPEN = 16
 """Spans inside each other. Those further inside are recorded when they end, as all are, but are not shown while they run."""

@@ -6,6 +6,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from threading import Lock
+from typing import TypeAlias
 
 from mimo_role.monitoring.records import (
     COUNTS,
@@ -22,6 +23,7 @@ from mimo_role.monitoring.records import (
     OPEN_AT,
     RECORD,
     RECORDS_AT,
+    STATE,
     Kind,
     Recording,
     parse,
@@ -38,6 +40,15 @@ _DEPTH = slice(DEPTH_AT, DEPTH_AT + DEPTH.size)
 _OPEN = slice(DEPTH_AT, OPEN_AT + MAX_OPEN * RECORD.size)
 _TRIES = 100
 OTHER_NAMES = "(further names)"
+_pack_record, _pack_counts, _pack_depth, _pack_state = RECORD.pack_into, COUNTS.pack_into, DEPTH.pack_into, STATE.pack_into
+
+What: TypeAlias = tuple[Kind, int, int, int, int]
+"""Of a record: its kind, the number of its name, its first micro-batch and their number, and the peer."""
+
+
+def what(kind: Kind, name: int = 0, micro_batch: int = NONE, micro_batches: int = 0, peer: int = NONE) -> What:
+    """The same, with nothing where there is nothing."""
+    return kind, name, micro_batch, micro_batches, peer
 
 
 class Ring:
@@ -87,48 +98,56 @@ class Ring:
 
     def add(
         self,
-        kind: Kind,
-        name: int,
+        what: What,
         begin_ns: int,
         end_ns: int,
         step: int,
         value: float = 0.0,
-        micro_batch: int = NONE,
-        micro_batches: int = 0,
-        peer: int = NONE,
         thread: int = 0,
         flags: int = 0,
+        closes: bool = False,
     ) -> None:
-        """Write a record over the oldest one; see `Record`."""
+        """Write a record over the oldest one; see `Record`.
+
+        Args:
+            what: it is about.
+            begin_ns, end_ns, step, value, thread, flags: as in `Record`.
+            closes: whether the innermost span that `open` began ends with it.
+        """
+        kind, name, micro_batch, micro_batches, peer = what
         with self._lock:
             number = self._count
-            RECORD.pack_into(
-                self._memory,
-                RECORDS_AT + number % self._capacity * RECORD.size,
-                *(begin_ns, end_ns, step, value, micro_batch, peer, name, micro_batches, thread, kind, flags, number),
+            # Arguments one by one, here and below: a tuple of them would take as long as the rest.
+            # fmt: off
+            _pack_record(
+                self._memory, RECORDS_AT + number % self._capacity * RECORD.size,
+                begin_ns, end_ns, step, value, micro_batch, peer, name, micro_batches, thread, kind, flags, number,
             )
-            self._count = number + 1
-            COUNTS.pack_into(self._memory, COUNTS_AT, self._count, len(self._names), self._lost_names, self._lost)
+            self._count = number = number + 1
+            if closes:
+                self._depth = depth = self._depth - 1
+                self._changes = changes = self._changes + 1
+                _pack_state(
+                    self._memory, COUNTS_AT, number, len(self._names), self._lost_names, self._lost, changes, depth
+                )
+            else:
+                _pack_counts(self._memory, COUNTS_AT, number, len(self._names), self._lost_names, self._lost)
+            # fmt: on
 
-    def open(self, kind: Kind, name: int, begin_ns: int, step: int, micro_batch: int, micro_batches: int) -> None:
-        """A span begins. To be called by one thread only, and for each span that `close` ends."""
+    def open(self, what: What, begin_ns: int, step: int) -> None:
+        """A span begins. To be called by one thread only, and for each span that `add` closes."""
         depth = self._depth
         if depth < MAX_OPEN:
-            RECORD.pack_into(
-                self._memory,
-                OPEN_AT + depth * RECORD.size,
-                *(begin_ns, 0, step, 0.0, micro_batch, NONE, name, micro_batches, 0, kind, 0, depth),
+            kind, name, micro_batch, micro_batches, peer = what
+            # fmt: off
+            _pack_record(
+                self._memory, OPEN_AT + depth * RECORD.size,
+                begin_ns, 0, step, 0.0, micro_batch, peer, name, micro_batches, 0, kind, 0, depth,
             )
-        self._set_depth(depth + 1)
-
-    def close(self) -> None:
-        """The innermost span ends."""
-        self._set_depth(self._depth - 1)
-
-    def _set_depth(self, depth: int) -> None:
-        self._depth = depth
+            # fmt: on
+        self._depth = depth + 1
         self._changes += 1
-        DEPTH.pack_into(self._memory, DEPTH_AT, self._changes, depth)
+        _pack_depth(self._memory, DEPTH_AT, self._changes, depth + 1)
 
     def lose(self) -> None:
         """Count a record that could not be written."""
@@ -151,7 +170,7 @@ class Ring:
             return number
 
     def _write_counts(self) -> None:
-        COUNTS.pack_into(self._memory, COUNTS_AT, self._count, len(self._names), self._lost_names, self._lost)
+        _pack_counts(self._memory, COUNTS_AT, self._count, len(self._names), self._lost_names, self._lost)
 
 
 def read(path: Path) -> Recording | None:
