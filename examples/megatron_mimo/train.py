@@ -29,8 +29,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_megatron() -> None:
+    try:
+        import megatron.core.models.mimo.optimizer  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(f"this example needs megatron-core 0.19 or newer, and with it Python 3.12 or newer: {error}") from None
+
+
 def main() -> None:
     options, ctx = parse(), mimo_role.current()
+    check_megatron()
     if ctx.device.type == "cpu":
         from mimo_role.megatron import run_on_cpu
 

@@ -32,13 +32,7 @@ class Trainer:
         )
         self.optimizer = without_empty_parts(get_mimo_optimizer(self.model, adam))
         self.model.config.finalize_model_grads_func = self.finalize
-        self.communicator = MultiModulePipelineCommunicator(
-            ctx.megatron_grid_map(),
-            {name: [] if name == "language" else ["language"] for name in ctx.topology.grids},
-            self.model.config,
-            dim_mapping={"s": 0, "b": 1, "h": 2},
-            module_output_ndim={name: 3 if name == "language" else 2 for name in ctx.topology.grids},
-        )
+        self.communicator = communicator_of(ctx, self.model)
 
     def step(self, step: int) -> tuple[float, float]:
         """One optimizer step; the mean loss, and the norm of the gradients over all modules."""
@@ -89,6 +83,18 @@ class Trainer:
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
         model = self.model.sharded_state_dict(metadata=metadata)
         return {"model": model, "optimizer": self.optimizer.sharded_state_dict(model, is_loading, metadata=metadata)}
+
+
+def communicator_of(ctx: mimo_role.RoleContext, model: MimoModel) -> MultiModulePipelineCommunicator:
+    """What moves activations and gradients between modules and stages: outputs of encoders are `[tokens, hidden]`."""
+    modules = list(ctx.topology.grids)
+    return MultiModulePipelineCommunicator(
+        ctx.megatron_grid_map(),
+        {name: [] if name == "language" else ["language"] for name in modules},
+        model.config,
+        dim_mapping={"s": 0, "b": 1, "h": 2},
+        module_output_ndim={name: 3 if name == "language" else 2 for name in modules},
+    )
 
 
 def forward(batches: Any, model: MimoModel) -> tuple[Any, Any]:

@@ -57,21 +57,24 @@ def run_on_cpu() -> None:
 
 
 def replacements() -> list[tuple[Any, Mapping[str, Any]]]:
-    """What `run_on_cpu` sets: modules, and new values by name."""
-    states = {"get_rng_state": _get_state, "set_rng_state": _set_state}
+    """What `run_on_cpu` sets: modules, and new values by name.
+
+    Each value is an object of its own: torch.compile knows torch's functions by identity.
+    """
+    states = {"get_rng_state": partial(_get_state), "set_rng_state": partial(_set_state)}
     cuda = {
         "current_device": lambda: 0,
-        "set_device": _do_nothing,
-        "synchronize": _do_nothing,
-        "current_stream": _Nothing,
-        "default_stream": _Nothing,
-        "stream": nullcontext,
+        "set_device": partial(_do_nothing),
+        "synchronize": partial(_do_nothing),
+        "current_stream": partial(_Nothing),
+        "default_stream": partial(_Nothing),
+        "stream": partial(nullcontext),
         "Stream": _Nothing,
-        "Event": _Nothing,
+        "Event": _NoEvent,
         "manual_seed": torch.default_generator.manual_seed,
     }
     tracker = imported("megatron.core.tensor_parallel.random")
-    private = {"_get_cuda_rng_state": _get_state, "_set_cuda_rng_state": _set_state}
+    private = {"_get_cuda_rng_state": partial(_get_state), "_set_cuda_rng_state": partial(_set_state)}
     engine = {"_engine_run_backward": partial(_run_backward, graph._engine_run_backward)}
     collectives = {name: partial(_without_nccl, getattr(dist, name)) for name in ("new_group", "new_subgroups_by_enumeration")}
     collectives["all_to_all_single"] = partial(_with_numbers, dist.all_to_all_single)
@@ -111,6 +114,10 @@ class _Nothing:
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: self
+
+
+class _NoEvent(_Nothing):
+    pass
 
 
 def _on_cpu(value: Any, number_too: bool) -> Any:
