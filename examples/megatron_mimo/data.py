@@ -26,6 +26,12 @@ class Samples:
     """All samples; a rank makes only what its modules read."""
 
     def __init__(self, ctx: mimo_role.RoleContext, batch_size: int, micro_batches: int, seed: int) -> None:
+        lanes = [grid.axis_size("dp") for grid in ctx.topology.grids.values()]
+        if batch_size % (micro_batches * max(lanes)):
+            raise ValueError(
+                f"--batch-size {batch_size} is not a multiple of {micro_batches} micro-batches times {max(lanes)} lanes; "
+                "each lane of each module takes the same number of samples"
+            )
         pixels, digits = load_digits(return_X_y=True)
         self._pictures = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 4, 2, 4, 2) / 16
         self._digits = torch.tensor(digits)

@@ -18,7 +18,11 @@ from megatron.core.models.mimo.submodules.vision import VisionModalitySubmodules
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import MegatronModule, ModuleSpec, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from torch import nn
 
 import mimo_role
@@ -46,7 +50,7 @@ class Encoder(MegatronModule):
         self.tp_group = groups.tp  # for checkpoints
         self.read = nn.Linear(width, config.hidden_size)
         self.position = nn.Parameter(torch.randn(length, config.hidden_size) * 0.02)
-        self.layers = TransformerBlock(config, layers(config, AttnMaskType.no_mask), pg_collection=groups)
+        self.layers = TransformerBlock(config, layers(config, groups, AttnMaskType.no_mask), pg_collection=groups)
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
         hidden = self.read(samples) + self.position
@@ -65,8 +69,8 @@ class Projection(MegatronModule):
         return self.linear(encoded)
 
 
-def layers(config: TransformerConfig, mask: AttnMaskType) -> ModuleSpec | TransformerBlockSubmodules:
-    """Transformer Engine's layers where it is installed, otherwise Megatron-Core's own."""
+def layers(config: TransformerConfig, groups: Any, mask: AttnMaskType) -> ModuleSpec | TransformerBlockSubmodules:
+    """This stage's: Transformer Engine's layers where it is installed, otherwise Megatron-Core's own."""
     if find_spec("transformer_engine"):
         spec = get_gpt_layer_with_transformer_engine_spec(num_experts=config.num_moe_experts)
         spec.submodules.self_attention.params["attn_mask_type"] = mask
@@ -74,7 +78,7 @@ def layers(config: TransformerConfig, mask: AttnMaskType) -> ModuleSpec | Transf
     spec = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm")
     spec.submodules.self_attention.params["attn_mask_type"] = mask
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
-    number = config.num_layers // config.pipeline_model_parallel_size
+    number = get_num_layers_to_build(config, pp_rank=groups.pp.rank())
     return TransformerBlockSubmodules(layer_specs=[spec] * number, layer_norm=Norm)
 
 
@@ -121,7 +125,6 @@ def language_spec(ctx: mimo_role.RoleContext, config: TransformerConfig) -> Modu
     """Without groups on the ranks of encoders, where `MimoModel` reads the config only."""
     params = {
         "config": config,
-        "transformer_layer_spec": layers(config, AttnMaskType.causal),
         "vocab_size": VOCABULARY,
         "max_sequence_length": LENGTH,
         "pre_process": ctx.role.is_first_stage("language"),
@@ -130,7 +133,8 @@ def language_spec(ctx: mimo_role.RoleContext, config: TransformerConfig) -> Modu
         "scatter_embedding_sequence_parallel": False,  # MimoModel does it, once the encoders' outputs are in their places
     }
     if ctx.role.has_language_module:
-        params["pg_collection"] = ctx.megatron_process_groups("language")
+        groups = ctx.megatron_process_groups("language")
+        params |= {"transformer_layer_spec": layers(config, groups, AttnMaskType.causal), "pg_collection": groups}
     return ModuleSpec(GPTModel, params=params)
 
 

@@ -1,7 +1,6 @@
 """Train a model that sees and hears: Megatron-Core's MimoModel, optimizer and schedule over the groups of mimo-launch.
 
-mimo-launch run one_node.yaml
-mimo-launch run one_node.yaml run_dir=runs/wider modules.language.tp=1 modules.language.dp=2 -- --resume runs/megatron-mimo
+A second run continues after the last checkpoint of the first, with these sizes or with others.
 """
 
 import argparse
@@ -25,7 +24,7 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=1234)
     add("--log-every", type=int, default=10)
     add("--save-every", type=int, default=100, help="steps between checkpoints")
-    add("--resume", metavar="RUN_DIR", type=Path, help="continue from the last checkpoint of a run, in any layout")
+    add("--resume", metavar="RUN_DIR", type=Path, help="continue from the last checkpoint of another run, in any layout")
     return parser.parse_args()
 
 
@@ -46,14 +45,18 @@ def main() -> None:
     from trainer import Trainer  # here, since Megatron-Core's checkpoints start processes that import this file
 
     trainer = Trainer(ctx, options)
-    done = trainer.load(options.resume / "checkpoints") if options.resume else 0
+    checkpoints, done = ctx.run_dir / "checkpoints", 0
+    if options.resume:
+        done = trainer.load(options.resume / "checkpoints")
+    elif (checkpoints / "latest").exists():
+        done = trainer.load(checkpoints)
     for step in range(done + 1, options.steps + 1):
         ctx.step(step)
         loss, norm = trainer.step(step)
         if ctx.is_logging_rank and (step % options.log_every == 0 or step == options.steps):
             print(f"step {step:4d}  loss {loss:.6f}  norm {norm:.6f}", flush=True)
         if step % options.save_every == 0 or step == options.steps:
-            trainer.save(ctx.run_dir / "checkpoints", step)
+            trainer.save(checkpoints, step)
 
 
 if __name__ == "__main__":

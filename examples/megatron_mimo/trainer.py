@@ -70,7 +70,7 @@ class Trainer:
             (folder / "latest").write_text(path.name)
 
     def load(self, folder: Path) -> int:
-        """The step after which the checkpoint was written."""
+        """Read the last checkpoint, of any layout; the step after which it was written."""
         name = (folder / "latest").read_text()
         prepare_loading(self.optimizer)
         state = dist_checkpointing.load(self._state(is_loading=True), str(folder / name))
@@ -103,6 +103,6 @@ def forward(batches: Any, model: MimoModel) -> tuple[Any, Any]:
     return output, partial(sum_of_losses, mask)
 
 
-def sum_of_losses(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, int]]:
+def sum_of_losses(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
     loss, tokens = (losses * mask).sum(), mask.sum().int()
-    return loss, tokens, (loss.detach(), tokens.item())
+    return loss, tokens, (loss.detach(), tokens)
