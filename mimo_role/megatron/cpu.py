@@ -57,24 +57,21 @@ def run_on_cpu() -> None:
 
 
 def replacements() -> list[tuple[Any, Mapping[str, Any]]]:
-    """What `run_on_cpu` sets: modules, and new values by name.
-
-    Each value is an object of its own: torch.compile knows torch's functions by identity.
-    """
-    states = {"get_rng_state": partial(_get_state), "set_rng_state": partial(_set_state)}
+    """What `run_on_cpu` sets: modules, and new values by name."""
+    states = {"get_rng_state": _get_state, "set_rng_state": _set_state}
     cuda = {
         "current_device": lambda: 0,
-        "set_device": partial(_do_nothing),
-        "synchronize": partial(_do_nothing),
-        "current_stream": partial(_Nothing),
-        "default_stream": partial(_Nothing),
-        "stream": partial(nullcontext),
+        "set_device": _no_op(),
+        "synchronize": _no_op(),
+        "current_stream": _Nothing,
+        "default_stream": _Nothing,
+        "stream": nullcontext,
         "Stream": _Nothing,
-        "Event": _NoEvent,
+        "Event": _Nothing,
         "manual_seed": torch.default_generator.manual_seed,
     }
     tracker = imported("megatron.core.tensor_parallel.random")
-    private = {"_get_cuda_rng_state": partial(_get_state), "_set_cuda_rng_state": partial(_set_state)}
+    private = {"_get_cuda_rng_state": _get_state, "_set_cuda_rng_state": _set_state}
     engine = {"_engine_run_backward": partial(_run_backward, graph._engine_run_backward)}
     collectives = {name: partial(_without_nccl, getattr(dist, name)) for name in ("new_group", "new_subgroups_by_enumeration")}
     collectives["all_to_all_single"] = partial(_with_numbers, dist.all_to_all_single)
@@ -84,7 +81,7 @@ def replacements() -> list[tuple[Any, Mapping[str, Any]]]:
         (tracker, private),
         (torch.autograd, engine),
         (dist, collectives),
-        (imported("megatron.core.parallel_state"), {"_set_global_memory_buffer": _do_nothing}),
+        (imported("megatron.core.parallel_state"), {"_set_global_memory_buffer": _no_op()}),
     ]
 
 
@@ -116,10 +113,6 @@ class _Nothing:
         return lambda *_, **__: self
 
 
-class _NoEvent(_Nothing):
-    pass
-
-
 def _on_cpu(value: Any, number_too: bool) -> Any:
     """`value`, or the CPU where it is a CUDA device: by name, as `torch.device` or, in a device's place, by number."""
     if isinstance(value, torch.device) and value.type == "cuda":
@@ -149,8 +142,9 @@ def _with_numbers(all_to_all_single: Callable[..., Any], *args: Any, **kwargs: A
     return all_to_all_single(*args, **kwargs)
 
 
-def _do_nothing(*_: object, **__: object) -> None:
-    pass
+def _no_op() -> Callable[..., None]:
+    """A new function that does nothing: dynamo has rules for torch's functions, and refuses one function under two of them."""
+    return lambda *_, **__: None
 
 
 def _get_state(*_: object, **__: object) -> torch.Tensor:
