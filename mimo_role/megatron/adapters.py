@@ -11,10 +11,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mimo_role.errors import AxisError, ContextError
+from mimo_role.errors import AxisError
 from mimo_role.groups.families import EXPERT_FAMILIES, expert_grid_of, families_of
 from mimo_role.groups.options import GroupOptions
 from mimo_role.megatron.hyper_comm_grid import EXPERT_VIEW, shared_axes
+from mimo_role.megatron.imports import imported
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
@@ -55,7 +56,7 @@ def grid_map(topology: Topology, options: Mapping[str, GroupOptions], rank: int,
     Raises:
         ContextError: Megatron-Core is not installed.
     """
-    hyper_comm_grid = _imported("megatron.core.hyper_comm_grid")
+    hyper_comm_grid = imported("megatron.core.hyper_comm_grid")
     found = {}
     for module, grid in topology.grids.items():
         theirs = hyper_comm_grid.HyperCommGrid(list(grid.shape), list(grid.dim_names), grid.rank_offset)
@@ -89,7 +90,7 @@ def process_groups(
         ContextError: Megatron-Core is not installed.
         AxisError: the module's options do not include a group that a field needs.
     """
-    collection = _imported("megatron.core.process_groups_config").ProcessGroupCollection
+    collection = imported("megatron.core.process_groups_config").ProcessGroupCollection
     known = {field.name for field in fields(collection)}
     try:
         made = collection(**{name: find(module, *axes) for name, axes in FIELDS.items() if name in known})
@@ -108,14 +109,3 @@ def process_groups(
 
 def _slowest_first(grid: RankGrid, axes: tuple[str, ...]) -> list[str]:
     return [axis for axis in reversed(grid.dim_names) if axis in axes]
-
-
-def _imported(name: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ContextError(
-            f"{name} cannot be imported ({error}); install Megatron-Core with pip install 'mimo-launch[megatron]'"
-        ) from None
