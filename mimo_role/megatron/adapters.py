@@ -107,5 +107,12 @@ def process_groups(
     return made
 
 
+def multi_module_process_groups(collections: Mapping[str, Any]) -> Any:
+    """Megatron-Core's `MultiModuleProcessGroupCollection` of one rank's modules."""
+    made = imported("megatron.core.process_groups_config").MultiModuleProcessGroupCollection
+    language = MIMO_LANGUAGE_MODULE_KEY if MIMO_LANGUAGE_MODULE_KEY in collections else None
+    return made(dict(collections), language_model_module_name=language)
+
+
 def _slowest_first(grid: RankGrid, axes: tuple[str, ...]) -> list[str]:
     return [axis for axis in reversed(grid.dim_names) if axis in axes]

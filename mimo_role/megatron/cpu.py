@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.autograd import graph
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +30,8 @@ def run_on_cpu() -> None:
 
     `device="cuda"`, a device's number and `.cuda()` mean the CPU; streams and events are empty; CUDA's random numbers come
     from torch's CPU generator, whose state Megatron-Core's tracker swaps: `model_parallel_cuda_manual_seed` gives tp and ep
-    ranks their own random numbers as on GPUs (not the same ones). `torch.compile` runs functions as they are, the user's too.
+    ranks their own random numbers as on GPUs (not the same ones). Groups for NCCL get the world's backend. `torch.compile`
+    runs functions as they are, the user's too.
 
     Raises:
         ContextError: a GPU is available, Megatron-Core is not installed, or something that is replaced does not exist in the
@@ -44,6 +46,7 @@ def run_on_cpu() -> None:
             if not hasattr(owner, name):
                 where = getattr(owner, "__name__", owner)
                 raise ContextError(f"run_on_cpu: the installed {where} has no {name}; use another version, or run on a GPU")
+    imported("megatron.core.parallel_state")._set_global_memory_buffer()  # Megatron-Core's own attention needs it
     for owner, names in replacements():
         for name, value in names.items():
             setattr(owner, name, value)
@@ -70,7 +73,16 @@ def replacements() -> list[tuple[Any, Mapping[str, Any]]]:
     tracker = imported("megatron.core.tensor_parallel.random")
     private = {"_get_cuda_rng_state": _get_state, "_set_cuda_rng_state": _set_state}
     engine = {"_engine_run_backward": partial(_run_backward, graph._engine_run_backward)}
-    return [(torch.cuda, {**cuda, **states}), (torch.cuda.random, states), (tracker, private), (torch.autograd, engine)]
+    collectives = {name: partial(_without_nccl, getattr(dist, name)) for name in ("new_group", "new_subgroups_by_enumeration")}
+    collectives["all_to_all_single"] = partial(_with_numbers, dist.all_to_all_single)
+    return [
+        (torch.cuda, {**cuda, **states}),
+        (torch.cuda.random, states),
+        (tracker, private),
+        (torch.autograd, engine),
+        (dist, collectives),
+        (imported("megatron.core.parallel_state"), {"_set_global_memory_buffer": _do_nothing}),
+    ]
 
 
 class _CudaIsCpu(TorchFunctionMode):
@@ -116,6 +128,18 @@ def _run_backward(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """torch leaves a mode while it calls one of its functions, `backward` too; the functions of the graph need it."""
     with _CudaIsCpu():
         return run(*args, **kwargs)
+
+
+def _without_nccl(create: Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+    return create(*args, backend=None if backend == "nccl" else backend, **kwargs)
+
+
+def _with_numbers(all_to_all_single: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Megatron-Core moves the sizes of splits from a GPU and makes them an array, but leaves those on the CPU tensors."""
+    for name in ("output_split_sizes", "input_split_sizes"):
+        if isinstance(kwargs.get(name), torch.Tensor):
+            kwargs[name] = kwargs[name].tolist()
+    return all_to_all_single(*args, **kwargs)
 
 
 def _do_nothing(*_: object, **__: object) -> None:
