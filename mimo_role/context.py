@@ -183,6 +183,17 @@ class RoleContext:
         self._own_grid(module)
         return adapters.process_groups(self.topology, module, self.rank, self.group, self._groups.get_ends)
 
+    def megatron_multi_module_process_groups(self) -> Any:
+        """The groups of this rank's modules as Megatron-Core's `MultiModuleProcessGroupCollection`, for its schedules.
+
+        Raises:
+            AxisError: the options of a module do not include a group that is needed.
+            ContextError: Megatron-Core is not installed, or has no such class.
+        """
+        from mimo_role.megatron import adapters
+
+        return adapters.multi_module_process_groups({name: self.megatron_process_groups(name) for name in self.role.modules})
+
     def megatron_pipeline_communicator(
         self,
         config: Any,
