@@ -61,8 +61,8 @@ def replacements() -> list[tuple[Any, Mapping[str, Any]]]:
     states = {"get_rng_state": _get_state, "set_rng_state": _set_state}
     cuda = {
         "current_device": lambda: 0,
-        "set_device": _do_nothing,
-        "synchronize": _do_nothing,
+        "set_device": _no_op(),
+        "synchronize": _no_op(),
         "current_stream": _Nothing,
         "default_stream": _Nothing,
         "stream": nullcontext,
@@ -81,7 +81,7 @@ def replacements() -> list[tuple[Any, Mapping[str, Any]]]:
         (tracker, private),
         (torch.autograd, engine),
         (dist, collectives),
-        (imported("megatron.core.parallel_state"), {"_set_global_memory_buffer": _do_nothing}),
+        (imported("megatron.core.parallel_state"), {"_set_global_memory_buffer": _no_op()}),
     ]
 
 
@@ -142,8 +142,9 @@ def _with_numbers(all_to_all_single: Callable[..., Any], *args: Any, **kwargs: A
     return all_to_all_single(*args, **kwargs)
 
 
-def _do_nothing(*_: object, **__: object) -> None:
-    pass
+def _no_op() -> Callable[..., None]:
+    """A new function that does nothing: dynamo has rules for torch's functions, and refuses one function under two of them."""
+    return lambda *_, **__: None
 
 
 def _get_state(*_: object, **__: object) -> torch.Tensor:
