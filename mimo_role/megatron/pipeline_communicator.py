@@ -158,7 +158,7 @@ class PipelineCommunicator:
                 "requires_grad_(False) on what does not train"
             )
         outputs[module] = output.detach()
-        return output.detach()
+        return output
 
 
 def _single(tensor: Any) -> Any:

@@ -1,0 +1,142 @@
+"""Megatron-Core's own 1F1B schedule over our bridges: the numbers of one process, and the bits of its own communicator."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import mimo_role
+from mimo_role import TokenSplit, Topology
+from mimo_role.megatron import run_on_cpu
+from tests.mimo_role.fresh_worlds import Job, run_jobs
+from tests.mimo_role.megatron.pipeline_vlm import HIDDEN, LENGTH, MICRO_BATCHES, Case, RankPart, whole_model
+
+INSTALLED = find_spec("megatron")
+HAS_COMMUNICATOR = INSTALLED is not None and any(
+    Path(folder, "core/pipeline_parallel/multimodule_communicator.py").exists()
+    for folder in INSTALLED.submodule_search_locations
+)
+"""By its file: to import Megatron-Core takes seconds."""
+pytestmark = [
+    pytest.mark.peer,
+    pytest.mark.ranks,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not HAS_COMMUNICATOR, reason="the installed Megatron-Core has no MultiModulePipelineCommunicator"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="its code runs on the CPU here"),
+]
+
+PRELOAD = ["megatron.core.pipeline_parallel.schedules", "megatron.core.transformer"]
+
+ZIGZAG = TokenSplit(cp_order="zigzag")
+CASES = {
+    "dp 2:2": Case({"dp": 2}, {"dp": 2}),
+    "dp 3:2": Case({"dp": 3}, {"dp": 2}),
+    "dp 2:3": Case({"dp": 2}, {"dp": 3}, deallocate=False),
+    "dp 4:1": Case({"dp": 4}, {}),
+    "dp 1:4, 7 samples": Case({}, {"dp": 4}, samples=7),
+    "source cp": Case({"cp": 2}, {"dp": 2}),
+    "source cp, zigzag": Case({"cp": 2}, {"dp": 3}, splits={"vision": ZIGZAG}),
+    "destination cp": Case({"dp": 2}, {"cp": 2}),
+    "destination cp, dp 3:2, pp": Case({"dp": 1}, {"cp": 2, "pp": 2}),
+    "sequence parallel": Case({"tp": 2}, {"tp": 2}, sequence_parallel=True),
+    "sequence parallel with cp and pp": Case({}, {"tp": 2, "cp": 2}, sequence_parallel=True),
+    "sequence-parallel source": Case({"tp": 2}, {"dp": 2}, splits={"vision": TokenSplit(sequence_parallel=True)}),
+    "encoder pp": Case({"pp": 2}, {"dp": 2}),
+    "encoder pp with cp, language pp": Case({"pp": 2, "cp": 2}, {"pp": 2}),
+    "two encoders": Case({"dp": 2}, {"dp": 2}, audio={}),
+    "two encoders on the same ranks, language pp": Case({"dp": 2}, {"pp": 2}, audio={"dp": 2, "colocate_with": "vision"}),
+    "frozen": Case({"dp": 2}, {"dp": 2}, frozen=("vision",)),
+    "one of two frozen, pp": Case({"pp": 2}, {"dp": 2}, audio={}, frozen=("vision",)),
+    "3 dimensions": Case({"dp": 3}, {"dp": 2}, fixed=True, dims=3),
+    "3 dimensions, both cp": Case({"cp": 2}, {"cp": 2}, fixed=True, dims=3),
+}
+
+
+def configured(case):
+    from megatron.core.transformer import TransformerConfig
+
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=HIDDEN,
+        num_attention_heads=1,
+        pipeline_dtype=case.dtype,
+        variable_seq_lengths=True,
+        deallocate_pipeline_outputs=case.deallocate,
+        calculate_per_token_loss=True,
+        moe_token_dispatcher_type="alltoall",  # the default does not allow variable lengths
+    )
+
+
+def run_schedule(ctx, model, communicator, *, micro_batches=MICRO_BATCHES, forward_only=False):
+    """One step of Megatron-Core's schedule; the losses on the last stage."""
+    from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_without_interleaving
+
+    def forward_step(numbers, part):
+        output = part(next(numbers))
+        return output, lambda loss: (loss, torch.ones((), dtype=torch.int), loss.detach().clone())
+
+    found = forward_backward_pipelining_without_interleaving(
+        forward_step_func=forward_step,
+        data_iterator=iter(range(micro_batches)),
+        model=[model],
+        num_microbatches=micro_batches,
+        seq_length=LENGTH,
+        micro_batch_size=1,
+        forward_only=forward_only,
+        p2p_communicator=communicator,
+        pg_collection=ctx.megatron_multi_module_process_groups(),
+    )
+    return [loss.item() for loss in found]
+
+
+def communicator_of(ctx, case, config):
+    return ctx.megatron_pipeline_communicator(config, samples=case.samples, splits=case.splits, frozen=case.frozen)
+
+
+def step_and_evaluate(found, case):
+    """Two steps with an evaluation between them; the last step's gradients."""
+    run_on_cpu()
+    ctx = mimo_role.current()
+    config = configured(case)
+    model = RankPart(ctx, case, config)
+    communicator = communicator_of(ctx, case, config)
+    losses = [run_schedule(ctx, model, communicator)]
+    with torch.no_grad():
+        losses.append(run_schedule(ctx, model, communicator, forward_only=True))
+    model.zero_grad()
+    losses.append(run_schedule(ctx, model, communicator))
+    found += [losses, model.sum_gradients()]
+
+
+def topology_of(case):
+    return Topology.from_modules(case.modules)
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    jobs = (Job(step_and_evaluate, topology_of(case), (case,)) for case in CASES.values())
+    return dict(zip(CASES, run_jobs(*jobs, timeout_s=400, preload=PRELOAD), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_gradients_are_those_of_one_process(outcomes, name):
+    case, ranks = CASES[name], outcomes[name]
+    assert [rank.errors for rank in ranks] == [""] * len(ranks)
+    losses, gradients = whole_model(case)
+    grid = topology_of(case).grids["language"]
+    last = [at for at in grid.ranks if grid.coords(at)["pp"] == grid.axis_size("pp") - 1 and grid.coords(at)["tp"] == 0]
+    for step in range(3):
+        sums = [sum(of_one) for of_one in zip(*(ranks[at].found[0][step] for at in last), strict=True)]
+        assert sums == pytest.approx(losses, rel=1e-12, abs=1e-12)
+    seen = set()
+    for rank in ranks:
+        for key, gradient in rank.found[1].items():
+            seen.add(key)
+            if key not in gradients:
+                assert gradient is None
+            else:
+                torch.testing.assert_close(gradient, gradients[key], rtol=1e-12, atol=1e-12)
+    assert gradients.keys() <= seen
