@@ -31,6 +31,8 @@ class Case:
     deallocate: bool = True
     splits: Mapping[str, TokenSplit] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
+    has_text_only: bool = True
+    """Whether one micro-batch has text only, where token counts differ."""
 
     @property
     def modules(self):
@@ -38,11 +40,11 @@ class Case:
         return {name: sizes for name, sizes in found.items() if sizes is not None}
 
     def counts(self, name, micro):
-        """The tokens of each sample. One micro-batch has text only."""
+        """The tokens of each sample."""
         if self.fixed:
             return [4] * self.samples
         random = Random(f"{name} {micro}")
-        return [0 if micro == 2 else random.randrange(6) for _ in range(self.samples)]
+        return [0 if micro == 2 and self.has_text_only else random.randrange(6) for _ in range(self.samples)]
 
 
 def drawn(what, *shape, dtype=torch.float64):
@@ -116,7 +118,8 @@ class RankPart(torch.nn.Module):
         self.given = {}
 
     def set_input_tensor(self, tensors):
-        self.given = tensors[0]
+        # Megatron-Core's own communicator receives a list of one between stages.
+        self.given = {name: each[0] if isinstance(each, list) else each for name, each in tensors[0].items()}
 
     def forward(self, micro):
         if "language" in self.coords:
