@@ -1,7 +1,6 @@
 """Whole sequences on each context-parallel rank, of which a bridge delivers one part to each."""
 
-from functools import lru_cache
-from itertools import chain
+from functools import lru_cache, partial
 
 import torch
 import torch.distributed as dist
@@ -25,10 +24,9 @@ class CpParts:
             place: this rank's.
             group: its cp ranks.
         """
-        self._endpoint = endpoint
         self._place = place
         self._group = group
-        self._rows = lru_cache(maxsize=64)(self._find_rows)
+        self._rows = lru_cache(maxsize=64)(partial(rows_by_cp, endpoint, place))
 
     def whole(self, part: torch.Tensor, spec: ActivationSpec) -> torch.Tensor:
         """All tokens of the lane: `[tokens, *]`, or dense `[samples, tokens, *]`, from this rank's part. Collective over cp."""
@@ -58,16 +56,21 @@ class CpParts:
         own = rows[self._place.cp].to(total.device)
         return total.flatten(0, 1)[own].view(total.shape[0], -1, *total.shape[2:]) if spec.is_dense else total[own]
 
-    def _find_rows(self, samples: Samples) -> list[torch.Tensor]:
-        """The rows of each cp rank among all tokens of the lane, ascending."""
-        side = Side(self._endpoint, samples, is_source=False)
-        own = side.of_lane(self._place.lane)
-        found = []
-        for cp in range(self._endpoint.cp):
-            first, runs = 0, []
-            for sample in own:
-                tokens = side.tokens(sample, self._place._replace(cp=cp))
-                runs += [range(first + run.start, first + run.stop) for run in tokens]
-                first += samples.tokens_of(sample)
-            found.append(torch.tensor(list(chain.from_iterable(runs)), dtype=torch.int64))
-        return found
+
+def rows_by_cp(endpoint: Endpoint, place: Place, samples: Samples) -> list[torch.Tensor]:
+    """For each cp rank of a lane its rows, ascending, among all tokens of the lane's samples, which lie behind each other.
+
+    Args:
+        endpoint: a receiving end.
+        place: a rank of the lane.
+        samples: of a batch.
+    """
+    side = Side(endpoint, samples, is_source=False)
+    found = []
+    for cp in range(endpoint.cp):
+        first, rows = 0, [torch.arange(0)]
+        for sample in side.of_lane(place.lane):
+            rows += [torch.arange(run.start, run.stop) + first for run in side.tokens(sample, place._replace(cp=cp))]
+            first += samples.tokens_of(sample)
+        found.append(torch.cat(rows))
+    return found

@@ -1,5 +1,6 @@
 """Megatron-Core's own 1F1B schedule over our bridges: the numbers of one process, and the bits of its own communicator."""
 
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 
 import mimo_role
 from mimo_role import TokenSplit, Topology
-from mimo_role.megatron import run_on_cpu
-from tests.mimo_role.fresh_worlds import Job, run_jobs
+from mimo_role.megatron import run_on_cpu, set_token_counts
+from mimo_role.megatron.token_counts import token_counts
+from tests.mimo_role.fresh_worlds import LIMIT_S, Job, run_jobs
 from tests.mimo_role.megatron.pipeline_vlm import HIDDEN, LENGTH, MICRO_BATCHES, Case, RankPart, whole_model
 
 INSTALLED = find_spec("megatron")
@@ -198,3 +200,85 @@ def test_losses_and_gradients_have_the_bits_of_megatrons_communicator(compared, 
         assert gradients.keys() == their_gradients.keys()
         for key, gradient in gradients.items():
             assert torch.equal(gradient, their_gradients[key])
+
+
+UNEVEN = Case({}, {"dp": 2})
+"""Rank 0 has the samples of both language ranks, so that their token counts matter."""
+
+
+class FaultyPart(RankPart):
+    """A model that makes one mistake."""
+
+    fault = ""
+
+    def forward(self, micro):
+        found = super().forward(micro)
+        if "vision" not in self.coords:
+            return found
+        output = found["vision"]
+        if self.fault == "rows":
+            found["vision"] = output[1:].clone()
+            set_token_counts(found["vision"], token_counts(output))
+        elif self.fault == "counts":
+            set_token_counts(output, token_counts(output)[1:])
+        elif self.fault == "no counts":
+            found["vision"] = output.clone()
+        elif self.fault == "no output":
+            del found["vision"]
+        elif self.fault == "dtype":
+            found["vision"] = output.float()
+        elif self.fault == "dimensions":
+            found["vision"] = output[0]
+        return found
+
+
+def make_mistake(found, fault):
+    run_on_cpu()
+    ctx = mimo_role.current()
+    is_vision = ctx.role.has_modality_modules
+    case = replace(UNEVEN, frozen=("vision",) if fault == "frozen on one side" and is_vision else ())
+    config = configured(case)
+    model = FaultyPart(ctx, case, config)
+    model.fault = fault
+    samples = 4 if fault == "samples" and not is_vision else case.samples
+    frozen = ["vision"] if fault == "frozen trains" else case.frozen
+    communicator = ctx.megatron_pipeline_communicator(config, samples=samples, frozen=frozen)
+    micro_batches = MICRO_BATCHES - (fault == "micro-batches" and is_vision)
+    run_schedule(ctx, model, communicator, micro_batches=micro_batches, forward_only=fault == "forward only")
+    if fault == "micro-batches":
+        run_schedule(ctx, model, communicator, micro_batches=micro_batches)
+
+
+MISTAKES = {
+    "rows": "vision lane 0|lane 0 of the bridge vision stage 0 -> language stage 0 holds samples 0-5",
+    "counts": "token counts of 5 samples, but its lane has 6",
+    "no counts": r"are 6 samples, of which each may have another number of tokens; pass tokens= if it is fixed, or call",
+    "no output": "returned no output of 'vision' to send",
+    "dtype": r"sends torch\.float32; the schedule takes config\.pipeline_dtype=torch\.float64",
+    "dimensions": r"return \[tokens, hidden\] or \[sequence, batch, hidden\]",
+    "samples": "all ranks call exchange_spec|batch of",
+    "frozen on one side": "gradients",
+    "frozen trains": "frozen: 'vision' has parameters to train",
+    "micro-batches": "micro-batch",
+    "forward only": r"forward_only=True under torch\.no_grad",
+}
+
+
+@pytest.fixture(scope="module")
+def mistakes():
+    jobs = [Job(make_mistake, topology_of(UNEVEN), (fault,)) for fault in MISTAKES]
+    jobs.append(Job(make_mistake, Topology.from_modules({"vision": {}, "language": {}}, layout="colocated"), ("",)))
+    return dict(zip([*MISTAKES, "colocated"], run_jobs(*jobs, timeout_s=400, preload=PRELOAD), strict=True))
+
+
+@pytest.mark.parametrize("fault", MISTAKES)
+def test_a_mistake_on_one_rank_is_an_error_on_all_before_the_timeout(mistakes, fault):
+    assert any(re.search(MISTAKES[fault], rank.errors) for rank in mistakes[fault]), mistakes[fault]
+    for rank in mistakes[fault]:
+        assert "Error" in rank.errors
+        assert rank.seconds < LIMIT_S / 2
+
+
+def test_modules_on_the_same_ranks_are_refused(mistakes):
+    (rank,) = mistakes["colocated"]
+    assert "ScheduleError: rank 0 is on both sides of the bridge vision stage 0 -> language stage 0" in rank.error
