@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,13 +75,13 @@ def configured(case):
     )
 
 
-def run_schedule(ctx, model, communicator, *, micro_batches=MICRO_BATCHES, forward_only=False):
-    """One step of Megatron-Core's schedule; the losses on the last stage."""
+def run_schedule(ctx, model, communicator, output_of=None, *, micro_batches=MICRO_BATCHES, forward_only=False):
+    """One step of Megatron-Core's schedule; the losses on the last stage. `output_of` calls the model for a micro-batch."""
     from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_without_interleaving
 
     def forward_step(numbers, part):
-        output = part(next(numbers))
-        return output, lambda loss: (loss, torch.ones((), dtype=torch.int), loss.detach().clone())
+        output, mask = (part(next(numbers)), None) if output_of is None else output_of(part, next(numbers))
+        return output, partial(loss_of_micro_batch, mask)
 
     found = forward_backward_pipelining_without_interleaving(
         forward_step_func=forward_step,
@@ -94,6 +95,18 @@ def run_schedule(ctx, model, communicator, *, micro_batches=MICRO_BATCHES, forwa
         pg_collection=ctx.megatron_multi_module_process_groups(),
     )
     return [loss.item() for loss in found]
+
+
+def loss_of_micro_batch(mask, output):
+    loss = output if mask is None else (output * mask).sum()
+    return loss, torch.ones((), dtype=torch.int), loss.detach().clone()
+
+
+def ranks_with_loss(topology):
+    """One rank of each lane's and cp rank's last stage."""
+    grid = topology.grids["language"]
+    coords = {rank: grid.coords(rank) for rank in grid.ranks}
+    return [rank for rank, at in coords.items() if at["pp"] == grid.axis_size("pp") - 1 and at["tp"] == 0]
 
 
 def communicator_of(ctx, case, config):
@@ -130,8 +143,7 @@ def test_losses_and_gradients_are_those_of_one_process(outcomes, name):
     case, ranks = CASES[name], outcomes[name]
     assert [rank.errors for rank in ranks] == [""] * len(ranks)
     losses, gradients = whole_model(case)
-    grid = topology_of(case).grids["language"]
-    last = [at for at in grid.ranks if grid.coords(at)["pp"] == grid.axis_size("pp") - 1 and grid.coords(at)["tp"] == 0]
+    last = ranks_with_loss(topology_of(case))
     for step in range(3):
         sums = [sum(of_one) for of_one in zip(*(ranks[at].found[0][step] for at in last), strict=True)]
         assert sums == pytest.approx(losses, rel=1e-12, abs=1e-12)
