@@ -103,10 +103,12 @@ class SentForm(SendingForm):
     def _counts(self, output: torch.Tensor) -> list[int]:
         """The tokens of each sample of this lane, as far as the transfer depends on them."""
         given, rows = token_counts(output), output.shape[0]
-        if given is None and self._tokens is not None:
+        if given is None and rows == 0:
+            given = [0] * len(self._own)
+        elif given is None and self._tokens is not None:
             given = [self._tokens] * len(self._own)
-        if given is None and self._parts == 1 and len(self._targets) <= 1:
-            given = [rows, *[0] * (len(self._own) - 1)][: len(self._own)]  # all go to one lane, one behind the other
+        elif given is None and self._parts == 1 and len(self._targets) == 1:
+            given = [rows, *[0] * (len(self._own) - 1)]  # all go to one lane, one behind the other
         if given is None:
             raise BridgeError(
                 f"{self._bridge}: the {rows} rows of rank {self._bridge.rank} are {len(self._own)} samples, of which each may "

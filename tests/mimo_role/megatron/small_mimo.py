@@ -24,6 +24,8 @@ class Case:
     language: Mapping[str, int]
     packed: bool = False
     """Whether a lane's samples lie behind each other in one sequence."""
+    has_text: bool = True
+    """Whether encoders get the text too, so that our `MimoModel` counts their tokens."""
     samples: int = 6
     """Of a micro-batch."""
 
@@ -76,7 +78,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.table = nn.Parameter(drawn("embedding", VOCABULARY, HIDDEN))
 
-    def forward(self, input_ids, position_ids):
+    def forward(self, input_ids, **_):
         return self.table[input_ids].transpose(0, 1)
 
 
@@ -113,7 +115,7 @@ def whole_model(case):
     losses, samples = [], range(case.samples)
     for micro in range(MICRO_BATCHES):
         text = case.text(micro, samples)
-        hidden = embedding(text, None).transpose(0, 1).clone()
+        hidden = embedding(text).transpose(0, 1).clone()
         hidden[text == IMAGE] = torch.cat([encoder(case.pixels(micro, sample)) for sample in samples])
         hidden = hidden.transpose(0, 1)
         for layer in layers:
@@ -126,9 +128,11 @@ def whole_model(case):
 
 def build(ctx, case, config):
     """This rank's part of the model."""
-    from megatron.core.models.mimo import MimoModel, MimoModelConfig
+    from megatron.core.models.mimo import MimoModelConfig
     from megatron.core.models.mimo.submodules.vision import VisionModalitySubmodules
     from megatron.core.transformer import ModuleSpec
+
+    from mimo_role.megatron import MimoModel
 
     role = ctx.role
     groups = ctx.megatron_process_groups("language") if role.has_language_module else None
@@ -150,13 +154,14 @@ def build(ctx, case, config):
 
 
 def inputs_of(ctx, case, micro) -> dict[str, Any]:
-    """The arguments of the model's forward on this rank. Encoders get no text: `MimoModel` refuses fan-in if they do."""
+    """The arguments of the model's forward on this rank."""
     module = next(iter(ctx.role.modules))
     own = lane_samples(case.samples, ctx.topology.grids[module].axis_size("dp"), ctx.coords(module)["dp"])
     if module == "vision":
         pixels = [case.pixels(micro, sample) for sample in own]
         pixels = torch.cat([each[ctx.owned_tokens("vision", len(each))] for each in pixels])
-        return {"input_ids": None, "modality_inputs": {"vision": {"encoder": {"pixels": pixels}}} if micro else None}
+        text = case.text(micro, own) if case.has_text else None
+        return {"input_ids": text, "modality_inputs": {"vision": {"encoder": {"pixels": pixels}}} if micro else None}
     text = case.text(micro, own)
     labels = labels_of(text, micro, own)
     if not case.packed:
@@ -170,7 +175,7 @@ def inputs_of(ctx, case, micro) -> dict[str, Any]:
 def output_of(ctx, case, model, micro):
     """The model's output for a micro-batch, with the token counts of an encoder's, and the loss mask."""
     output, mask = model(**inputs_of(ctx, case, micro))
-    if not ctx.role.has_language_module:
+    if not ctx.role.has_language_module and not case.has_text:
         lanes, lane = ctx.topology.grids["vision"].axis_size("dp"), ctx.coords("vision")["dp"]
         set_token_counts(output["vision"], case.counts(micro, lane_samples(case.samples, lanes, lane)))
     return output, mask

@@ -21,8 +21,10 @@ CASES = {
     "cp": Case({"dp": 2}, {"cp": 2}),
     "cp of both, dp 1:2": Case({"cp": 2}, {"cp": 2, "dp": 2}),
     "cp, sequence parallel": Case({"dp": 2}, {"cp": 2, "tp": 2}),
+    "encoders without text": Case({"dp": 3}, {"dp": 2}, has_text=False),
     "packed": Case({"dp": 2}, {"dp": 2}, packed=True),
-    "packed, dp 3:2, sequence parallel": Case({"dp": 3}, {"tp": 2, "pp": 1}, packed=True),
+    "packed, dp 2:3": Case({"dp": 2}, {"dp": 3}, packed=True),
+    "packed, dp 3:1, sequence parallel": Case({"dp": 3}, {"tp": 2}, packed=True),
 }
 
 
@@ -72,7 +74,9 @@ def test_losses_and_gradients_are_those_of_one_process(outcomes, name):
     assert [rank.errors for rank in ranks] == [""] * len(ranks)
     losses, gradients = whole_model(case)
     last = schedule.ranks_with_loss(topology_of(case))
-    assert [sum(of_one) for of_one in zip(*(ranks[at].found[0] for at in last), strict=True)] == pytest.approx(losses, rel=1e-12)
+    assert [sum(of_one) for of_one in zip(*(ranks[at].found[0] for at in last), strict=True)] == pytest.approx(
+        losses, rel=1e-12
+    )
     assert len(losses) == MICRO_BATCHES
     for rank in ranks:
         for key, gradient in rank.found[1].items():
