@@ -13,6 +13,7 @@ from mimo_role.megatron.crossings import Incoming, Outgoing
 from mimo_role.megatron.output_forms import ReceivingForm, SendingForm, SentForm, StageForm, WholeForm
 from mimo_role.megatron.pipeline_depth import depth_of, total_depth
 from mimo_role.resharding.samples import TokenSplit
+from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.stage_links import StageId, last_stage
 from mimo_role.topology.topology import Topology
 
@@ -22,7 +23,7 @@ class CrossingOptions:
     """What crosses in a micro-batch; `RoleContext.megatron_pipeline_communicator` documents the fields.
 
     Raises:
-        ScheduleError: no samples, an unknown module, or one that cannot be frozen.
+        ScheduleError: no samples, an unknown module, one that cannot be frozen, or modules after the language module.
     """
 
     topology: Topology
@@ -37,6 +38,11 @@ class CrossingOptions:
         if self.samples < 1:
             raise ScheduleError(f"samples={self.samples}; a micro-batch has 1 or more, over all lanes")
         graph = self.topology.module_graph
+        if graph.ends != (MIMO_LANGUAGE_MODULE_KEY,):
+            raise ScheduleError(
+                f"{', '.join(graph.ends)} compute the loss, but Megatron-Core's schedule takes it from "
+                f"{MIMO_LANGUAGE_MODULE_KEY!r}; use Schedule1F1B"
+            )
         for what, names in (("tokens", self.tokens), ("splits", self.splits), ("frozen", self.frozen)):
             for name in names:
                 if name not in graph.after:

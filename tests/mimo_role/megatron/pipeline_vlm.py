@@ -37,13 +37,20 @@ class Case:
     @property
     def modules(self):
         found = {"vision": dict(self.vision), "audio": self.audio, "language": dict(self.language)}
+        if self.is_chain:
+            found["language"]["after"] = ("vision", "audio")
         return {name: sizes for name, sizes in found.items() if sizes is not None}
+
+    @property
+    def is_chain(self):
+        """Whether audio takes the output of vision, which goes to the language model too."""
+        return "after" in (self.audio or {})
 
     def counts(self, name, micro):
         """The tokens of each sample."""
         if self.fixed:
             return [4] * self.samples
-        random = Random(f"{name} {micro}")
+        random = Random(f"{'vision' if self.is_chain else name} {micro}")
         return [0 if micro == 2 and self.has_text_only else random.randrange(6) for _ in range(self.samples)]
 
 
@@ -90,7 +97,8 @@ def whole_model(case):
         for name in encoders:
             encoded[name] = []
             for sample in samples:
-                found = inputs_of(case, name, micro, sample)
+                is_first = not (case.is_chain and name == "audio")
+                found = inputs_of(case, name, micro, sample) if is_first else encoded["vision"][sample]
                 for stage in range(case.modules[name].get("pp", 1)):
                     found = torch.tanh(found @ parts[name][f"{name}-{stage}"])
                 encoded[name].append(found)
@@ -132,7 +140,9 @@ class RankPart(torch.nn.Module):
 
     def encode(self, name, micro):
         own, counts = self.samples(name), self.case.counts(name, micro)
-        if (stage := self.coords[name]["pp"]) == 0:
+        if (stage := self.coords[name]["pp"]) == 0 and "vision" in self.given:
+            hidden = self.given["vision"]
+        elif stage == 0:
             split = self.case.splits.get(name, TokenSplit())
             pieces = [
                 inputs_of(self.case, name, micro, sample)[self.ctx.owned_tokens(name, counts[sample], split)] for sample in own

@@ -128,6 +128,12 @@ def test_options_that_do_not_fit_the_modules_are_refused(wrong, message):
         CrossingOptions(topology=WORLD, dtype=None, **options)
 
 
+def test_modules_after_the_language_module_are_refused():
+    topology = Topology.from_modules({"vision": {}, "language": {}, "speech": {"after": "language"}})
+    with pytest.raises(ScheduleError, match="speech compute the loss"):
+        CrossingOptions(topology=topology, samples=1, tokens={}, splits={}, frozen=(), dtype=None)
+
+
 def test_token_counts_are_numbers_of_tokens():
     output = torch.zeros(5, 2)
     assert token_counts(output) is None

@@ -53,6 +53,7 @@ CASES = {
     "language pp with sequence parallelism": Case({}, {"pp": 2, "tp": 2}, sequence_parallel=True),
     "two encoders": Case({"dp": 2}, {"dp": 2}, audio={}),
     "two encoders on the same ranks, language pp": Case({"dp": 2}, {"pp": 2}, audio={"dp": 2, "colocate_with": "vision"}),
+    "an encoder after another": Case({"dp": 2}, {"dp": 2}, audio={"after": "vision"}),
     "frozen": Case({"dp": 2}, {"dp": 2}, frozen=("vision",)),
     "one of two frozen, pp": Case({"pp": 2}, {"dp": 2}, audio={}, frozen=("vision",)),
     "3 dimensions": Case({"dp": 3}, {"dp": 2}, fixed=True, dims=3),
