@@ -260,7 +260,8 @@ def make_mistake(found, fault):
     frozen = ["vision"] if fault == "frozen trains" else case.frozen
     communicator = ctx.megatron_pipeline_communicator(config, samples=samples, frozen=frozen)
     micro_batches = MICRO_BATCHES - (fault == "micro-batches" and is_vision)
-    run_schedule(ctx, model, communicator, micro_batches=micro_batches, forward_only=fault == "forward only")
+    with torch.set_grad_enabled(fault != "backward without gradients"):
+        run_schedule(ctx, model, communicator, micro_batches=micro_batches, forward_only=fault == "forward only")
     if fault == "micro-batches":
         run_schedule(ctx, model, communicator, micro_batches=micro_batches)
 
@@ -276,6 +277,7 @@ MISTAKES = {
     "frozen on one side": "gradients",
     "frozen trains": "frozen: 'vision' has parameters to train",
     "micro-batches": "micro-batch",
+    "backward without gradients": r"a schedule with backwards does not run under torch\.no_grad",
     "forward only": r"forward_only=True under torch\.no_grad",
 }
 
@@ -284,7 +286,14 @@ MISTAKES = {
 def mistakes():
     jobs = [Job(make_mistake, topology_of(UNEVEN), (fault,)) for fault in MISTAKES]
     jobs.append(Job(make_mistake, Topology.from_modules({"vision": {}, "language": {}}, layout="colocated"), ("",)))
-    return dict(zip([*MISTAKES, "colocated"], run_jobs(*jobs, timeout_s=400, preload=PRELOAD), strict=True))
+    shared = {
+        "vision": {},
+        "audio": {"after": "vision"},
+        "video": {"after": "vision", "colocate_with": "audio"},
+        "language": {},
+    }
+    jobs.append(Job(make_mistake, Topology.from_modules(shared), ("",)))
+    return dict(zip([*MISTAKES, "colocated", "shared"], run_jobs(*jobs, timeout_s=400, preload=PRELOAD), strict=True))
 
 
 @pytest.mark.parametrize("fault", MISTAKES)
@@ -298,6 +307,10 @@ def test_a_mistake_on_one_rank_is_an_error_on_all_before_the_timeout(mistakes, f
 def test_modules_on_the_same_ranks_are_refused(mistakes):
     (rank,) = mistakes["colocated"]
     assert "ScheduleError: rank 0 is on both sides of the bridge vision stage 0 -> language stage 0" in rank.error
+
+
+def test_a_rank_whose_modules_take_the_same_output_is_refused(mistakes):
+    assert "two modules of rank 1 take the output of 'vision'" in mistakes["shared"][1].error
 
 
 class LargeOutputs(torch.nn.Module):
