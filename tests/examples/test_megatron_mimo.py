@@ -32,6 +32,7 @@ needs_mimo = pytest.mark.skipif(not has_mimo_optimizer(), reason="Megatron-Core 
 
 WIDE = {"vision": {"dp": 2}, "audio": {"dp": 2}, "language": {"tp": 2, "pp": 2, "ep": 2}}
 OTHER = {"vision": {"dp": 1}, "audio": {"dp": 1}, "language": {"dp": 2, "pp": 2, "ep": 2}}
+ALONE = dict.fromkeys(WIDE, {"dp": 1})
 STEPS, MORE = 20, 4
 
 
@@ -77,8 +78,8 @@ def our_groups_and_megatrons(folder):
     }
 
 
-def resumed_and_frozen(folder):
-    context = joined(OTHER)
+def resumed_and_frozen(folder, sizes):
+    context = joined(sizes)
     trainer, _, _ = trained(context, 1, 0)
     done = trainer.load(folder)
     continued = [trainer.step(step) for step in range(done + 1, done + 1 + MORE)]
@@ -99,11 +100,11 @@ def test_our_groups_give_the_numbers_of_megatrons_own_and_a_checkpoint_continues
     assert losses[STEPS - 1] < losses[0] - 0.3
     assert losses[-2] != losses[0]  # dropout is on
 
-    other = run_ranks(resumed_and_frozen, world_size(OTHER), tmp_path, timeout_s=200)
-    for answers in other:
-        for step, expected in zip(answers["continued"], wide[0]["continued"], strict=True):
-            assert step == pytest.approx(expected, rel=1e-4)  # float32 sums over other lanes and shards
-        assert (answers["changed"] == 0) == (answers["module"] == "vision")
+    for sizes in (OTHER, ALONE):
+        for answers in run_ranks(resumed_and_frozen, world_size(sizes), tmp_path, sizes, timeout_s=150):
+            for step, expected in zip(answers["continued"], wide[0]["continued"], strict=True):
+                assert step == pytest.approx(expected, rel=1e-4)  # float32 sums over other lanes and shards
+            assert (answers["changed"] == 0) == (answers["module"] == "vision")
 
 
 def world_size(sizes):
