@@ -1,12 +1,12 @@
 """Megatron-Core without a GPU: what `run_on_cpu` replaces exists, and does there what it does on a GPU."""
 
 import logging
-import os
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from mimo_role import ContextError
+from mimo_role import ContextError, Topology
 from mimo_role.megatron import cpu, run_on_cpu
 from mimo_role.testing import run_ranks
 
@@ -71,6 +71,24 @@ def devices():
     }
 
 
+def communication(rank):
+    """What Megatron asks of NCCL: groups, and splits whose sizes are tensors; and the buffer of its own attention."""
+    from megatron.core import parallel_state
+
+    group = dist.new_group([0, 1], backend="nccl")
+    rows, _ = dist.new_subgroups_by_enumeration([[0, 1]], backend="nccl")
+    sent, received = torch.arange(3) + 10 * rank, torch.empty(2 if rank == 0 else 4, dtype=torch.int64)
+    take = torch.tensor([1, 1] if rank == 0 else [2, 2])
+    give = torch.tensor([1, 2])
+    dist.all_to_all_single(received, sent, output_split_sizes=take, input_split_sizes=give, group=group)
+    buffer = parallel_state.get_global_memory_buffer().get_tensor((2,), torch.float32, "test")
+    return {
+        "backends": [dist.get_backend(each) for each in (group, rows)],
+        "received": received.tolist(),
+        "buffer": buffer.device.type,
+    }
+
+
 def drawn(rank):
     """Random numbers and dropout of one of two tp ranks; the log of Megatron's tracker."""
     from megatron.core.tensor_parallel import random
@@ -93,19 +111,23 @@ def drawn(rank):
     return {"shared": shared, "own": own, "experts": experts, "recomputed": torch.equal(dropped, weight.grad), "log": records}
 
 
-def both():
-    return devices() | drawn(int(os.environ["RANK"]))
+def all_parts():
+    rank = dist.get_rank()
+    return devices() | communication(rank) | drawn(rank)
 
 
 @without_gpu
 @pytest.mark.ranks
 @pytest.mark.timeout(120)
 def test_devices_are_the_cpu_and_random_numbers_are_as_on_gpus():
-    first, second = run_ranks(both, 2, timeout_s=110)
+    first, second = run_ranks(all_parts, Topology.from_modules({"vision": {"dp": 1}, "language": {"dp": 1}}), timeout_s=110)
     assert first["devices"] == {"cpu"}
     assert first["types"] == ["torch.cuda.FloatTensor", "torch.cuda.BFloat16Tensor", "torch.DoubleTensor"]
     assert first["gradient"] == [2.0, 2.0]
     assert first["a number"] == 2.0
+    assert first["backends"] == ["gloo", "gloo"]
+    assert [first["received"], second["received"]] == [[0, 10], [1, 2, 11, 12]]
+    assert first["buffer"] == "cpu"
     expected = torch.rand(6, generator=torch.Generator().manual_seed(7))
     assert first["shared"] == pytest.approx(expected.tolist()) == second["shared"]
     own = torch.rand(6, generator=torch.Generator().manual_seed(7 + 2718 + 1))
