@@ -100,7 +100,7 @@ def config_of(ctx: mimo_role.RoleContext, module: str, options: argparse.Namespa
 
 
 def language_config(ctx: mimo_role.RoleContext, options: argparse.Namespace) -> TransformerConfig:
-    experts = ctx.topology.expert_grids["language"]
+    experts = ctx.topology.expert_grids.get("language")  # None without ep and expt_tp in the YAML
     return config_of(
         ctx,
         "language",
@@ -110,8 +110,8 @@ def language_config(ctx: mimo_role.RoleContext, options: argparse.Namespace) -> 
         pipeline_dtype=torch.float32,
         variable_seq_lengths=True,
         sequence_parallel=ctx.topology.grids["language"].axis_size("tp") > 1,
-        expert_model_parallel_size=experts.axis_size("ep"),
-        expert_tensor_parallel_size=experts.axis_size("expt_tp"),
+        expert_model_parallel_size=experts.axis_size("ep") if experts else 1,
+        expert_tensor_parallel_size=experts.axis_size("expt_tp") if experts else 1,
         num_moe_experts=4,
         moe_router_topk=2,
         moe_ffn_hidden_size=HIDDEN,

@@ -9,7 +9,7 @@ from mimo_role.bridge.activation_spec import ActivationSpec, takes_gradients
 from mimo_role.bridge.bridge import Bridge
 from mimo_role.bridge.frames import Position, Returns
 from mimo_role.bridge.transfer import Transfer, TransferOptions
-from mimo_role.errors import BridgeError
+from mimo_role.errors import BridgeError, ScheduleError
 from mimo_role.megatron.output_forms import OutputForm, ReceivingForm, SendingForm
 
 
@@ -56,6 +56,15 @@ class Crossing:
     def _register(self, spec: ActivationSpec, shape: torch.Size) -> None:
         if self.has_gradients and torch.is_grad_enabled():
             self._without_gradient.append((spec, shape))
+
+    def _next_without_gradient(self) -> tuple[ActivationSpec, torch.Size]:
+        """The earliest micro-batch whose gradients have not crossed."""
+        if not self._without_gradient:
+            raise ScheduleError(
+                f"{self.bridge}: no micro-batch of rank {self.bridge.rank} is without gradients; a schedule with backwards "
+                "does not run under torch.no_grad()"
+            )
+        return self._without_gradient.popleft()
 
     def _transfer(
         self, tensor: torch.Tensor | None, spec: ActivationSpec, position: Position, *, back: bool, copy: bool = False
@@ -105,7 +114,7 @@ class Outgoing(Crossing):
 
     def receive_back(self, position: Position) -> Receiving:
         """The gradients of the next micro-batch, not started."""
-        spec, _ = self._without_gradient.popleft()
+        spec, _ = self._next_without_gradient()
         return Receiving(self._transfer(None, spec, position, back=True), spec)
 
     def received_back(self, receiving: Receiving) -> torch.Tensor:
@@ -150,7 +159,7 @@ class Incoming(Crossing):
         Raises:
             BridgeError: the tensor does not fit.
         """
-        spec, shape = self._without_gradient.popleft()
+        spec, shape = self._next_without_gradient()
         if gradient is None:
             gradient = torch.zeros(shape, dtype=spec.dtype, device=self.bridge.device)
         # A copy: autograd may use the same memory for a parameter's gradient, and add to it.

@@ -52,7 +52,7 @@ class MicroBatchCount:
         """
         if torch.is_grad_enabled() and self._counts.received - self._counts.gradients_sent >= self._most:
             raise ScheduleError(
-                f"{self._most} micro-batches have had no backward; run a schedule with forward_only=True under torch.no_grad()"
+                f"no backward has come after {self._most} forwards; run a schedule with forward_only=True under torch.no_grad()"
             )
         self._counts.received += torch.is_grad_enabled()
         return self._position(self._counts.received)

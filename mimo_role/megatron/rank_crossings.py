@@ -91,16 +91,17 @@ class RankCrossings:
     def _add_incoming(self, at: StageId) -> None:
         if at.stage > 0:
             bridge = self._between_stages(at.module, at.stage - 1)
-            self.incoming[at.module] = Incoming(
-                bridge, ReceivingForm(bridge.source.lanes), has_gradients=self._trains(at.module), ahead=self.total_stages
-            )
+            self._add_end(bridge, ReceivingForm(bridge.source.lanes))
             return
         for source in self._topology.after[at.module]:
-            if source in self.incoming:
-                raise ScheduleError(f"rank {self._rank} runs two modules that take the output of {source!r}; use Schedule1F1B")
             bridge = self._between_modules(source, at.module)
-            form = self._received_form(bridge)
-            self.incoming[source] = Incoming(bridge, form, has_gradients=self._trains(source), ahead=self.total_stages)
+            self._add_end(bridge, self._received_form(bridge))
+
+    def _add_end(self, bridge: Bridge, form: ReceivingForm) -> None:
+        source = bridge.source.module
+        if source in self.incoming:
+            raise ScheduleError(f"two modules of rank {self._rank} take the output of {source!r}; use Schedule1F1B")
+        self.incoming[source] = Incoming(bridge, form, has_gradients=self._trains(source), ahead=self.total_stages)
 
     def _add_outgoing(self, at: StageId) -> None:
         if at != last_stage(self._topology, at.module):

@@ -80,7 +80,7 @@ class Trainer:
         return int(name.removeprefix("step_"))
 
     def _state(self, *, is_loading: bool = False) -> dict[str, Any]:
-        metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        metadata = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
         model = self.model.sharded_state_dict(metadata=metadata)
         return {"model": model, "optimizer": self.optimizer.sharded_state_dict(model, is_loading, metadata=metadata)}
 

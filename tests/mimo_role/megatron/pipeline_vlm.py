@@ -151,7 +151,7 @@ class RankPart(torch.nn.Module):
         else:
             hidden = self.given[name]
         found = torch.tanh(hidden @ self.parts[name][f"{name}-{stage}"])
-        if self.case.dims == 2:
+        if self.case.dims == 2 and not self.case.fixed:
             set_token_counts(found, [counts[sample] for sample in own])
         return found
 

@@ -86,7 +86,7 @@ def test_forwards_without_backwards_are_refused_where_gradients_are_enabled():
         count.begin_forward()
         count.received()
     count.begin_forward()
-    with pytest.raises(ScheduleError, match=r"2 micro-batches have had no backward.*torch\.no_grad"):
+    with pytest.raises(ScheduleError, match=r"no backward has come after 2 forwards.*torch\.no_grad"):
         count.received()
 
 

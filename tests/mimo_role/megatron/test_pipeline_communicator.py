@@ -17,17 +17,16 @@ from tests.mimo_role.fresh_worlds import LIMIT_S, Job, run_jobs
 from tests.mimo_role.megatron.pipeline_vlm import HIDDEN, LENGTH, MICRO_BATCHES, Case, RankPart, whole_model
 
 INSTALLED = find_spec("megatron")
-HAS_COMMUNICATOR = INSTALLED is not None and any(
-    Path(folder, "core/pipeline_parallel/multimodule_communicator.py").exists()
-    for folder in INSTALLED.submodule_search_locations
+HAS_SCHEDULE = INSTALLED is not None and any(
+    Path(folder, "core/models/mimo/optimizer.py").exists() for folder in INSTALLED.submodule_search_locations
 )
-"""By its file: to import Megatron-Core takes seconds."""
+"""Whether Megatron-Core has a schedule for several modules, by a file of the same release: to import it takes seconds."""
 pytestmark = [
     pytest.mark.peer,
     pytest.mark.ranks,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(not HAS_COMMUNICATOR, reason="the installed Megatron-Core has no MultiModulePipelineCommunicator"),
+    pytest.mark.skipif(not HAS_SCHEDULE, reason="the installed Megatron-Core has no schedule for several modules"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="its code runs on the CPU here"),
 ]
 
@@ -40,6 +39,7 @@ CASES = {
     "dp 2:3": Case({"dp": 2}, {"dp": 3}, deallocate=False),
     "dp 4:1": Case({"dp": 4}, {}),
     "dp 1:4, 7 samples": Case({}, {"dp": 4}, samples=7),
+    "fixed numbers of tokens": Case({"dp": 2}, {"dp": 3}, fixed=True),
     "source cp": Case({"cp": 2}, {"dp": 2}),
     "source cp, zigzag": Case({"cp": 2}, {"dp": 3}, splits={"vision": ZIGZAG}),
     "destination cp": Case({"dp": 2}, {"cp": 2}),
@@ -111,7 +111,10 @@ def ranks_with_loss(topology):
 
 
 def communicator_of(ctx, case, config):
-    return ctx.megatron_pipeline_communicator(config, samples=case.samples, splits=case.splits, frozen=case.frozen)
+    tokens = dict.fromkeys(case.modules, 4) if case.fixed else None
+    return ctx.megatron_pipeline_communicator(
+        config, samples=case.samples, tokens=tokens, splits=case.splits, frozen=case.frozen
+    )
 
 
 def step_and_evaluate(found, case):
@@ -257,7 +260,8 @@ def make_mistake(found, fault):
     frozen = ["vision"] if fault == "frozen trains" else case.frozen
     communicator = ctx.megatron_pipeline_communicator(config, samples=samples, frozen=frozen)
     micro_batches = MICRO_BATCHES - (fault == "micro-batches" and is_vision)
-    run_schedule(ctx, model, communicator, micro_batches=micro_batches, forward_only=fault == "forward only")
+    with torch.set_grad_enabled(fault != "backward without gradients"):
+        run_schedule(ctx, model, communicator, micro_batches=micro_batches, forward_only=fault == "forward only")
     if fault == "micro-batches":
         run_schedule(ctx, model, communicator, micro_batches=micro_batches)
 
@@ -273,6 +277,7 @@ MISTAKES = {
     "frozen on one side": "gradients",
     "frozen trains": "frozen: 'vision' has parameters to train",
     "micro-batches": "micro-batch",
+    "backward without gradients": r"a schedule with backwards does not run under torch\.no_grad",
     "forward only": r"forward_only=True under torch\.no_grad",
 }
 
@@ -281,7 +286,14 @@ MISTAKES = {
 def mistakes():
     jobs = [Job(make_mistake, topology_of(UNEVEN), (fault,)) for fault in MISTAKES]
     jobs.append(Job(make_mistake, Topology.from_modules({"vision": {}, "language": {}}, layout="colocated"), ("",)))
-    return dict(zip([*MISTAKES, "colocated"], run_jobs(*jobs, timeout_s=400, preload=PRELOAD), strict=True))
+    shared = {
+        "vision": {},
+        "audio": {"after": "vision"},
+        "video": {"after": "vision", "colocate_with": "audio"},
+        "language": {},
+    }
+    jobs.append(Job(make_mistake, Topology.from_modules(shared), ("",)))
+    return dict(zip([*MISTAKES, "colocated", "shared"], run_jobs(*jobs, timeout_s=400, preload=PRELOAD), strict=True))
 
 
 @pytest.mark.parametrize("fault", MISTAKES)
@@ -295,3 +307,42 @@ def test_a_mistake_on_one_rank_is_an_error_on_all_before_the_timeout(mistakes, f
 def test_modules_on_the_same_ranks_are_refused(mistakes):
     (rank,) = mistakes["colocated"]
     assert "ScheduleError: rank 0 is on both sides of the bridge vision stage 0 -> language stage 0" in rank.error
+
+
+def test_a_rank_whose_modules_take_the_same_output_is_refused(mistakes):
+    assert "two modules of rank 1 take the output of 'vision'" in mistakes["shared"][1].error
+
+
+class LargeOutputs(torch.nn.Module):
+    """Sends 4 MiB in each micro-batch, far more than a connection buffers; the next output gets memory that has become free."""
+
+    def __init__(self, ctx, config):
+        super().__init__()
+        self.config = config
+        self.is_encoder = ctx.role.has_modality_modules
+        self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def set_input_tensor(self, tensors):
+        self.given = tensors[0]
+
+    def forward(self, micro):
+        if self.is_encoder:
+            return {"vision": self.scale * torch.full((512, 1024), micro + 1.0, dtype=torch.float64)}
+        return self.given["vision"].mean() * self.scale
+
+
+def send_large_outputs(found):
+    run_on_cpu()
+    ctx = mimo_role.current()
+    config = configured(Case({}, {}))
+    communicator = ctx.megatron_pipeline_communicator(config, samples=1)
+    model = LargeOutputs(ctx, config)
+    found.append(run_schedule(ctx, model, communicator, micro_batches=6))
+    found.append(model.scale.grad.item())
+
+
+def test_an_output_is_freed_by_the_schedule_while_it_is_being_sent():
+    (ranks,) = run_jobs(Job(send_large_outputs, topology_of(Case({}, {}))), preload=PRELOAD)
+    assert [rank.errors for rank in ranks] == ["", ""]
+    assert ranks[1].found[0] == pytest.approx([1, 2, 3, 4, 5, 6])
+    assert [rank.found[1] for rank in ranks] == pytest.approx([21, 21])
