@@ -20,9 +20,11 @@ from mimo_role.groups.families import EMBEDDING, expert_grid_of
 from mimo_role.groups.meshes import Dimension, dimensions_of, mesh_over
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups
+from mimo_role.megatron.encoders_first import EncodersFirst
 from mimo_role.megatron.hyper_comm_grid import HyperCommGrid
+from mimo_role.megatron.module_bridges import ModuleBridges, crossing_options
 from mimo_role.megatron.pipeline_communicator import PipelineCommunicator
-from mimo_role.megatron.rank_crossings import CrossingOptions, RankCrossings
+from mimo_role.megatron.rank_crossings import RankCrossings
 from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.preemption.agreement import PreemptionAgreement
 from mimo_role.resharding.samples import TokenSplit
@@ -234,19 +236,35 @@ class RoleContext:
             frozen: modules without parameters to train: no gradients come back to them.
 
         Raises:
-            ScheduleError: an argument that does not fit the modules, or a rank on both sides of a bridge.
+            ScheduleError: an argument that does not fit the modules, or a colocated layout.
             BridgeError: a bridge exists already with other splits.
         """
-        options = CrossingOptions(
-            topology=self.topology,
-            samples=samples,
-            tokens=tokens or {},
-            splits=splits or {},
-            frozen=frozen,
-            dtype=config.pipeline_dtype,
-        )
+        options = crossing_options(self.topology, config, samples, tokens, splits, frozen)
         crossings = RankCrossings(options, self.rank, self.bridge, self.group)
         return PipelineCommunicator(self.topology, config, crossings, self.heartbeat)
+
+    def megatron_encoders_first(
+        self,
+        config: Any,
+        *,
+        samples: int,
+        tokens: Mapping[str, int] | None = None,
+        splits: Mapping[str, TokenSplit] | None = None,
+        frozen: Collection[str] = (),
+    ) -> EncodersFirst:
+        """Encoders beside Megatron-Core's schedule in a colocated layout, where the language model may have several stages.
+
+        Args:
+            config, samples, tokens, splits, frozen: as for `megatron_pipeline_communicator`.
+
+        Raises:
+            ScheduleError: the layout is not colocated, a module does not feed the language model directly or has several
+                stages, or an argument does not fit the modules.
+            BridgeError: a bridge exists already with other splits.
+        """
+        options = crossing_options(self.topology, config, samples, tokens, splits, frozen)
+        bridges = ModuleBridges(options, self.rank, self.bridge, self.group)
+        return EncodersFirst(self.topology, bridges, tuple(frozen), self.heartbeat)
 
     def bridge(
         self,

@@ -28,6 +28,8 @@ class Case:
     """Whether encoders get the text too, so that our `MimoModel` counts their tokens."""
     samples: int = 6
     """Of a micro-batch."""
+    colocated: bool = False
+    """Whether all ranks run the encoder and one stage of the language model."""
 
     def text(self, micro, samples):
         """`[samples, LENGTH]`: the first micro-batch has no images, in the others their numbers of tokens differ."""
@@ -153,9 +155,9 @@ def build(ctx, case, config):
     )
 
 
-def inputs_of(ctx, case, micro) -> dict[str, Any]:
-    """The arguments of the model's forward on this rank."""
-    module = next(iter(ctx.role.modules))
+def inputs_of(ctx, case, micro, module=None) -> dict[str, Any]:
+    """The arguments of the model's forward on this rank, for one of its modules."""
+    module = module or next(iter(ctx.role.modules))
     own = lane_samples(case.samples, ctx.topology.grids[module].axis_size("dp"), ctx.coords(module)["dp"])
     if module == "vision":
         pixels = [case.pixels(micro, sample) for sample in own]
@@ -183,12 +185,15 @@ def output_of(ctx, case, model, micro):
 
 def summed_gradients(ctx, model):
     """This rank's gradients, added up over dp and cp, and over tp where its ranks have different tokens."""
-    if not ctx.role.has_language_module:
+    found = {}
+    if ctx.role.has_modality_modules:
         ctx.sum_gradients({"vision": model.modality_submodules})
-        return {"encoder": model.modality_submodules["vision"].encoders["encoder"].weight.grad}
+        found["encoder"] = model.modality_submodules["vision"].encoders["encoder"].weight.grad
+    if not ctx.role.has_language_module:
+        return found
     language, stage = model.language_model, ctx.coords("language")["pp"]
     ctx.sum_gradients({"language": language})
     if language.config.sequence_parallel:
         torch.distributed.all_reduce(language.layer.grad, group=language.groups.tp)
-    found = {f"layer {stage}": language.layer.grad}
+    found[f"layer {stage}"] = language.layer.grad
     return found | ({"embedding": language.embedding.table.grad} if stage == 0 else {})

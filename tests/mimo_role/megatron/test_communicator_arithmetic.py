@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from mimo_role import BridgeError, ScheduleError, TokenSplit, Topology
 from mimo_role.megatron.cp_parts import rows_by_cp
 from mimo_role.megatron.micro_batch_count import MicroBatchCount
+from mimo_role.megatron.module_bridges import CrossingOptions
 from mimo_role.megatron.pipeline_depth import depth_of, total_depth
-from mimo_role.megatron.rank_crossings import CrossingOptions
 from mimo_role.megatron.token_counts import set_token_counts, token_counts
 from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.pipeline.stage_graph import StageGraph
