@@ -20,6 +20,8 @@ from mimo_role.groups.meshes import Dimension, dimensions_of, mesh_over
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups
 from mimo_role.megatron.hyper_comm_grid import HyperCommGrid
+from mimo_role.megatron.pipeline_communicator import PipelineCommunicator
+from mimo_role.megatron.rank_crossings import CrossingOptions, RankCrossings
 from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.preemption.agreement import PreemptionAgreement
 from mimo_role.resharding.samples import TokenSplit
@@ -191,6 +193,43 @@ class RoleContext:
         from mimo_role.megatron import adapters
 
         return adapters.multi_module_process_groups({name: self.megatron_process_groups(name) for name in self.role.modules})
+
+    def megatron_pipeline_communicator(
+        self,
+        config: Any,
+        *,
+        samples: int,
+        tokens: Mapping[str, int] | None = None,
+        splits: Mapping[str, TokenSplit] | None = None,
+        frozen: Collection[str] = (),
+    ) -> PipelineCommunicator:
+        """This context's bridges for Megatron-Core's schedule, as its `p2p_communicator`, with the same arguments on all ranks.
+
+        Outputs of modules are `[tokens, hidden]`, samples behind each other, or `[sequence, batch, hidden]`. They arrive in the
+        same form, whole on each tp and cp rank; gradients are summed over cp. Lanes may have any numbers.
+
+        Args:
+            config: Megatron-Core's `ModelParallelConfig`; what crosses has its `pipeline_dtype`.
+            samples: of a micro-batch over all lanes; each lane has `lane_samples(samples, lanes, lane)`.
+            tokens: by module with outputs `[tokens, hidden]`, the tokens of each sample, if fixed; others:
+                `mimo_role.megatron.set_token_counts`.
+            splits: by module, how its ranks divide the tokens of a sample in their outputs; default: `TokenSplit()`.
+            frozen: modules without parameters to train: no gradients come back to them.
+
+        Raises:
+            ScheduleError: an argument that does not fit the modules, or a rank on both sides of a bridge.
+            BridgeError: a bridge exists already with other splits.
+        """
+        options = CrossingOptions(
+            topology=self.topology,
+            samples=samples,
+            tokens=tokens or {},
+            splits=splits or {},
+            frozen=frozen,
+            dtype=config.pipeline_dtype,
+        )
+        crossings = RankCrossings(options, self.rank, self.bridge, self.group)
+        return PipelineCommunicator(self.topology, config, crossings, self.heartbeat)
 
     def bridge(
         self,

@@ -18,8 +18,8 @@ LAYERS = {
         " | coordination run_dir | logs schedulers | hangs preflight | worker jobs | agent | cli | __main__"
     ),
     "mimo_role": (
-        "errors | host preemption | role monitoring | topology | groups resharding | rank_environ megatron bridge training"
-        " | joining rank_store | context | checkpoint data pipeline lifecycle | hf | testing"
+        "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
+        " | joining rank_store megatron | context | checkpoint data pipeline lifecycle | hf | testing"
     ),
 }
 """A module imports from its own package and from those further left."""
