@@ -33,8 +33,8 @@ class RankCrossings:
         """
         if options.topology.layout is ModuleLayout.COLOCATED:
             raise ScheduleError(
-                "Megatron-Core's schedule runs each rank once for a micro-batch, so in a colocated layout a stage would wait for "
-                "itself; use ctx.megatron_encoders_first(), Schedule1F1B, or modules on ranks of their own"
+                "Megatron-Core's schedule runs each rank once for a micro-batch, so in a colocated layout a stage would wait "
+                "for itself; use ctx.megatron_encoders_first(), Schedule1F1B, or modules on ranks of their own"
             )
         self._options = options
         self._topology = options.topology

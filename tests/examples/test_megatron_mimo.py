@@ -18,6 +18,7 @@ from mimo_role.testing import run_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "megatron_mimo"
 OPTIONS = {"batch_size": 24, "micro_batches": 3, "lr": 3e-3, "clip_grad": 1.0, "dropout": 0.0, "freeze": [], "seed": 1234}
+OPTIONS |= {"communicator": "megatron"}
 
 pytestmark = [pytest.mark.ranks, pytest.mark.peer, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -31,7 +32,7 @@ def has_mimo_optimizer():
 needs_mimo = pytest.mark.skipif(not has_mimo_optimizer(), reason="Megatron-Core without MimoOptimizer")
 
 WIDE = {"vision": {"dp": 2}, "audio": {"dp": 2}, "language": {"tp": 2, "pp": 2, "ep": 2}}
-OTHER = {"vision": {"dp": 1}, "audio": {"dp": 1}, "language": {"dp": 2, "pp": 2, "ep": 2}}
+OTHER = {"vision": {"dp": 3}, "audio": {"dp": 1}, "language": {"dp": 2, "pp": 2, "ep": 2}}
 ALONE = {module: {"dp": 1} for module in WIDE}
 STEPS, MORE = 20, 4
 
@@ -67,11 +68,13 @@ def our_groups_and_megatrons(folder):
     trainer.save(folder, STEPS)
     continued = [trainer.step(step) for step in range(STEPS + 1, STEPS + 1 + MORE)]
     _, theirs, their_tensors = trained(own, 1, STEPS)
+    _, over_bridges, _ = trained(context, 1, 4, communicator="mimo")
     _, ours_with_dropout, _ = trained(context, 1, 2, dropout=0.2)
     _, theirs_with_dropout, _ = trained(own, 1, 2, dropout=0.2)
     return {
         "ours": ours + ours_with_dropout,
         "theirs": theirs + theirs_with_dropout,
+        "over_bridges": over_bridges,
         "tensors": len(our_tensors),
         "equal": all(torch.equal(one, other) for one, other in zip(our_tensors, their_tensors, strict=True)),
         "continued": continued,
@@ -80,10 +83,10 @@ def our_groups_and_megatrons(folder):
 
 def resumed_and_frozen(folder, sizes):
     context = joined(sizes)
-    trainer, _, _ = trained(context, 1, 0)
+    trainer, _, _ = trained(context, 1, 0, communicator="mimo")
     done = trainer.load(folder)
     continued = [trainer.step(step) for step in range(done + 1, done + 1 + MORE)]
-    frozen, _, before = trained(context, 1, 0, freeze=["vision"])
+    frozen, _, before = trained(context, 1, 0, freeze=["vision"], communicator="mimo")
     frozen.step(1)
     changed = [not torch.equal(one, other) for one, other in zip(before, frozen.model.parameters(), strict=True)]
     return {"continued": continued, "changed": sum(changed), "module": next(iter(context.role.modules))}
@@ -96,6 +99,7 @@ def test_our_groups_give_the_numbers_of_megatrons_own_and_a_checkpoint_continues
     assert all(answers["equal"] for answers in wide)
     assert min(answers["tensors"] for answers in wide) > 10
     assert all(answers["ours"] == wide[0]["ours"] == answers["theirs"] for answers in wide)
+    assert all(answers["over_bridges"] == wide[0]["ours"][:4] for answers in wide)
     losses = [loss for loss, _ in wide[0]["ours"]]
     assert losses[STEPS - 1] < losses[0] - 0.3
     assert losses[-2] != losses[0]  # dropout is on

@@ -1,5 +1,6 @@
 """Handwritten digits beside tones: each sample is a picture, a sound of one of ten pitches, and the text that names both."""
 
+import argparse
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -25,17 +26,16 @@ ANSWERS = slice(PATCHES + FRAMES, PATCHES + FRAMES + 2)
 class Samples:
     """All samples; a rank makes only what its modules read."""
 
-    def __init__(self, ctx: mimo_role.RoleContext, batch_size: int, micro_batches: int, seed: int) -> None:
-        lanes = [grid.axis_size("dp") for grid in ctx.topology.grids.values()]
-        if batch_size % (micro_batches * max(lanes)):
-            raise ValueError(
-                f"--batch-size {batch_size} is not a multiple of {micro_batches} micro-batches times {max(lanes)} lanes; "
-                "each lane of each module takes the same number of samples"
-            )
+    def __init__(self, ctx: mimo_role.RoleContext, options: argparse.Namespace) -> None:
+        lanes = max(grid.axis_size("dp") for grid in ctx.topology.grids.values())
+        equal = options.micro_batches * (lanes if options.communicator == "megatron" else 1)
+        if options.batch_size % equal:
+            raise ValueError(f"--batch-size {options.batch_size} is not a multiple of {equal}: equal micro-batches, and lanes")
         pixels, digits = load_digits(return_X_y=True)
         self._pictures = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 4, 2, 4, 2) / 16
         self._digits = torch.tensor(digits)
-        self._ctx, self._size, self._micro_batches, self._seed = ctx, batch_size // micro_batches, micro_batches, seed
+        self._ctx, self._size = ctx, options.batch_size // options.micro_batches
+        self._micro_batches, self._seed = options.micro_batches, options.seed
         module = next(iter(ctx.role.modules))
         self._lanes, self._lane = ctx.topology.grids[module].axis_size("dp"), ctx.coords(module)["dp"]
 

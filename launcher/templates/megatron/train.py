@@ -14,6 +14,7 @@ import mimo_role
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
+    add("--communicator", choices=["mimo", "megatron"], default="mimo", help="mimo: any numbers of lanes")
     add("--steps", type=int, default=200)
     add("--batch-size", type=int, default=32, help="samples of all lanes and micro-batches together")
     add("--micro-batches", type=int, default=4)

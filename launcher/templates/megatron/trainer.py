@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from data import Samples
+from data import FRAMES, PATCHES, Samples
 from megatron.core import dist_checkpointing
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.mimo import MimoModel, get_mimo_optimizer
@@ -26,13 +26,13 @@ class Trainer:
     def __init__(self, ctx: mimo_role.RoleContext, options: argparse.Namespace) -> None:
         self.ctx, self.options = ctx, options
         self.model: MimoModel = build(ctx, options)
-        self.samples = Samples(ctx, options.batch_size, options.micro_batches, options.seed)
+        self.samples = Samples(ctx, options)
         adam = OptimizerConfig(
             optimizer="adam", lr=options.lr, weight_decay=0.01, clip_grad=options.clip_grad, use_distributed_optimizer=True
         )
         self.optimizer = without_empty_parts(get_mimo_optimizer(self.model, adam))
         self.model.config.finalize_model_grads_func = self.finalize
-        self.communicator = communicator_of(ctx, self.model)
+        self.communicator = communicator_of(ctx, self.model, options)
 
     def step(self, step: int) -> tuple[float, float]:
         """One optimizer step; the mean loss, and the norm of the gradients over all modules."""
@@ -85,8 +85,11 @@ class Trainer:
         return {"model": model, "optimizer": self.optimizer.sharded_state_dict(model, is_loading, metadata=metadata)}
 
 
-def communicator_of(ctx: mimo_role.RoleContext, model: MimoModel) -> MultiModulePipelineCommunicator:
+def communicator_of(ctx: mimo_role.RoleContext, model: MimoModel, options: argparse.Namespace) -> Any:
     """What moves activations and gradients between modules and stages: outputs of encoders are `[tokens, hidden]`."""
+    if options.communicator == "mimo":
+        samples, tokens = options.batch_size // options.micro_batches, {"vision": PATCHES, "audio": FRAMES}
+        return ctx.megatron_pipeline_communicator(model.config, samples=samples, tokens=tokens, frozen=options.freeze)
     modules = list(ctx.topology.grids)
     return MultiModulePipelineCommunicator(
         ctx.megatron_grid_map(),
