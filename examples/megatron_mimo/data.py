@@ -37,7 +37,7 @@ class Samples:
         self._ctx, self._size = ctx, options.batch_size // options.micro_batches
         self._micro_batches, self._seed = options.micro_batches, options.seed
         module = next(iter(ctx.role.modules))
-        self._lanes, self._lane = ctx.topology.grids[module].axis_size("dp"), ctx.coords(module)["dp"]
+        self._lane, self._lanes = ctx.lane(module)
 
     def micro_batches(self, step: int) -> Iterator[dict[str, Any]]:
         """The arguments of `MimoModel.forward` for one step: the same samples for each layout."""

@@ -169,6 +169,8 @@ def build(ctx: mimo_role.RoleContext, options: argparse.Namespace) -> MimoModel:
     for name, collection in groups.items():
         module = model.language_model if name == "language" else model.modality_submodules[name]
         module.requires_grad_(name not in options.freeze)
+        if name in options.freeze_encoder:
+            module.encoders.requires_grad_(False).eval()
         wrapped = DistributedDataParallel(config, ddp_config, module, pg_collection=collection)
         if name == "language":
             model.language_model = wrapped

@@ -1,6 +1,7 @@
 """Megatron-Core's optimizer, pipeline schedule and checkpoints for a `MimoModel`, over the groups of a context."""
 
 import argparse
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.pipeline_parallel.multimodule_communicator import MultiModulePipelineCommunicator
 from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_without_interleaving
 from model import build
+from prefetch import Prefetch
 from torch_adam import prepare_loading, separate_steps, without_empty_parts
 
 import mimo_role
@@ -26,7 +28,7 @@ class Trainer:
     def __init__(self, ctx: mimo_role.RoleContext, options: argparse.Namespace) -> None:
         self.ctx, self.options = ctx, options
         self.model: MimoModel = build(ctx, options)
-        self.samples = Samples(ctx, options)
+        self.batches = Prefetch(Samples(ctx, options), self.model, options.freeze_encoder if options.prefetch else [])
         adam = OptimizerConfig(
             optimizer="adam", lr=options.lr, weight_decay=0.01, clip_grad=options.clip_grad, use_distributed_optimizer=True
         )
@@ -38,9 +40,10 @@ class Trainer:
         """One optimizer step; the mean loss, and the norm of the gradients over all modules."""
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        batches = self.batches.micro_batches(step)
         sums = forward_backward_pipelining_without_interleaving(
             forward_step_func=forward,
-            data_iterator=self.samples.micro_batches(step),
+            data_iterator=batches,
             model=self.model,
             num_microbatches=self.options.micro_batches,
             seq_length=1,  # shapes travel with each message
@@ -48,6 +51,7 @@ class Trainer:
             p2p_communicator=self.communicator,
             pg_collection=self.ctx.megatron_multi_module_process_groups(),
         )
+        deque(batches, maxlen=0)  # what is computed ahead after the last micro-batch
         _, norm, _ = self.optimizer.step()
         return self.ctx.mean_loss([loss for loss, _ in sums], sum(tokens for _, tokens in sums)).item(), norm
 
@@ -102,7 +106,10 @@ def communicator_of(ctx: mimo_role.RoleContext, model: MimoModel, options: argpa
 
 def forward(batches: Any, model: MimoModel) -> tuple[Any, Any]:
     """Megatron-Core's forward step: an output, and the function that makes it a loss where it is one."""
-    output, mask = model(**next(batches))
+    batch = next(batches)
+    if features := batch.pop("features", None):
+        model.set_input_tensor(features)  # instead of encoding
+    output, mask = model(**batch)
     return output, partial(sum_of_losses, mask)
 
 

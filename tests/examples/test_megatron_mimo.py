@@ -18,7 +18,7 @@ from mimo_role.testing import run_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "megatron_mimo"
 OPTIONS = {"batch_size": 24, "micro_batches": 3, "lr": 3e-3, "clip_grad": 1.0, "dropout": 0.0, "freeze": [], "seed": 1234}
-OPTIONS |= {"communicator": "megatron"}
+OPTIONS |= {"communicator": "megatron", "freeze_encoder": [], "prefetch": False}
 
 pytestmark = [pytest.mark.ranks, pytest.mark.peer, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -89,7 +89,15 @@ def resumed_and_frozen(folder, sizes):
     frozen, _, before = trained(context, 1, 0, freeze=["vision"], communicator="mimo")
     frozen.step(1)
     changed = [not torch.equal(one, other) for one, other in zip(before, frozen.model.parameters(), strict=True)]
-    return {"continued": continued, "changed": sum(changed), "module": next(iter(context.role.modules))}
+    only_projection = {"freeze_encoder": ["vision"], "communicator": "mimo"}
+    _, plain, plain_tensors = trained(context, 1, 3, **only_projection)
+    _, ahead, tensors = trained(context, 1, 3, **only_projection, prefetch=True)
+    return {
+        "continued": continued,
+        "changed": sum(changed),
+        "module": next(iter(context.role.modules)),
+        "ahead": plain == ahead and all(torch.equal(one, other) for one, other in zip(plain_tensors, tensors, strict=True)),
+    }
 
 
 @needs_mimo
@@ -109,6 +117,7 @@ def test_our_groups_give_the_numbers_of_megatrons_own_and_a_checkpoint_continues
             for step, expected in zip(answers["continued"], wide[0]["continued"], strict=True):
                 assert step == pytest.approx(expected, rel=1e-4)  # float32 sums over other lanes and shards
             assert (answers["changed"] == 0) == (answers["module"] == "vision")
+            assert answers["ahead"]
 
 
 def world_size(sizes):

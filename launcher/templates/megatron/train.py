@@ -22,6 +22,8 @@ def parse() -> argparse.Namespace:
     add("--clip-grad", type=float, default=1.0, help="the largest norm of the gradients of all modules together")
     add("--dropout", type=float, default=0.0)
     add("--freeze", nargs="*", default=[], metavar="MODULE", help="modules that are not trained")
+    add("--freeze-encoder", nargs="*", default=[], metavar="MODULE", help="modules of which only the projection is trained")
+    add("--prefetch", action="store_true", help="run frozen encoders one step ahead")
     add("--seed", type=int, default=1234)
     add("--log-every", type=int, default=10)
     add("--save-every", type=int, default=100, help="steps between checkpoints")
