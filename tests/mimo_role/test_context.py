@@ -189,7 +189,7 @@ def test_each_mistake_has_its_message():
         ),
         "AxisError: no module 'audio'; there are vision, language",
         "AxisError: rank 0 does not run 'language'; it runs vision",
-        "AxisError: module 'vision' has no grid with the axes sp; it has tp, cp, dp, pp; or expt_tp, ep, expt_gtp_remat, expt_dp, pp",
+        "AxisError: module 'vision' has no grid with the axes sp; it has tp, cp, dp, pp; or expt_tp, ep, expt_dp, pp",
         "AxisError: duplicate axis: tp, tp",
         "AxisError: axes are names, one argument each, not ['dp', 'cp']",
         (

@@ -178,7 +178,7 @@ def test_a_mesh_has_the_dimensions_of_its_arguments():
             "duplicate axis: dp, cp, dp",
             "a dimension of a mesh is an axis or a tuple of axes, not ()",
             "a dimension of a mesh is an axis or a tuple of axes, not ['dp', 'cp']",
-            "module 'language' has no grid with the axes dp, sp, tp; it has tp, cp, dp, pp; or expt_tp, ep, expt_gtp_remat, expt_dp, pp",
+            "module 'language' has no grid with the axes dp, sp, tp; it has tp, cp, dp, pp; or expt_tp, ep, expt_dp, pp",
         ]
 
 
