@@ -137,7 +137,8 @@ def _parser() -> _Parser:
 def _add_init(parser: _Parser, commands: _Commands) -> None:
     init = _add_command(parser, commands, "init", "write a first config and script; both run as they are")
     init.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=Path(), help="where to write (default: here)")
-    init.add_argument("--template", metavar="NAME", default="plain", help="plain: PyTorch alone (default); hf: transformers")
+    what = "plain: PyTorch alone (default); hf: transformers; megatron: Megatron-Core's MimoModel"
+    init.add_argument("--template", metavar="NAME", default="plain", help=what)
 
 
 def _add_plan(parser: _Parser, commands: _Commands) -> None:

@@ -19,7 +19,11 @@ from mimo_role.groups.families import EMBEDDING, expert_grid_of
 from mimo_role.groups.meshes import Dimension, dimensions_of, mesh_over
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups
+from mimo_role.megatron.encoders_first import EncodersFirst
 from mimo_role.megatron.hyper_comm_grid import HyperCommGrid
+from mimo_role.megatron.module_bridges import ModuleBridges, crossing_options
+from mimo_role.megatron.pipeline_communicator import PipelineCommunicator
+from mimo_role.megatron.rank_crossings import RankCrossings
 from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.monitoring.recorder import Recorder
 from mimo_role.monitoring.records import Kind
@@ -213,6 +217,59 @@ class RoleContext:
         from mimo_role.megatron import adapters
 
         return adapters.multi_module_process_groups(self.role.modules, self.megatron_process_groups)
+
+    def megatron_pipeline_communicator(
+        self,
+        config: Any,
+        *,
+        samples: int,
+        tokens: Mapping[str, int] | None = None,
+        splits: Mapping[str, TokenSplit] | None = None,
+        frozen: Collection[str] = (),
+    ) -> PipelineCommunicator:
+        """This context's bridges for Megatron-Core's schedule, as its `p2p_communicator`, with the same arguments on all ranks.
+
+        Outputs of modules are `[tokens, hidden]`, samples behind each other, or `[sequence, batch, hidden]`. They arrive in the
+        same form, whole on each tp and cp rank; gradients are summed over cp. Lanes may have any numbers.
+
+        Args:
+            config: Megatron-Core's `ModelParallelConfig`; what crosses has its `pipeline_dtype`.
+            samples: of a micro-batch over all lanes; each lane has `lane_samples(samples, lanes, lane)`.
+            tokens: by module with outputs `[tokens, hidden]`, the tokens of each sample, if fixed; others:
+                `mimo_role.megatron.set_token_counts`.
+            splits: by module, how its ranks divide the tokens of a sample in their outputs; default: `TokenSplit()`.
+            frozen: modules without parameters to train: no gradients come back to them.
+
+        Raises:
+            ScheduleError: an argument that does not fit the modules, or a colocated layout.
+            BridgeError: a bridge exists already with other splits.
+        """
+        options = crossing_options(self.topology, config, samples, tokens, splits, frozen)
+        crossings = RankCrossings(options, self.rank, self.bridge, self.group)
+        return PipelineCommunicator(self.topology, config, crossings, self.heartbeat)
+
+    def megatron_encoders_first(
+        self,
+        config: Any,
+        *,
+        samples: int,
+        tokens: Mapping[str, int] | None = None,
+        splits: Mapping[str, TokenSplit] | None = None,
+        frozen: Collection[str] = (),
+    ) -> EncodersFirst:
+        """Encoders beside Megatron-Core's schedule in a colocated layout, where the language model may have several stages.
+
+        Args:
+            config, samples, tokens, splits, frozen: as for `megatron_pipeline_communicator`.
+
+        Raises:
+            ScheduleError: the layout is not colocated, a module does not feed the language model directly or has several
+                stages, or an argument does not fit the modules.
+            BridgeError: a bridge exists already with other splits.
+        """
+        options = crossing_options(self.topology, config, samples, tokens, splits, frozen)
+        bridges = ModuleBridges(options, self.rank, self.bridge, self.group)
+        return EncodersFirst(self.topology, bridges, tuple(frozen), self.heartbeat)
 
     def bridge(
         self,

@@ -18,17 +18,18 @@ LAYERS = {
         " | coordination run_dir | logs schedulers trace | hangs preflight | worker jobs | agent | cli | __main__"
     ),
     "mimo_role": (
-        "errors | host preemption | role monitoring | topology | groups resharding | rank_environ megatron bridge training"
-        " | joining rank_store | context | checkpoint data pipeline lifecycle | hf | testing"
+        "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
+        " | joining rank_store megatron | context | checkpoint data pipeline lifecycle | hf | testing"
     ),
 }
 """A module imports from its own package and from those further left."""
 
 PRIVATE_NAMES = (
-    "agent.elastic_agent agent.torchelastic_private bridge.backward_pass groups.names groups.creation"
-    " hf.weights host.fork_server host.interpreter_exit megatron.adapters monitoring.flight_recorder monitoring.torch_groups"
-    " pipeline.gradient_sync pipeline.profiling training.flat_sums training.gradient_norm training.random_streams"
-    " worker.late_variables worker.main_program worker.numa_binding worker.rank_server"
+    "agent.elastic_agent agent.torchelastic_private bridge.backward_pass groups.names groups.creation hf.weights"
+    " host.fork_server host.interpreter_exit megatron.adapters megatron.cpu megatron.mimo_model"
+    " monitoring.flight_recorder monitoring.torch_groups pipeline.gradient_sync pipeline.profiling"
+    " training.flat_sums training.gradient_norm training.random_streams worker.late_variables worker.main_program"
+    " worker.numa_binding worker.rank_server"
 )
 """Where private names of Python, torch and Megatron-Core stand."""
 

@@ -45,8 +45,8 @@ EXPERT_GTP_FAMILIES: tuple[tuple[str, ...], ...] = (
 
 FAMILIES = (*DENSE_FAMILIES, *GTP_FAMILIES, *EXPERT_FAMILIES, *EXPERT_GTP_FAMILIES)
 
-EXPERT_AXES = ("expt_tp", "ep", "expt_gtp_remat", "expt_dp", "pp")
-"""The axes of a grid of experts, fastest first."""
+EXPERT_AXES = ("expt_tp", "ep", "expt_dp", "pp")
+"""The axes of a grid of experts, fastest first; `expt_gtp_remat` follows `ep` where its size is above one."""
 
 EMBEDDING = "embd"
 """The family of a language module's first and last stages, which share the embedding's weights."""
@@ -102,8 +102,7 @@ def expert_grid_of(topology: Topology, module: str) -> RankGrid | None:
     if module in topology.expert_grids or grid.dim_names[-1] != "pp":
         return topology.expert_grids.get(module)
     stages = grid.axis_size("pp")
-    axes = [axis for axis in EXPERT_AXES if axis not in _GTP_AXES]
-    return RankGrid([1, 1, grid.size // stages, stages], axes, grid.rank_offset)
+    return RankGrid([1, 1, grid.size // stages, stages], EXPERT_AXES, grid.rank_offset)
 
 
 def families_of(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, ...]]:

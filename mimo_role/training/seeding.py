@@ -85,5 +85,5 @@ def _coords(topology: Topology, rank: int, module: str) -> dict[str, int]:
     grid, experts = topology.grids[module], expert_grid_of(topology, module)
     if rank not in grid:
         raise AxisError(f"rank {rank} does not run {module!r}; it runs {', '.join(topology.modules_of(rank))}")
-    absent = dict.fromkeys((*AXES_WITH_GTP, *EXPERT_AXES), 0)
+    absent = dict.fromkeys((*AXES_WITH_GTP, *EXPERT_AXES, "expt_gtp_remat"), 0)
     return absent | (experts.coords(rank) if experts is not None else {}) | grid.coords(rank)

@@ -10,7 +10,7 @@ from launcher.cli import main
 from launcher.config.json_schema import SCHEMA_FILE
 from tests.launcher.jobs import lines_of
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "hf_vlm"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
@@ -30,13 +30,17 @@ def test_init_writes_a_config_and_a_script_and_prints_what_to_do_next(folder, ca
     ]
 
 
-def test_the_template_hf_is_the_example_hf_vlm(folder, capsys):
-    assert main(["init", folder.name, "--template", "hf"]) == 0
-    assert capsys.readouterr().out.startswith("wrote data.py, job.yaml, small_models.py and train.py. Next:\n")
+@pytest.mark.parametrize(
+    ("template", "example", "config"),
+    [("hf", "hf_vlm", "non_colocated.yaml"), ("megatron", "megatron_mimo", "one_node.yaml")],
+)
+def test_a_template_is_its_example(folder, capsys, template, example, config):
+    assert main(["init", folder.name, "--template", template]) == 0
+    assert capsys.readouterr().out.startswith("wrote data.py, job.yaml, ")
     written = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-    config = written.pop("job.yaml")
-    assert written == {path.name: path.read_text(encoding="utf-8") for path in EXAMPLE.glob("*.py")}
-    assert yaml.safe_load(config) == yaml.safe_load((EXAMPLE / "non_colocated.yaml").read_text(encoding="utf-8"))
+    job = written.pop("job.yaml")
+    assert written == {path.name: path.read_text(encoding="utf-8") for path in (EXAMPLES / example).glob("*.py")}
+    assert yaml.safe_load(job) == yaml.safe_load((EXAMPLES / example / config).read_text(encoding="utf-8"))
 
 
 def test_init_without_a_folder_writes_here(folder, capsys):
@@ -70,7 +74,7 @@ def test_init_lists_all_files_that_exist(folder, capsys):
     ("words", "message"),
     [
         (["--template", "plian"], "--template plian: no such template; did you mean 'plain'?"),
-        (["--template", "x"], "--template x: no such template; there are hf, plain"),
+        (["--template", "x"], "--template x: no such template; there are hf, megatron, plain"),
         (["file/below"], "file/below: cannot be written to: Not a directory"),
     ],
 )

@@ -1,7 +1,7 @@
 """Several scripts in the same processes, each in a separate world: processes start only once."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -42,10 +42,10 @@ class Outcome(NamedTuple):
         return self.error + self.at_shutdown
 
 
-def run_jobs(*jobs: Job, timeout_s: float = 100.0) -> list[list[Outcome]]:
-    """For each job, the outcomes of its ranks."""
+def run_jobs(*jobs: Job, timeout_s: float = 100.0, preload: Sequence[str] = ()) -> list[list[Outcome]]:
+    """For each job, the outcomes of its ranks. `preload` as for `run_ranks`."""
     worlds = [job.topology.world_size for job in jobs]
-    ranks = run_ranks(_run_each, max(worlds), jobs, timeout_s=timeout_s)
+    ranks = run_ranks(_run_each, max(worlds), jobs, timeout_s=timeout_s, preload=preload)
     return [[own[at] for own in ranks[:world]] for at, world in enumerate(worlds)]
 
 

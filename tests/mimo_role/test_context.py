@@ -101,6 +101,20 @@ def test_a_context_has_its_role_and_coordinates_and_exports_them():
         assert variables["MIMO_HAS_LANGUAGE_MODULE"] == ("1" if role.has_language_module else "0")
 
 
+def lanes_and_token_count():
+    context = mimo_role.current()
+    (module,) = context.role.modules
+    count = int(context.token_count(context.rank)) if module == "language" else None
+    return context.lane(module), count
+
+
+def test_lanes_lie_along_gtp_remat_and_dp():
+    world = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "gtp_remat": 2, "dp": 2}})
+    found = run_ranks(lanes_and_token_count, world)
+    assert [lane for lane, _ in found] == [(0, 2), (1, 2), *((lane, 4) for lane in range(4) for _ in range(2))]
+    assert [count for _, count in found[2:]] == [2 + 4 + 6 + 8, 3 + 5 + 7 + 9] * 4
+
+
 def mesh_of_language():
     context = mimo_role.current()
     if not context.role.has_language_module:

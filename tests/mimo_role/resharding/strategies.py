@@ -11,7 +11,7 @@ splits = st.builds(TokenSplit, cp_order=st.sampled_from(["contiguous", "zigzag"]
 
 @st.composite
 def topologies(draw, colocated=None, max_ranks=None):
-    """One modality module and the language module, with any tp, cp, dp and pp."""
+    """One modality module and the language module, with any tp, cp, gtp_remat, dp and pp."""
     colocated = draw(st.booleans()) if colocated is None else colocated
     if colocated:
         world = draw(st.sampled_from([size for size in (1, 2, 4, 6, 8, 12) if size <= (max_ranks or 12)]))
@@ -22,7 +22,11 @@ def topologies(draw, colocated=None, max_ranks=None):
         used = first["tp"] * first["cp"] * first["dp"] * first["pp"]
         modules = {"vision": first, "language": draw(_sizes(most - used))}
     for sizes in modules.values():
-        sizes["order"] = draw(st.just(["tp", "cp", "dp", "pp"]) | st.permutations(["tp", "cp", "dp", "pp"]))
+        axes = ["tp", "cp", "dp", "pp"]
+        if sizes["dp"] % 2 == 0 and draw(st.booleans()):
+            sizes.update(dp=sizes["dp"] // 2, gtp_remat=2)
+            axes.append("gtp_remat")
+        sizes["order"] = draw(st.just(axes) | st.permutations(axes))
     return Topology.from_modules(modules, layout="colocated" if colocated else "non_colocated")
 
 
