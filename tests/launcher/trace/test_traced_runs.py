@@ -142,3 +142,15 @@ def test_a_run_that_records_nothing_has_no_trace(tmp_path):
     assert not (tmp_path / "runs/small/recording").exists()
     refused = trace_command(job)
     assert (refused.returncode, "nothing is recorded here" in refused.stderr) == (2, True)
+
+
+def test_each_attempt_keeps_what_its_ranks_recorded(tmp_path):
+    job = Job(tmp_path, CONFIG + "runtime: {max_restarts: 1}\n")
+    script = (
+        "\nimport os\nif ctx.rank == 2 and os.environ['MIMO_RESTART_COUNT'] == '0':\n    sys.exit(3)\nschedule.step([0, 1])\n"
+    )
+    assert job.run(SCRIPT + script).returncode == 0
+    kept = sorted(path.name for path in (tmp_path / "runs/small/recording").iterdir())
+    assert kept == ["attempt0", "attempt1"]
+    assert trace_command(job).returncode == 0
+    assert read_strictly(tmp_path / "runs/small/trace.json")["metadata"]["attempt"] == 1
