@@ -16,9 +16,16 @@ def imports_of_stub(package):
     return {alias.asname: node.module for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
+NEEDS = {"mimo_role.megatron": "megatron.core"}
+"""Packages in which importing a name imports something that need not be installed, and may warn."""
+
+
 @pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.filterwarnings("ignore")
 def test_a_package_exports_the_names_of_its_stub(package):
     pytest.importorskip("torch")
+    if package in NEEDS:
+        pytest.importorskip(NEEDS[package])
     loaded, modules = import_module(package), imports_of_stub(package)
     assert dir(loaded) == sorted(loaded.__all__) == sorted(modules)
     for name, module in modules.items():
