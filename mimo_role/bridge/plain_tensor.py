@@ -7,6 +7,7 @@ import torch
 
 from mimo_role.errors import BridgeError
 from mimo_role.resharding.endpoint import Endpoint
+from mimo_role.topology.dimension_names import axes_of_dimension
 from mimo_role.topology.lanes import LANE_AXES
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -46,7 +47,7 @@ def _local_part(tensor: Any, shape: tuple[int, ...] | None, end: Endpoint, descr
     for name, placement in zip(names, tensor.placements, strict=True):
         if placement.is_partial():
             problem = "is a partial sum: redistribute it to Replicate() or Shard() first"
-        elif placement.is_shard() and not any(divides.get(axis, False) for axis in (name or "").split("_")):
+        elif placement.is_shard() and not any(divides.get(axis, False) for axis in axes_of_dimension(name or "")):
             problem = (
                 f"is sharded over the mesh dimension {name!r}, over which {end.module}'s ranks hold equal copies of their "
                 "tokens; redistribute it to Replicate(), or pass a TokenSplit that says how they divide them"

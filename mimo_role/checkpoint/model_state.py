@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mimo_role.errors import CheckpointError
+from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
 
 Modules = Mapping[str, nn.Module] | nn.ModuleDict
@@ -31,18 +32,27 @@ def root_of(modules: Modules, topology: Topology, rank: int) -> nn.ModuleDict:
     if any(isinstance(module, FullyShardedDataParallel) for module in root.modules()):
         raise CheckpointError("a module is wrapped in FullyShardedDataParallel; use fully_shard, whose parameters are DTensors")
     for name, parameter in root.named_parameters():
-        _check(name, parameter, topology.grids[name.partition(".")[0]].axis_size("tp"))
+        _check(name, parameter, topology, name.partition(".")[0])
     return root
 
 
-def _check(name: str, parameter: nn.Parameter, tp: int) -> None:
+def _check(name: str, parameter: nn.Parameter, topology: Topology, module: str) -> None:
     if parameter.is_meta:
         raise CheckpointError(f"{name} is on the meta device; call to_empty() first")
-    if tp > 1 and getattr(parameter, "tensor_model_parallel", False) and not isinstance(parameter, DTensor):
-        raise CheckpointError(
-            f"{name} is marked tensor_model_parallel, but is a plain tensor, of which a checkpoint takes one rank's part for "
-            "the whole; make it a DTensor on ctx.mesh(module)['tp']"
-        )
+    gtp_axis = "gtp_remat" if getattr(parameter, "allreduce", True) else "expt_gtp_remat"
+    for mark, axis in (("tensor_model_parallel", "tp"), ("is_gtp_weight_remat", gtp_axis)):
+        is_divided = any(axis in grid.dim_names and grid.axis_size(axis) > 1 for grid in _views_of(topology, module))
+        if is_divided and getattr(parameter, mark, False) and not isinstance(parameter, DTensor):
+            raise CheckpointError(
+                f"{name} is marked {mark}, but is a plain tensor, of which a checkpoint takes one rank's part for "
+                f"the whole; make it a DTensor on ctx.mesh(module)[{axis!r}]"
+            )
+
+
+def _views_of(topology: Topology, module: str) -> list[RankGrid]:
+    """The module's grid, and its experts' if it has any."""
+    experts = topology.expert_grids.get(module)
+    return [topology.grids[module], *([experts] if experts is not None else [])]
 
 
 def weights_of(root: nn.ModuleDict) -> dict[str, Any]:

@@ -112,7 +112,11 @@ def create_alone(rank: int, series: int, **settings: Any) -> dist.ProcessGroup:
         settings: `timeout`, as `torch.distributed.new_group` takes it.
     """
     with named_alone(series):
-        return _create_locally((rank,), group_desc="self", **settings)
+        group = _create_locally((rank,), group_desc="self", **settings)
+    bound = world_group().bound_device_id
+    if bound is not None:  # as groups that are split off the world have it, so that a barrier knows its device
+        group.bound_device_id = bound
+    return group
 
 
 def _create_locally(ranks: Sequence[int], **settings: Any) -> dist.ProcessGroup:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from mimo_role.errors import AxisError, TopologyError
 from mimo_role.groups.options import MEGATRON, GroupOptions
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
+from mimo_role.topology.dimension_names import axes_of_dimension
 from mimo_role.topology.grid import RankGrid
 from mimo_role.topology.topology import Topology
 
@@ -142,10 +143,11 @@ def check_family(topology: Topology, module: str, axes: tuple[str, ...], key: st
     try:
         locate(topology, module, axes)
     except AxisError as error:
-        hint = f"; write [{', '.join(axes[0].split('_'))}]" if _is_joined(topology, module, axes) else ""
+        parts = axes_of_dimension(axes[0]) if len(axes) == 1 else []
+        hint = f"; write [{', '.join(parts)}]" if _are_axes(topology, module, parts) else ""
         raise TopologyError(f"modules.{module}.groups.{key}", f"={list(axes)}: {error}{hint}") from None
 
 
-def _is_joined(topology: Topology, module: str, axes: tuple[str, ...]) -> bool:
-    """Whether it is one name of several axes, as in Megatron-Core: `dp_cp`."""
-    return len(axes) == 1 and "_" in axes[0] and set(axes[0].split("_")) <= set(topology.grids[module].dim_names)
+def _are_axes(topology: Topology, module: str, parts: list[str]) -> bool:
+    """Whether one name is several axes of the module joined, as Megatron-Core writes them: `dp_cp`."""
+    return len(parts) > 1 and set(parts) <= {*topology.grids[module].dim_names, *EXPERT_AXES, *_GTP_AXES}

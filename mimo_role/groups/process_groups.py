@@ -140,6 +140,8 @@ class ProcessGroups:
             raise ContextError("the groups have been destroyed: mimo_role.shutdown() was called")
         if rows.row_size == 1:
             return self._alone
+        if rows.ends_only and len(rows.row_of(self._rank)) == 1:
+            return self._alone if self.schedule.makes(rows, communicator) else None
         whole = any(groups.rows == rows for groups in self.schedule.on_world)
         if whole and communicator in (None, Communicator()):
             return world_group()

@@ -78,9 +78,12 @@ def grid_map(topology: Topology, options: Mapping[str, GroupOptions], rank: int,
             shared = shared_axes(grid, experts)
             theirs.register_view(EXPERT_VIEW, list(experts.shape), list(experts.dim_names), shared_dims=shared)
             families |= {axes for axes in FAMILIES if set(axes) <= set(experts.dim_names)}
+        known = {*grid.dim_names, *(experts.dim_names if experts is not None else ())}
         for axes in families:
+            own = tuple(axis for axis in axes if axis in known or not axis.endswith("gtp_remat"))
             with suppress(AxisError):  # a family of experts that the options do not include
-                theirs._pgs[_key(grid, experts, axes)] = find(module, *axes) if rank in grid else None
+                if own:
+                    theirs._pgs[_key(grid, experts, own)] = find(module, *axes) if rank in grid else None
         found[module] = theirs
     return found
 

@@ -42,7 +42,8 @@ class EncodersFirst:
     Megatron-Core's schedule runs each rank once for a micro-batch, so where a rank runs an encoder and a later stage, its
     encoder would wait for a stage that waits for the encoder. So encoders run for all micro-batches of a step first, and their
     backwards last; between lies the schedule of the language model by itself. The encoders' activations of a whole step are
-    kept that long.
+    kept that long. The schedule's `finalize_model_grads_func` comes before the encoders' backwards, so it is for the language
+    model only; the encoders' gradients are reduced and scaled after `backward`.
     """
 
     def __init__(self, topology: Topology, bridges: ModuleBridges, frozen: Sequence[str], heartbeat: Heartbeat) -> None:

@@ -70,8 +70,10 @@ class MimoModel(_CoreMimoModel):  # type: ignore[misc]
     ) -> Any:
         if modality_inputs is not None:
             raise ContextError("modality_inputs= belongs to encode() in a colocated layout with several stages")
+        is_first = self.role.is_first_stage(MIMO_LANGUAGE_MODULE_KEY)
+        inputs = encoder_outputs or {} if is_first else {MIMO_LANGUAGE_MODULE_KEY: self.input_tensors}
         output, mask = self._forward_language_module(
-            input_ids, position_ids, attention_mask, loss_mask, labels, encoder_outputs or {}, packing_kwargs
+            input_ids, position_ids, attention_mask, loss_mask, labels, inputs, packing_kwargs
         )
         return (output[MIMO_LANGUAGE_MODULE_KEY] if isinstance(output, dict) else output), mask
 

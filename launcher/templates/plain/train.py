@@ -38,7 +38,7 @@ bridge = ctx.bridge("vision")  # carries activations from vision to language, an
 module = "language" if ctx.role.has_language_module else "vision"
 
 # Both modules divide each batch among their replicas, each by its own number of them (its dp).
-replica, replicas = ctx.coords(module)["dp"], ctx.topology.grids[module].axis_size("dp")
+replica, replicas = ctx.lane(module)
 own = mimo_role.lane_samples(BATCH, replicas, replica)
 print(f"{module}, replica {replica} of {replicas}: samples {own.start} to {own.stop - 1} of {BATCH}")
 loader = RoleDataLoader(ctx, Images(), GlobalBatchSampler(length=SAMPLES, global_batch_size=BATCH))

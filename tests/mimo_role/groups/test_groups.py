@@ -383,6 +383,19 @@ def test_nccl_options_names_and_timeouts_reach_the_split(recorder):
     assert len(fake.freed) == len({group.number for group in fake.freed}) == len(made.schedule) + 1
 
 
+def test_a_stage_between_the_ends_has_its_own_rank_as_embedding_group(recorder):
+    topology = Topology.from_modules({"language": {"tp": 2, "pp": 3}}, layout="colocated")
+    fake = recorder(topology.world_size)
+    for rank, ranks in ((0, [0, 4]), (2, [2]), (5, [1, 5])):
+        made = process_groups.ProcessGroups(topology, rank, SHORT, {"language": GroupOptions(families="megatron")})
+        alone, *splits = fake.calls
+        row = next((row for _, settings in splits for row in settings["split_ranks"] if row == ranks), alone[1]["ranks"])
+        assert list(row) == ranks
+        assert (made.get_ends("language") is made.get("language", ("cp",))) == (len(ranks) == 1)
+        made.destroy()
+        fake.calls.clear()
+
+
 def test_under_nccl_the_group_of_one_rank_is_no_split(recorder):
     fake = recorder(APART.world_size)
     process_groups.ProcessGroups(APART, 0, SHORT).destroy()

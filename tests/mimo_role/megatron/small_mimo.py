@@ -28,6 +28,8 @@ class Case:
     """Whether encoders get the text too, so that our `MimoModel` counts their tokens."""
     samples: int = 6
     """Of a micro-batch."""
+    ddp: bool = False
+    """Whether the modules are wrapped in Megatron-Core's `DistributedDataParallel`, which sums gradients."""
     colocated: bool = False
     """Whether all ranks run the encoder and one stage of the language model."""
 
@@ -140,7 +142,7 @@ def build(ctx, case, config):
     groups = ctx.megatron_process_groups("language") if role.has_language_module else None
     stage = ctx.coords("language")["pp"] if role.has_language_module else 0
     language = {"config": config, "groups": groups, "stage": stage, "is_last": role.is_last_stage("language")}
-    return MimoModel(
+    model = MimoModel(
         MimoModelConfig(
             language_model_spec=ModuleSpec(Language, params=language),
             modality_submodules_spec={
@@ -153,6 +155,34 @@ def build(ctx, case, config):
         cp_group=groups.cp if groups else None,
         tp_group=groups.tp if groups else None,
     )
+    if case.ddp:
+        wrap(ctx, model, config)
+    return model
+
+
+def wrap(ctx, model, config):
+    """Put both modules into Megatron-Core's `DistributedDataParallel`, whose gradients are sums over lanes."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    def wrapped(module, name):
+        return DistributedDataParallel(
+            config, DistributedDataParallelConfig(), module, pg_collection=ctx.megatron_process_groups(name)
+        )
+
+    model.language_model = wrapped(model.language_model, "language")
+    model.modality_submodules["vision"] = wrapped(model.modality_submodules["vision"], "vision")
+    model.zero_grad_buffer()
+
+
+def gradients_of_wrapped(ctx, model):
+    """This rank's gradients, which the wrappers have summed."""
+    language, vision = model.language_model, model.modality_submodules["vision"]
+    language.finish_grad_sync()
+    vision.finish_grad_sync()
+    stage = ctx.coords("language")["pp"]
+    found = {"encoder": vision.module.encoders["encoder"].weight, f"layer {stage}": language.module.layer}
+    found |= {"embedding": language.module.embedding.table} if stage == 0 else {}
+    return {name: parameter.main_grad for name, parameter in found.items()}
 
 
 def inputs_of(ctx, case, micro, module=None) -> dict[str, Any]:

@@ -166,6 +166,24 @@ def test_without_megatron_the_extra_is_named(monkeypatch):
             call()
 
 
+def test_families_by_hand_have_megatrons_keys(monkeypatch):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    world = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "cp": 2, "dp": 2, "pp": 3}})
+    dist.init_process_group("fake", store=FakeStore(), rank=12, world_size=world.world_size)
+    try:
+        options = {"language": GroupOptions(families=(("dp", "cp", "gtp_remat"), ("tp", "pp")))}
+        context = mimo_role.init(world, groups=options)
+        grid = context.megatron_grid_map()["language"]
+        assert members(grid.get_pg(["dp", "cp"])) == [10, 12, 14, 16]
+        assert members(grid.get_pg(["tp", "pp"])) == [4, 5, 12, 13, 20, 21]
+    finally:
+        mimo_role.shutdown()
+        dist.destroy_process_group()
+
+
 def test_a_collection_without_second_groups_has_none_for_them(monkeypatch):
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -12,7 +12,15 @@ from mimo_role.megatron.encoders_first import check_encoders_first
 from tests.mimo_role.fresh_worlds import Job, run_jobs
 from tests.mimo_role.megatron import test_pipeline_communicator as schedule
 from tests.mimo_role.megatron.pipeline_vlm import HIDDEN, LENGTH, MICRO_BATCHES
-from tests.mimo_role.megatron.small_mimo import Case, build, inputs_of, output_of, summed_gradients, whole_model
+from tests.mimo_role.megatron.small_mimo import (
+    Case,
+    build,
+    gradients_of_wrapped,
+    inputs_of,
+    output_of,
+    summed_gradients,
+    whole_model,
+)
 
 pytestmark = schedule.pytestmark
 
@@ -32,6 +40,7 @@ CASES = {
     "colocated pp, cp": Case({"dp": 4}, {"pp": 2, "cp": 2}, colocated=True),
     "colocated pp, sequence parallel, 3 samples": Case({"dp": 2, "cp": 2}, {"tp": 2, "pp": 2}, colocated=True, samples=3),
     "colocated pp, packed": Case({"dp": 4}, {"pp": 2, "dp": 2}, colocated=True, packed=True),
+    "colocated pp, Megatron's DDP": Case({"dp": 4}, {"pp": 2, "dp": 2}, colocated=True, ddp=True),
 }
 
 
@@ -61,7 +70,8 @@ def train(found, case):
     config = configured(case)
     model = build(ctx, case, config)
     if case.colocated:
-        found += [train_colocated(ctx, case, config, model), summed_gradients(ctx, model)]
+        losses = train_colocated(ctx, case, config, model)
+        found += [losses, gradients_of_wrapped(ctx, model) if case.ddp else summed_gradients(ctx, model)]
         return
     communicator = ctx.megatron_pipeline_communicator(config, samples=case.samples)
     losses = schedule.run_schedule(ctx, model, communicator, lambda part, micro: output_of(ctx, case, part, micro))
