@@ -12,6 +12,7 @@ from mimo_role import lane_samples
 from mimo_role.megatron import set_token_counts
 from tests.mimo_role.megatron.pipeline_vlm import HIDDEN, LENGTH, MICRO_BATCHES, drawn
 
+LR, MAX_NORM = 0.02, 5.0
 IMAGE, VOCABULARY = 0, 12
 """The token in whose places embeddings of images go; the others are text."""
 
@@ -112,10 +113,41 @@ class Language(nn.Module):
         return loss_per_token(hidden, labels)
 
 
+class Whole:
+    """The model in one process."""
+
+    def __init__(self, case):
+        self.case, self.encoder, self.embedding = case, Encoder(), Embedding()
+        self.layers = [weight(f"layer {stage}") for stage in range(case.language.get("pp", 1))]
+        self.parameters = {"encoder": self.encoder.weight, "embedding": self.embedding.table}
+        self.parameters |= {f"layer {at}": layer for at, layer in enumerate(self.layers)}
+
+    def losses(self):
+        """Of each micro-batch."""
+        return losses_of(self.case, self.encoder, self.embedding, self.layers)
+
+    def train(self, steps):
+        """The losses and the gradients' norm of each step."""
+        adam, found = torch.optim.Adam(self.parameters.values(), lr=LR), []
+        for _ in range(steps):
+            adam.zero_grad()
+            losses = self.losses()
+            torch.stack(losses).sum().backward()
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), MAX_NORM)
+            adam.step()
+            found.append(([loss.item() for loss in losses], norm.item()))
+        return found
+
+
 def whole_model(case):
     """The loss of each micro-batch and the gradients in one process, by name of a parameter."""
-    encoder, embedding = Encoder(), Embedding()
-    layers = [weight(f"layer {stage}") for stage in range(case.language.get("pp", 1))]
+    whole = Whole(case)
+    losses = whole.losses()
+    torch.stack(losses).sum().backward()
+    return [loss.item() for loss in losses], {name: each.grad for name, each in whole.parameters.items()}
+
+
+def losses_of(case, encoder, embedding, layers):
     losses, samples = [], range(case.samples)
     for micro in range(MICRO_BATCHES):
         text = case.text(micro, samples)
@@ -125,9 +157,7 @@ def whole_model(case):
         for layer in layers:
             hidden = torch.tanh(hidden @ layer)
         losses.append(loss_per_token(hidden, labels_of(text, micro, samples)).sum())
-    torch.stack(losses).sum().backward()
-    found = {"encoder": encoder.weight.grad, "embedding": embedding.table.grad}
-    return [loss.item() for loss in losses], found | {f"layer {at}": layer.grad for at, layer in enumerate(layers)}
+    return losses
 
 
 def build(ctx, case, config):
@@ -227,3 +257,15 @@ def summed_gradients(ctx, model):
         torch.distributed.all_reduce(language.layer.grad, group=language.groups.tp)
     found[f"layer {stage}"] = language.layer.grad
     return found | ({"embedding": language.embedding.table.grad} if stage == 0 else {})
+
+
+def parameters_of(ctx, model):
+    """This rank's parameters by name, detached."""
+    found = {}
+    if ctx.role.has_modality_modules:
+        found["encoder"] = model.modality_submodules["vision"].encoders["encoder"].weight
+    if ctx.role.has_language_module:
+        language, stage = model.language_model, ctx.coords("language")["pp"]
+        found[f"layer {stage}"] = language.layer
+        found |= {"embedding": language.embedding.table} if stage == 0 else {}
+    return {name: each.detach() for name, each in found.items()}

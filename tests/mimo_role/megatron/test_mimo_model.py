@@ -13,11 +13,15 @@ from tests.mimo_role.fresh_worlds import Job, run_jobs
 from tests.mimo_role.megatron import test_pipeline_communicator as schedule
 from tests.mimo_role.megatron.pipeline_vlm import HIDDEN, LENGTH, MICRO_BATCHES
 from tests.mimo_role.megatron.small_mimo import (
+    LR,
+    MAX_NORM,
     Case,
+    Whole,
     build,
     gradients_of_wrapped,
     inputs_of,
     output_of,
+    parameters_of,
     summed_gradients,
     whole_model,
 )
@@ -70,7 +74,8 @@ def train(found, case):
     config = configured(case)
     model = build(ctx, case, config)
     if case.colocated:
-        losses = train_colocated(ctx, case, config, model)
+        encoders = ctx.megatron_encoders_first(config, samples=case.samples)
+        losses = train_colocated(ctx, case, config, model, encoders)
         found += [losses, gradients_of_wrapped(ctx, model) if case.ddp else summed_gradients(ctx, model)]
         return
     communicator = ctx.megatron_pipeline_communicator(config, samples=case.samples)
@@ -78,12 +83,43 @@ def train(found, case):
     found += [losses, summed_gradients(ctx, model)]
 
 
-def train_colocated(ctx, case, config, model):
+STEPS = 20
+LONG = {
+    name: CASES[name]
+    for name in ("dp 3:2", "fan-in with other token counts in each sample", "cp of both, dp 1:2", "colocated pp")
+}
+"""Layouts that Megatron-Core's own communicators refuse."""
+
+
+def train_long(found, case):
+    """The losses and the norm of each step, and this rank's parameters at the end."""
+    run_on_cpu()
+    ctx = mimo_role.current()
+    config = configured(case)
+    model = build(ctx, case, config)
+    if case.colocated:
+        encoders = ctx.megatron_encoders_first(config, samples=case.samples)
+        step = partial(train_colocated, ctx, case, config, model, encoders)
+    else:
+        communicator = ctx.megatron_pipeline_communicator(config, samples=case.samples)
+        step = partial(schedule.run_schedule, ctx, model, communicator, lambda part, micro: output_of(ctx, case, part, micro))
+    modules = {"vision": model.modality_submodules, "language": model.language_model}
+    adam = torch.optim.Adam(model.parameters(), lr=LR)
+    for _ in range(STEPS):
+        adam.zero_grad()
+        losses = step()
+        summed_gradients(ctx, model)
+        norm = ctx.clip_grad_norm_({name: modules[name] for name in ctx.role.modules}, MAX_NORM)
+        adam.step()
+        found.append((losses, norm.item()))
+    found.append(parameters_of(ctx, model))
+
+
+def train_colocated(ctx, case, config, model, encoders):
     """Encoders, Megatron-Core's schedule of the language model over its own communicator, and the encoders' backwards."""
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_without_interleaving
 
-    encoders = ctx.megatron_encoders_first(config, samples=case.samples)
     inputs = [inputs_of(ctx, case, micro, "vision") for micro in range(MICRO_BATCHES)]
     received = encoders.forward([model.encode(**each) for each in inputs])
 
@@ -115,8 +151,29 @@ def topology_of(case):
 
 @pytest.fixture(scope="module")
 def outcomes():
-    jobs = (Job(train, topology_of(case), (case,)) for case in CASES.values())
-    return dict(zip(CASES, run_jobs(*jobs, timeout_s=400, preload=schedule.PRELOAD), strict=True))
+    jobs = [Job(train, topology_of(case), (case,)) for case in CASES.values()]
+    jobs += [Job(train_long, topology_of(case), (case,)) for case in LONG.values()]
+    names = [*CASES, *(f"long: {name}" for name in LONG)]
+    return dict(zip(names, run_jobs(*jobs, timeout_s=400, preload=schedule.PRELOAD), strict=True))
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_twenty_steps_of_an_optimizer_are_those_of_one_process(outcomes, name):
+    case, ranks = LONG[name], outcomes[f"long: {name}"]
+    assert [rank.errors for rank in ranks] == [""] * len(ranks)
+    whole = Whole(case)
+    expected = whole.train(STEPS)
+    last = schedule.ranks_with_loss(topology_of(case))
+    for at, (losses, norm) in enumerate(expected):
+        steps = [rank.found[at] for rank in ranks]
+        assert [sum(of_one) for of_one in zip(*(steps[rank][0] for rank in last), strict=True)] == pytest.approx(
+            losses, rel=1e-9
+        )
+        assert [found for _, found in steps] == pytest.approx([norm] * len(ranks), rel=1e-9)
+    assert sum(expected[-1][0]) < sum(expected[0][0])
+    for rank in ranks:
+        for key, parameter in rank.found[STEPS].items():
+            torch.testing.assert_close(parameter, whole.parameters[key].detach(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
