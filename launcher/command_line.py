@@ -188,7 +188,7 @@ def _add_logs(parser: _Parser, commands: _Commands) -> None:
 def _add_trace(parser: _Parser, commands: _Commands) -> None:
     trace = _add_job_command(parser, commands, "trace", "write what the ranks did in their last steps, for Perfetto")
     trace.add_argument("--steps", metavar="N[-M]", help="only these steps (default: all that are left)")
-    trace.add_argument("--out", metavar="FILE", type=Path, help="where to write (default: trace.json in the run directory)")
+    trace.add_argument("--out", metavar="FILE", type=Path, help="the file (default: mimo_trace.json in the run directory)")
 
 
 def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:

@@ -116,13 +116,11 @@ class JobMonitor:
 
     def outcome(self) -> Outcome:
         """How the job has ended. To be called once the ranks of this node have."""
-        self._recordings.save(self.attempt)
         return self._complete(self._find_outcome())
 
     def outcome_after_signal(self, number: Signals) -> Outcome:
         """How the job has ended where a signal ended mimo-launch: the ranks may have saved, and asked to be requeued."""
         nodes, state, exit_codes = self.job.nodes, self.job.nodes.state, self._ranks.exit_codes()
-        self._recordings.save(self.attempt)
         # A user who presses Ctrl-C does not ask for a new start.
         is_requeue = number != Signals.SIGINT and self._requeue.is_complete(self.attempt, exit_codes)
         if self._is_done or is_requeue:
@@ -238,7 +236,7 @@ class JobMonitor:
         return reason
 
     def _complete(self, outcome: Outcome) -> Outcome:
-        self._recordings.write_trace_of(outcome, self.attempt)
+        self._recordings.save(self.attempt)  # once the other nodes know how the job ends
         restarts = [headline(self.job.plan.topology, failure) for failure in self.restarts.restarted]
         return replace(outcome, attempts=self.attempt + 1, restarts=restarts)
 

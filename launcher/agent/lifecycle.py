@@ -44,7 +44,25 @@ def run_node(plan: LaunchPlan, node: LocalNode, config_text: str, console: Conso
     with _take_run_dir(plan, node, config_text, agent_id, run_id=agent_id) as run_dir:
         outcome = _run_job(plan, node, config_text, agent_id, console)
         run_dir.write_report(outcome.as_dict() | {"began": _iso(began), "ended": _iso(time.time())})
+        if outcome.kind in ("failed", "stalled"):
+            _write_last_seconds(run_dir, plan, outcome)
         return outcome
+
+
+def _write_last_seconds(run_dir: RunDir, plan: LaunchPlan, outcome: Outcome) -> None:
+    """Write the trace of a failure. What goes wrong is logged: the outcome and its report are there already."""
+    from launcher.trace.writer import write_last_seconds
+
+    try:
+        first = outcome.details.get("first") or {}  # of a hang there is none
+        written = write_last_seconds(run_dir, plan, first.get("rank"))
+    except KeyboardInterrupt:
+        logger.warning("interrupted: no trace of the last seconds; mimo-launch trace %s writes it", run_dir.path)
+    except Exception as error:
+        logger.warning("no trace of the last seconds: %s: %s", type(error).__name__, error)
+    else:
+        if written is not None:
+            logger.info("wrote the last seconds of %d ranks to %s", written.ranks, written.path)
 
 
 def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str, console: Console) -> Outcome:

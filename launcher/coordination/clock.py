@@ -11,12 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
-from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, DistStoreError, TCPStore  # type: ignore[attr-defined]
 
 from launcher.coordination.clock_offset import ClockOffset, Exchange
 
 _EXCHANGES = 8
 _TIMEOUT_S = 2.0
+_PATIENCE_S = 0.5
+"""How long to wait for a question before looking whether it is missing: less than half of what one waits for its answer."""
 _STOP = "stop"
 
 Now = Callable[[], int]
@@ -43,9 +45,16 @@ class ClockServer:
     def _serve(self) -> None:
         number = 0
         with suppress(DistError):
-            store = _connect(self._store, timedelta(days=365))
-            while store.get(f"clock/question/{number}").decode() != _STOP:
+            store = _connect(self._store, timedelta(seconds=_PATIENCE_S))
+            while True:
+                try:
+                    question = store.get(f"clock/question/{number}").decode()
+                except DistStoreError:  # none yet; or an agent died between numbering one and asking it
+                    number += store.add("clock/count", 0) > number + 1
+                    continue
                 received_ns = self._now_ns()
+                if question == _STOP:
+                    return
                 store.delete_key(f"clock/question/{number}")
                 store.set(f"clock/answer/{number}", json.dumps([received_ns, self._now_ns()]))
                 number += 1

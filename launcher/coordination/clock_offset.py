@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MOST_DRIFT = 1e-4
-"""The largest difference of the rates of two hosts' clocks. Quartz clocks are within 50 ppm, before they are disciplined."""
+MOST_DRIFT = 5e-4
+"""The largest difference of the rates of two clocks: what NTP slews one by (adjtimex(2)), which is more than quartz drifts."""
 
 
 class Exchange(NamedTuple):

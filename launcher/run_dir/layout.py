@@ -8,8 +8,9 @@ report.json     the outcome of the run; of a failure, which rank failed first an
 run_id          the id of the run; its presence marks the directory as one of mimo-launch
 slurm_job       the id of the SLURM job that the run is part of
 logs/attempt0/  rank3.stdout.log, rank3.stderr.log, rank3.error.json, rank3.stacks.txt; one directory per attempt
-recording/attempt0/  rank3.bin.gz, node0.json: what ranks have recorded, and how far nodes' clocks are from node 0's
-trace.json      the last seconds of a run that failed or hung, or what `mimo-launch trace` has written
+                rank3.recording.gz, what a rank has recorded; node0.clock.json, how far a node's clock is from node 0's
+report.trace.json    the last seconds of a run that failed or hung
+mimo_trace.json      what `mimo-launch trace` has written
 previous/ID/    the same files of earlier runs, by run id
 .lock           locked while a run is going on
 jobs/ID/        one directory per submission: `SubmissionLayout`
@@ -86,23 +87,23 @@ class RunDirLayout(_PlanDir):
         """The stacks of a rank that crashed in C or hung; `*` for the pattern of all ranks' files."""
         return self.attempt_dir(attempt) / f"rank{rank}.stacks.txt"
 
-    @property
-    def recordings_dir(self) -> Path:
-        """What the ranks have recorded."""
-        return self.path / "recording"
-
     def recording_file(self, attempt: int, rank: int) -> Path:
         """What a rank has recorded."""
-        return self.recordings_dir / f"attempt{attempt}" / f"rank{rank}.bin.gz"
+        return self.attempt_dir(attempt) / f"rank{rank}.recording.gz"
 
     def clock_file(self, attempt: int, node: int) -> Path:
         """How far a node's clock is from node 0's."""
-        return self.recordings_dir / f"attempt{attempt}" / f"node{node}.json"
+        return self.attempt_dir(attempt) / f"node{node}.clock.json"
 
     @property
     def trace_file(self) -> Path:
         """The trace of all ranks."""
-        return self.path / "trace.json"
+        return self.path / "mimo_trace.json"
+
+    @property
+    def failure_trace_file(self) -> Path:
+        """The trace of the last seconds of a run that failed or hung."""
+        return self.path / "report.trace.json"
 
     def attempts(self) -> list[int]:
         """The attempts that have left output, in order."""
@@ -112,7 +113,7 @@ class RunDirLayout(_PlanDir):
     def files_of_run(self) -> list[Path]:
         """The files that belong to one run and exist. The run id comes last: it marks the others as ours."""
         files = [self.config_file, self.plan_file, self.nodes_file, self.slurm_job_file, self.report_file, self.logs_dir]
-        files += [self.recordings_dir, self.trace_file]
+        files += [self.trace_file, self.failure_trace_file]
         return [file for file in (*files, self.run_id_file) if file.exists()]
 
     def previous_dir(self, run_id: str) -> Path:

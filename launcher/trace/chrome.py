@@ -60,7 +60,7 @@ def trace_of(
         last_s: only records of so many seconds before the last one of all ranks.
     """
     nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    offsets = {rank: _offset(found, nodes[rank]) for rank in found.by_rank}
+    offsets = {rank: _offset(found, nodes, rank) for rank in found.by_rank}
     kept = {rank: _shifted(recording.records, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     running = {rank: _shifted(recording.open, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     times = [each.end_ns for records in kept.values() for each in records]
@@ -78,8 +78,12 @@ def trace_of(
     return {"traceEvents": events, "displayTimeUnit": "ms", "metadata": _metadata(plan, found, zero_ns, max(times, default=0))}
 
 
-def _offset(found: Recordings, node: int) -> int:
-    return found.clocks[node].offset_ns if node in found.clocks else 0
+def _offset(found: Recordings, nodes: Mapping[int, int], rank: int) -> int:
+    """What to add to a rank's times to get node 0's: as it was measured, otherwise by both nodes' time of day."""
+    if nodes[rank] in found.clocks:
+        return found.clocks[nodes[rank]].offset_ns
+    first = next((each for other, each in found.by_rank.items() if nodes[other] == 0), None)
+    return 0 if first is None or nodes[rank] == 0 else found.by_rank[rank].wall_offset_ns - first.wall_offset_ns
 
 
 def _shifted(records: Any, offset_ns: int, steps: Container[int] | None) -> list[Record]:
@@ -143,7 +147,8 @@ def _arguments(record: Record) -> dict[str, Any]:
 def _arrows(
     recordings: Mapping[int, Recording], kept: Mapping[int, list[Record]], microseconds: Callable[[int], float]
 ) -> Iterator[Event]:
-    """From each send to the waits for it. A message that is sent or awaited twice under one identity has none."""
+    """From each send to the last wait for it on each rank: of several tensors, each has one. A message that is sent twice under
+    one identity, as where a step is repeated, has no arrow."""
     sent: dict[_Message, list[_Place]] = defaultdict(list)
     awaited: dict[tuple[_Message, int], list[_Place]] = defaultdict(list)
     for rank, records in kept.items():
@@ -166,11 +171,11 @@ def _arrows(
     number = 0
     for (message, _), ends in awaited.items():
         begins = sent.get(message, [])
-        if len(begins) == len(ends) == 1:
+        if len(begins) == 1:
             number += 1
             shared = {"name": message.link, "cat": "bridge", "id": number}
             yield {"ph": "s", **shared, **_at(begins[0], microseconds)}
-            yield {"ph": "f", "bp": "e", **shared, **_at(ends[0], microseconds)}
+            yield {"ph": "f", "bp": "e", **shared, **_at(max(ends, key=lambda each: each.time_ns), microseconds)}
 
 
 def _at(place: _Place, microseconds: Callable[[int], float]) -> Event:
@@ -181,7 +186,7 @@ def _metadata(plan: LaunchPlan, found: Recordings, zero_ns: int, last_ns: int) -
     """What the times are, and what is missing."""
     first = found.by_rank[min(found.by_rank)]
     nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    wall_ns = zero_ns - _offset(found, nodes[first.rank]) + first.wall_offset_ns
+    wall_ns = zero_ns - _offset(found, nodes, first.rank) + first.wall_offset_ns
     return {
         "run": plan.name,
         "attempt": found.attempt,

@@ -3,7 +3,9 @@
 import gzip
 import json
 import logging
-from collections.abc import Iterable
+import struct
+import zlib
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
 from mimo_role.host import node_dir
 from mimo_role.monitoring import ring
-from mimo_role.monitoring.records import Recording, parse, used_bytes
+from mimo_role.monitoring.records import Recording, is_empty, parse, used_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,7 @@ def save(run_dir: RunDirLayout, attempt: int, node_directory: Path, ranks: Itera
     saved = 0
     for rank in ranks:
         copied = ring.copy(node_dir.recording_file(node_directory, rank))
-        found = parse(*copied) if copied is not None else None
-        if copied is None or found is None or not (found.records or found.open):
+        if copied is None or is_empty(copied[0]):
             continue
         path = run_dir.recording_file(attempt, rank)
         try:
@@ -58,11 +59,25 @@ def save_clock(run_dir: RunDirLayout, attempt: int, node: int, offset: ClockOffs
         logger.warning("%s: %s; the node's times will not fit those of others", path, error.strerror)
 
 
-def load(run_dir: RunDirLayout, plan: LaunchPlan) -> Recordings | None:
-    """Those of the last attempt that has any; `None` if there are none."""
+def load(
+    run_dir: RunDirLayout,
+    plan: LaunchPlan,
+    *,
+    ranks: Iterable[int] | None = None,
+    steps: Container[int] | None = None,
+    last_ns: int | None = None,
+) -> Recordings | None:
+    """Those of the last attempt that has any; `None` if there are none.
+
+    Args:
+        run_dir, plan: of the run.
+        ranks: only of these ranks.
+        steps, last_ns: as `mimo_role.monitoring.records.parse` takes them.
+    """
+    wanted = range(plan.topology.world_size) if ranks is None else sorted(ranks)
     for attempt in reversed(run_dir.attempts()):
-        files = {rank: run_dir.recording_file(attempt, rank) for rank in range(plan.topology.world_size)}
-        found = {rank: recording for rank, path in files.items() if (recording := _read(path)) is not None}
+        files = {rank: run_dir.recording_file(attempt, rank) for rank in wanted}
+        found = {rank: each for rank, path in files.items() if (each := _read(path, steps, last_ns)) is not None}
         if found:
             nodes = {node: _read_clock(run_dir.clock_file(attempt, node)) for node in range(len(plan.nodes))}
             return Recordings(attempt, found, {node: clock for node, clock in nodes.items() if clock is not None})
@@ -82,10 +97,10 @@ def load_running(run_dir: RunDirLayout, plan: LaunchPlan) -> Recordings | None:
     return Recordings(max(run_dir.attempts(), default=0), found, {0: ClockOffset.none(0)}) if found else None
 
 
-def _read(path: Path) -> Recording | None:
+def _read(path: Path, steps: Container[int] | None, last_ns: int | None) -> Recording | None:
     try:
-        return parse(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError):
+        return parse(gzip.decompress(path.read_bytes()), steps=steps, last_ns=last_ns)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error, struct.error):
         return None
 
 

@@ -16,6 +16,8 @@ from mimo_role.host.files import write_whole
 
 LAST_S = 10.0
 """Seconds in the trace that a failed or hung run writes by itself."""
+MOST_RANKS = 64
+"""Ranks in it: one of each stage, and those beside the one that failed. `mimo-launch trace` writes all."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,60 @@ def write_trace(
         run_dir: of the run.
         plan: of the run.
         steps: only these steps.
-        out: the file; default: `trace.json` in the run directory.
+        out: the file; default: `mimo_trace.json` in the run directory.
 
     Raises:
         LaunchError: nothing was recorded, or the file cannot be written.
     """
-    found = load_running(run_dir, plan) if is_locked(run_dir) else None
-    found = found or load(run_dir, plan)
+    is_running = is_locked(run_dir)
+    found = load_running(run_dir, plan) if is_running else load(run_dir, plan, steps=steps)
+    if found is None and is_running:
+        raise LaunchError(
+            f"{run_dir.path}: the run is going on, and node 0 ({host_of_node_0(run_dir)}) has its recordings; run the command "
+            "there, or when the run has ended"
+        )
     if found is None:
         raise LaunchError(
             f"{run_dir.path}: nothing is recorded here; ranks record what Schedule1F1B runs, and what a script passes to "
             "ctx.step(), ctx.span() and ctx.log()"
         )
-    return _write(out or run_dir.trace_file, trace_of(plan, found, steps=steps))
+    trace = trace_of(plan, found, steps=steps)
+    if steps is not None and not any(event["ph"] in "XBiC" for event in trace["traceEvents"]):
+        raise LaunchError(f"{run_dir.path}: nothing of these steps is recorded; ranks keep their last records only")
+    return _write(out or run_dir.trace_file, trace)
 
 
-def write_last_seconds(run_dir: RunDirLayout, plan: LaunchPlan) -> Written | None:
+def write_last_seconds(run_dir: RunDirLayout, plan: LaunchPlan, failed: int | None = None) -> Written | None:
     """Write the trace of the last seconds of a run that has failed; `None` if nothing was recorded.
+
+    Args:
+        run_dir, plan: of the run.
+        failed: the rank that failed first, if one has.
 
     Raises:
         LaunchError: the file cannot be written.
     """
-    found = load(run_dir, plan)
-    return _write(run_dir.trace_file, trace_of(plan, found, last_s=LAST_S)) if found is not None else None
+    found = load(run_dir, plan, ranks=ranks_to_show(plan, failed), last_ns=round(1e9 * LAST_S))
+    return _write(run_dir.failure_trace_file, trace_of(plan, found, last_s=LAST_S)) if found is not None else None
+
+
+def ranks_to_show(plan: LaunchPlan, failed: int | None) -> list[int]:
+    """At most `MOST_RANKS` ranks: the one that failed, the first of each stage, then its node's, then the others."""
+    topology = plan.topology
+    wanted = [] if failed is None else [failed]
+    wanted += [grid.rank_at({"pp": stage}) for grid in topology.grids.values() for stage in range(grid.axis_size("pp"))]
+    wanted += next((list(node.ranks) for node in plan.nodes if failed in node.ranks), [])
+    wanted += range(min(topology.world_size, 2 * MOST_RANKS))
+    return list(dict.fromkeys(wanted))[:MOST_RANKS]
+
+
+def host_of_node_0(run_dir: RunDirLayout) -> str:
+    """The host of node 0, as the run directory has it."""
+    try:
+        nodes = json.loads(run_dir.nodes_file.read_text(encoding="utf-8"))
+        return str(nodes[0]["host"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "the machine on which the run was started"
 
 
 def _write(path: Path, trace: dict[str, Any]) -> Written:

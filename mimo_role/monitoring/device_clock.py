@@ -74,11 +74,14 @@ class DeviceClock:
 
     def mark(self) -> Mark | None:
         """Queue an event on the current stream; `None` while that is not possible."""
-        if not self._is_usable():
+        try:
+            if not self._is_usable():
+                return None
+            event = self._new_event()
+            event.record()
+            return Mark(event, self._now_ns())
+        except RuntimeError:  # an error of the device, which the script meets by itself
             return None
-        event = self._new_event()
-        event.record()
-        return Mark(event, self._now_ns())
 
     def when_done(self, begin: Mark, end: Mark, write: Callable[[int, int], None]) -> bool:
         """Call `write(begin_ns, end_ns)` once both are known, in a later call of this or of `resolve`.
@@ -92,12 +95,23 @@ class DeviceClock:
         return True
 
     def resolve(self) -> None:
-        """Write all that is known by now."""
-        while self._pending and self._is_usable() and self._pending[0].end.event.query():
+        """Write all that is known by now. What has no time, such as a span from one stream to another, is dropped."""
+        while self._pending and self._is_reached(self._pending[0].end):
             begin, end, write = self._pending.popleft()
             seen_ns = self._now_ns()
-            begin_ns = self._time_of(begin, seen_ns)
-            write(begin_ns, max(begin_ns, self._time_of(end, seen_ns)))
+            try:
+                begin_ns = self._time_of(begin, seen_ns)
+                end_ns = max(begin_ns, self._time_of(end, seen_ns))
+            except RuntimeError:
+                self._last = None
+                continue
+            write(begin_ns, end_ns)
+
+    def _is_reached(self, mark: Mark) -> bool:
+        try:
+            return self._is_usable() and mark.event.query()
+        except RuntimeError:
+            return False
 
     def _time_of(self, mark: Mark, seen_ns: int) -> int:
         if self._last is None:

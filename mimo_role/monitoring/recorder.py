@@ -14,6 +14,8 @@ from mimo_role.monitoring.records import NONE, Flag, Kind
 from mimo_role.monitoring.ring import Ring, What, what
 
 _UNRECORDED = nullcontext()
+_MOST_THREADS = 2**16 - 1
+"""Further threads share the last number."""
 _STEPS_PER_SCHEDULE = 2**32
 """A schedule and its step are one number, which a float64 has exactly for two million schedules."""
 
@@ -77,6 +79,21 @@ class Recorder:
             now_ns, number = time.monotonic_ns(), self._ring.name_of(name)
             self._ring.add((Kind.ARRIVAL, number, micro_batch, 1, peer), now_ns, now_ns, self._step, self._batch)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is recorded."""
+        return self._ring is not None
+
+    @property
+    def has_device_clock(self) -> bool:
+        """Whether times and numbers of a device are recorded when it has reached them."""
+        return self._device_clock is not None
+
+    def lose(self) -> None:
+        """Count something that could not be recorded."""
+        if self._ring is not None:
+            self._ring.lose()
+
     def scalar(self, name: str, value: float) -> None:
         """Record a number."""
         if self._ring is not None:
@@ -86,11 +103,10 @@ class Recorder:
     def scalar_when_done(self, name: str, read: Callable[[], float]) -> None:
         """Record a number that the device is still computing; `read` is called when it has.
 
-        Without a clock of the device it is read now.
+        To be called where `has_device_clock`.
         """
         ring, clock = self._ring, self._device_clock
         if ring is None or clock is None:
-            self.scalar(name, read())
             return
         mark, about, step = clock.mark(), what(Kind.SCALAR, ring.name_of(name)), self._step
 
@@ -104,7 +120,7 @@ class Recorder:
     def _thread(self) -> int:
         identity = get_ident()
         found = self._threads.get(identity)
-        return found if found is not None else self._threads.setdefault(identity, len(self._threads))
+        return found if found is not None else self._threads.setdefault(identity, min(len(self._threads), _MOST_THREADS))
 
     def _resolve(self) -> None:
         if self._device_clock is not None and self._thread() == 0:
@@ -129,7 +145,7 @@ class _Span:
         recorder = self._recorder
         ring, thread, clock = recorder._ring, recorder._thread(), recorder._device_clock
         self._thread = thread
-        self._mark = clock.mark() if clock is not None and thread == 0 else None
+        self._mark = clock.mark() if clock is not None and ring is not None and thread == 0 else None
         self._begin_ns = begin_ns = time.monotonic_ns()
         if thread == 0 and ring is not None:
             ring.open(self._what, begin_ns, recorder._step)

@@ -15,7 +15,7 @@ A span that begins is written before the count that includes it: a copy between 
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -120,12 +120,20 @@ class Recording:
     """The time of day minus CLOCK_MONOTONIC when the recording began."""
 
 
-def parse(data: bytes, counts_after: bytes | None = None) -> Recording | None:
+def parse(
+    data: bytes,
+    counts_after: bytes | None = None,
+    *,
+    steps: Container[int] | None = None,
+    last_ns: int | None = None,
+) -> Recording | None:
     """A recording from a copy of its memory, or from the beginning of it that is in use.
 
     Args:
         data: the copy.
         counts_after: the counts as they were after the copy was made, if its rank may have written meanwhile.
+        steps: only records of these steps.
+        last_ns: only records of so long before the end of the last one.
 
     Returns:
         `None` if this is no recording.
@@ -137,21 +145,38 @@ def parse(data: bytes, counts_after: bytes | None = None) -> Recording | None:
     newest = COUNTS.unpack(counts_after)[0] if counts_after is not None else count
     # The record with the number `newest` may be half written, over the one that is `capacity` older.
     first = max(0, newest - capacity + (counts_after is not None))
-    records = []
-    for number in range(first, count):
+    records: list[Record] = []
+    limit_ns = None
+    for number in range(count - 1, first - 1, -1):
         record = Record._make(RECORD.unpack_from(data, RECORDS_AT + number % capacity * RECORD.size))
-        if record.number == number:
+        if record.number != number:
+            continue
+        if limit_ns is None and last_ns is not None:
+            limit_ns = record.end_ns - last_ns
+        if limit_ns is not None and record.end_ns < limit_ns:
+            if record.flags & Flag.DEVICE:  # written when the device had reached it
+                continue
+            break
+        if steps is None or record.step in steps:
             records.append(record)
+    records.reverse()
     return Recording(
         rank=rank,
         names=[_name(data, number) for number in range(names)],
         records=records,
-        open=_open_spans(data),
+        open=[each for each in _open_spans(data) if each.name < names and (steps is None or each.step in steps)],
         overwritten=first,
         lost=lost,
         lost_names=lost_names,
         wall_offset_ns=wall_ns - monotonic_ns,
     )
+
+
+def is_empty(data: bytes) -> bool:
+    """Whether a copy of a recording's memory has neither records nor spans that have begun."""
+    if len(data) < RECORDS_AT or data[: len(MAGIC)] != MAGIC:
+        return True
+    return not (COUNTS.unpack_from(data, COUNTS_AT)[0] or DEPTH.unpack_from(data, DEPTH_AT)[1])
 
 
 def used_bytes(data: bytes) -> int:

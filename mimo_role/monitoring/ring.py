@@ -5,7 +5,7 @@ import os
 import time
 from contextlib import closing
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TypeAlias
 
 from mimo_role.monitoring.records import (
@@ -57,8 +57,8 @@ class Ring:
     def __init__(self, memory: mmap.mmap, rank: int) -> None:
         self._memory = memory
         self._capacity = (len(memory) - RECORDS_AT) // RECORD.size
-        self._lock = Lock()
-        """Among the threads of this process: it is held for a microsecond."""
+        self._lock = RLock()
+        """Among the threads of this process: it is held for a microsecond, in which a signal's handler may write too."""
         self._names: dict[str, int] = {}
         self._count = self._lost_names = self._lost = self._depth = self._changes = 0
         FIXED.pack_into(memory, 0, MAGIC, self._capacity, rank, time.monotonic_ns(), time.time_ns())
@@ -78,7 +78,8 @@ class Ring:
             size = min(LARGEST_BYTES, found.f_bavail * found.f_frsize // (SHARE * ranks))
             if size < SMALLEST_BYTES:
                 return None
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            path.unlink(missing_ok=True)  # another one of this process may still be written
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError:
             return None
         try:

@@ -66,8 +66,13 @@ def _log_tensor(recorder: Recorder, name: str, tensor: torch.Tensor) -> None:
         raise RecordingError(
             f"ctx.log({name}=...): a tensor of shape {list(tensor.shape)} and {tensor.dtype}; pass a real one of no dimensions"
         )
-    if tensor.device.type != "cuda":
+    if not recorder.is_on:
+        return
+    if tensor.device.type != "cuda" or not recorder.has_device_clock:
         recorder.scalar(name, float(tensor.detach()))
+        return
+    if torch.cuda.is_current_stream_capturing():  # the copy would become a part of the graph
+        recorder.lose()
         return
     copied = torch.empty((), dtype=tensor.dtype, pin_memory=True)
     copied.copy_(tensor.detach(), non_blocking=True)

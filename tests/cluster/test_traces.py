@@ -36,13 +36,13 @@ def test_times_of_hosts_whose_clocks_differ_agree_to_a_millisecond(agents):
     agents.ahead_s |= AHEAD_S
     assert [done.code for done in agents.run(SCRIPT)] == [0, 0, 0]
     for node, host in enumerate(agents.hosts.names):
-        found = json.loads((agents.folder / f"run/recording/attempt0/node{node}.json").read_text())
+        found = json.loads((agents.folder / f"run/logs/attempt0/node{node}.clock.json").read_text())
         off_ns = abs(found["offset_ns"] + AHEAD_S.get(host, 0) * 10**9)
         assert off_ns <= found["error_ns"]
         assert off_ns < 10**6
     command = [sys.executable, "-m", "launcher", "trace", "run"]
     subprocess.run(command, cwd=agents.folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=60)
-    trace = json.loads((agents.folder / "run/trace.json").read_text())
+    trace = json.loads((agents.folder / "run/mimo_trace.json").read_text())
     assert {event["pid"] for event in trace["traceEvents"]} == set(range(6))
     assert list(trace["metadata"]["clock_error_ms"]) == ["node0", "node1", "node2"]
     arrows = {}

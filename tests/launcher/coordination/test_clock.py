@@ -37,7 +37,7 @@ def test_exchanges_that_contradict_each_other_give_that_of_the_quickest():
 
 def test_the_error_grows_with_the_time_since_the_measurement():
     offset = ClockOffset(offset_ns=5, error_ns=1000, measured_ns=10**9)
-    assert [offset.error_at(at_ns) for at_ns in (10**9, 11 * 10**9, 0)] == [1000, 1_001_000, 101_000]
+    assert [offset.error_at(at_ns) for at_ns in (10**9, 11 * 10**9, 0)] == [1000, 5_001_000, 501_000]
 
 
 @pytest.fixture
@@ -57,6 +57,17 @@ def test_three_nodes_with_other_clocks_agree_with_node_0(store):
     for node, offset in found.items():
         assert abs(offset.offset_ns - true[node]) <= offset.error_ns
         assert 0 < offset.error_ns < 10**9
+    assert not server._thread.is_alive()
+
+
+@pytest.mark.timeout(60)
+def test_a_question_that_was_numbered_and_never_asked_is_skipped(store):
+    server = ClockServer(store)
+    server.start()
+    store.add("clock/count", 1)  # an agent that died then
+    assert measure(store) is not None
+    store.add("clock/count", 1)
+    server.stop()
     assert not server._thread.is_alive()
 
 

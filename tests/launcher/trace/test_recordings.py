@@ -1,5 +1,7 @@
 """Keeping recordings in the run directory, and reading them again."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from launcher.config.loader import load as load_config
@@ -7,6 +9,8 @@ from launcher.coordination.clock_offset import ClockOffset
 from launcher.plan.planner import make_plan
 from launcher.run_dir.layout import RunDirLayout
 from launcher.trace.recordings import load, save, save_clock
+from launcher.trace.writer import MOST_RANKS, ranks_to_show
+from mimo_role import Topology
 from mimo_role.host.node_dir import recording_file
 from mimo_role.monitoring.recorder import Recorder
 from mimo_role.monitoring.ring import Ring
@@ -54,7 +58,7 @@ def test_what_was_saved_is_loaded_with_the_nodes_clock(tmp_path, plan, run_dir, 
 def test_ranks_that_recorded_nothing_leave_no_file(tmp_path, plan, run_dir, record):
     record(0)
     assert save(run_dir, 0, tmp_path, range(2)) == 0
-    assert not run_dir.recordings_dir.exists()
+    assert not list(run_dir.path.rglob("*.gz"))
     assert load(run_dir, plan) is None
 
 
@@ -77,8 +81,40 @@ def test_a_file_that_was_cut_short_counts_as_none(tmp_path, plan, run_dir, recor
     assert list(load(run_dir, plan).by_rank) == [0]
 
 
+def test_a_damaged_file_counts_as_none(tmp_path, plan, run_dir, record):
+    record(0, 5)
+    record(1, 5)
+    save(run_dir, 0, tmp_path, range(2))
+    file = run_dir.recording_file(0, 1)
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 7):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        assert 0 in load(run_dir, plan).by_rank
+
+
+def test_only_some_ranks_steps_and_seconds_are_loaded(tmp_path, plan, run_dir, record):
+    record(0, 5, 6, 7)
+    record(1, 5)
+    save(run_dir, 0, tmp_path, range(2))
+    assert list(load(run_dir, plan, ranks=[1]).by_rank) == [1]
+    assert [each.step for each in load(run_dir, plan, steps=range(6, 9)).by_rank[0].records] == [6, 7]
+    assert [each.step for each in load(run_dir, plan, last_ns=0).by_rank[0].records] == [7]
+
+
 def test_what_cannot_be_written_is_a_warning(tmp_path, run_dir, record, caplog):
     record(0, 5)
-    run_dir.recordings_dir.write_text("in the way")
+    run_dir.attempt_dir(0).rmdir()
+    run_dir.attempt_dir(0).write_text("in the way")
     assert save(run_dir, 0, tmp_path, [0]) == 0
     assert "what the rank has recorded is lost" in caplog.text
+
+
+def test_the_trace_of_a_large_run_has_the_rank_that_failed_and_one_of_each_stage(tmp_path):
+    plan = SimpleNamespace(
+        topology=Topology.from_modules({"vision": {"dp": 256}, "language": {"tp": 8, "pp": 8, "dp": 16}}),
+        nodes=[SimpleNamespace(ranks=range(at * 8, at * 8 + 8)) for at in range(160)],
+    )
+    shown = ranks_to_show(plan, 700)
+    assert len(shown) == len(set(shown)) == MOST_RANKS
+    assert {700, 0, *range(256, 1280, 128), *range(696, 704)} <= set(shown)
+    assert ranks_to_show(plan, None)[:3] == [0, 256, 384]

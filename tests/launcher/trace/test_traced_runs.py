@@ -84,7 +84,7 @@ def named(trace, phase, pid=None):
 def test_the_trace_of_a_run_has_all_ranks_and_only_the_steps_that_were_asked_for(tmp_path):
     job = Job(tmp_path, CONFIG)
     assert job.run(SCRIPT).returncode == 0
-    assert not (tmp_path / "runs/small/trace.json").exists()
+    assert not (tmp_path / "runs/small/report.trace.json").exists()
     written = trace_command(job, "--steps", "1-2", "--out", "steps.json")
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("wrote steps.json: ")
@@ -99,8 +99,9 @@ def test_the_trace_of_a_run_has_all_ranks_and_only_the_steps_that_were_asked_for
     # Activations and gradients of two micro-batches and two steps, from and to each rank of vision.
     assert len(named(trace, "s")) == 2 * 2 * 2 * 2
     assert trace["metadata"]["clock_error_ms"] == {"node0": 0.0}
-    refused = trace_command(job, "--steps", "x")
-    assert (refused.returncode, "--steps x: give a step" in refused.stderr) == (2, True)
+    for steps, message in (("x", "--steps x: give a step"), ("900", "nothing of these steps is recorded")):
+        refused = trace_command(job, "--steps", steps)
+        assert (refused.returncode, message in refused.stderr) == (2, True)
 
 
 def test_a_run_that_fails_leaves_its_last_seconds_and_what_it_was_doing(tmp_path):
@@ -109,7 +110,7 @@ def test_a_run_that_fails_leaves_its_last_seconds_and_what_it_was_doing(tmp_path
         "\nif ctx.rank == 2:\n    with ctx.span('evaluate'):\n        raise ValueError('on purpose')\nschedule.step([0, 1])\n"
     )
     assert job.run(SCRIPT + failing).returncode == 1
-    trace = read_strictly(tmp_path / "runs/small/trace.json")
+    trace = read_strictly(tmp_path / "runs/small/report.trace.json")
     (span,) = [event for event in trace["traceEvents"] if event["name"] == "evaluate"]
     assert (span["pid"], span["args"]["failed"]) == (2, True)
 
@@ -118,7 +119,7 @@ def test_a_run_that_hangs_leaves_what_each_rank_waited_for(tmp_path):
     job = Job(tmp_path, CONFIG + "runtime: {stall_timeout_s: 3}\n")
     hanging = "\nif ctx.rank == 2:\n    with ctx.span('stuck'):\n        time.sleep(600)\nschedule.step([0, 1])\n"
     assert job.run(SCRIPT + hanging).returncode == 124
-    trace = read_strictly(tmp_path / "runs/small/trace.json")
+    trace = read_strictly(tmp_path / "runs/small/report.trace.json")
     assert named(trace, "B", 2) == ["stuck"]
     assert all(name.startswith(("wait for", "backward")) for name in named(trace, "B", 0) + named(trace, "B", 1))
 
@@ -130,7 +131,7 @@ def test_a_run_that_is_going_on_is_read_from_memory(tmp_path):
         while "here" not in run.stdout.readline():
             assert run.poll() is None
         assert trace_command(job).returncode == 0
-        assert "step 2" in named(read_strictly(tmp_path / "runs/small/trace.json"), "i", 2)
+        assert "step 2" in named(read_strictly(tmp_path / "runs/small/mimo_trace.json"), "i", 2)
     finally:
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=60)
@@ -139,7 +140,7 @@ def test_a_run_that_is_going_on_is_read_from_memory(tmp_path):
 def test_a_run_that_records_nothing_has_no_trace(tmp_path):
     job = Job(tmp_path, CONFIG)
     assert job.run("").returncode == 0
-    assert not (tmp_path / "runs/small/recording").exists()
+    assert not list((tmp_path / "runs/small").rglob("*.recording.gz"))
     refused = trace_command(job)
     assert (refused.returncode, "nothing is recorded here" in refused.stderr) == (2, True)
 
@@ -150,7 +151,7 @@ def test_each_attempt_keeps_what_its_ranks_recorded(tmp_path):
         "\nimport os\nif ctx.rank == 2 and os.environ['MIMO_RESTART_COUNT'] == '0':\n    sys.exit(3)\nschedule.step([0, 1])\n"
     )
     assert job.run(SCRIPT + script).returncode == 0
-    kept = sorted(path.name for path in (tmp_path / "runs/small/recording").iterdir())
+    kept = sorted({path.parent.name for path in (tmp_path / "runs/small").rglob("*.recording.gz")})
     assert kept == ["attempt0", "attempt1"]
     assert trace_command(job).returncode == 0
-    assert read_strictly(tmp_path / "runs/small/trace.json")["metadata"]["attempt"] == 1
+    assert read_strictly(tmp_path / "runs/small/mimo_trace.json")["metadata"]["attempt"] == 1

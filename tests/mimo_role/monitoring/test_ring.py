@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import signal
 import time
 from collections import namedtuple
 
@@ -105,6 +106,34 @@ def test_the_part_in_use_is_a_whole_recording(ring, path):
 def test_another_file_is_no_recording(path, content):
     path.write_bytes(content)
     assert read(path) is None
+
+
+def test_a_second_ring_at_a_path_leaves_the_first_one_its_memory(tmp_path, monkeypatch):
+    path = recording_file(tmp_path, 0)
+    first = Ring.create(path, 0, 1)
+    monkeypatch.setattr(rings, "LARGEST_BYTES", rings.SMALLEST_BYTES)
+    second = Ring.create(path, 0, 1)
+    for number in range(70_000):  # more than the second has room for
+        first.add(what(Kind.STEP), number, number, number)
+    second.add(what(Kind.STEP), 1, 1, 5)
+    assert [each.step for each in read(path).records] == [5]
+
+
+def test_a_signals_handler_may_record_while_a_record_is_written(ring, path):
+    handled = []
+
+    def handler(*_):
+        with ring._lock:
+            handled.append(ring.add(what(Kind.STEP), 1, 1, 2))
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with ring._lock:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert handled == [None]
+    assert [each.step for each in read(path).records] == [2]
 
 
 def test_there_is_no_ring_without_a_directory_or_with_little_memory(tmp_path, monkeypatch):
