@@ -30,7 +30,7 @@ class Recordings:
 
 
 def save(run_dir: RunDirLayout, attempt: int, node_directory: Path, ranks: Iterable[int]) -> int:
-    """Copy the recordings of a node's ranks to the run directory; return of how many ranks there is one.
+    """Copy the recordings of a node's ranks to the directory of their logs; return of how many ranks there is one.
 
     What cannot be written is logged.
     """
@@ -41,12 +41,12 @@ def save(run_dir: RunDirLayout, attempt: int, node_directory: Path, ranks: Itera
             continue
         path = run_dir.recording_file(attempt, rank)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             # Compressed it is a fifth, which many ranks write at once.
             path.write_bytes(gzip.compress(copied[0][: used_bytes(copied[0])], compresslevel=1))
             saved += 1
         except OSError as error:
-            logger.warning("%s: %s; what the rank has recorded is lost", path, error.strerror)
+            logger.warning("%s: %s; what this node's ranks have recorded is lost", path, error.strerror)
+            break
     return saved
 
 

@@ -106,7 +106,7 @@ def test_what_cannot_be_written_is_a_warning(tmp_path, run_dir, record, caplog):
     run_dir.attempt_dir(0).rmdir()
     run_dir.attempt_dir(0).write_text("in the way")
     assert save(run_dir, 0, tmp_path, [0]) == 0
-    assert "what the rank has recorded is lost" in caplog.text
+    assert "what this node's ranks have recorded is lost" in caplog.text
 
 
 def test_the_trace_of_a_large_run_has_the_rank_that_failed_and_one_of_each_stage(tmp_path):
