@@ -1,4 +1,4 @@
-"""What one rank has recorded, as it lies in shared memory and in files. Without torch.
+"""What one rank has recorded, as it is laid out in shared memory and in files. Without torch.
 
 ```
 0      magic, capacity, rank, and the same moment on two clocks: CLOCK_MONOTONIC and the time of day, in ns

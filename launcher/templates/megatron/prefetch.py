@@ -14,7 +14,7 @@ class Prefetch:
     """The micro-batches of a rank that runs encoders; of frozen ones, what they make of them instead of their inputs.
 
     While the language model works on micro-batch 3 of a step, the encoder reads micro-batch 3 of the next: on a GPU on a stream
-    of its own, else before it goes on. Projections train, so they run in their step.
+    of its own, otherwise before it continues. Projections train, so they run in their step.
     """
 
     def __init__(self, samples: Samples, model: MimoModel, frozen: list[str]) -> None:
