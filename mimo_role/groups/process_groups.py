@@ -13,7 +13,7 @@ from mimo_role.groups.creation import CreatedGroup, backend_options, create_alon
 from mimo_role.groups.families import EMBEDDING, SECOND_GROUPS, locate
 from mimo_role.groups.names import CountedGroup, named, next_series
 from mimo_role.groups.options import MEGATRON, Communicator, GroupOptions
-from mimo_role.groups.rounds import Round, Schedule, fits, schedule
+from mimo_role.groups.rounds import Round, Schedule, schedule
 from mimo_role.groups.row_set import RowSet
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 from mimo_role.topology.topology import Topology
@@ -46,6 +46,8 @@ class ProcessGroups:
         self._timeout = timeout
         self._options = dict(options or {})
         self._made: dict[tuple[RowSet, Communicator], dist.ProcessGroup] = {}
+        self._by_family: dict[tuple[str, tuple[str, ...]], dist.ProcessGroup] = {}
+        """What `get` has found: scripts may ask for a group in each step."""
         self._created: list[CreatedGroup] = []
         self._destroyed = False
         self.schedule: Schedule = schedule(topology, self._options)
@@ -97,11 +99,15 @@ class ProcessGroups:
             AxisError: the module has no such axes, or its options do not include this group.
             ContextError: the groups have been destroyed.
         """
+        are_names = all(isinstance(axis, str) for axis in axes)  # `locate` refuses others, such as a list
+        if are_names and (known := self._by_family.get((module, axes))) is not None:
+            return known
         rows = RowSet.of(*locate(self._topology, module, axes))
         what, families = f"along {', '.join(axes) or 'no axis'}", f"[[{', '.join(axes)}]]"
         if axes and axes[0] in SECOND_GROUPS:
             what, families = axes[0], MEGATRON
-        return self._require(module, rows, axes, what, families)
+        found = self._by_family[module, axes] = self._require(module, rows, axes, what, families)
+        return found
 
     def get_ends(self, module: str) -> dist.ProcessGroup:
         """The group of this rank and its counterparts on the module's first and last stages.
@@ -145,13 +151,16 @@ class ProcessGroups:
         whole = any(groups.rows == rows for groups in self.schedule.on_world)
         if whole and communicator in (None, Communicator()):
             return world_group()
-        return next((group for (made, own), group in self._made.items() if made == rows and fits(own, communicator)), None)
+        if communicator is not None:
+            return self._made.get((rows, communicator))
+        return next((group for (made, own), group in self._made.items() if made == rows and not own.purpose), None)
 
     def destroy(self) -> None:
         """Destroy every group, once."""
         self._destroyed = True
         created, self._created = self._created, []
         self._made.clear()
+        self._by_family.clear()
         self._alone = None
         for group in created:
             free(group)

@@ -72,7 +72,8 @@ class Schedule:
         """
         made = [groups for round_ in self.rounds for groups in round_.group_sets]
         return rows.row_size == 1 or any(
-            groups.rows == rows and fits(groups.options, communicator) for groups in (*made, *self.on_world)
+            groups.rows == rows and (groups.options == communicator if communicator is not None else not groups.options.purpose)
+            for groups in (*made, *self.on_world)
         )
 
     def __str__(self) -> str:
@@ -127,11 +128,6 @@ def schedule(topology: Topology, options: Mapping[str, GroupOptions] | None = No
     columns = [[_group_set(key, names) for key, names in found.items()] for found in by_span.values()]
     rounds = [Round(tuple(groups for groups in step if groups is not None)) for step in zip_longest(*columns)]
     return Schedule(topology.world_size, tuple(rounds), tuple(_group_set(key, names) for key, names in on_world.items()))
-
-
-def fits(made: Communicator, wanted: Communicator | None) -> bool:
-    """Whether a group that was created so is what is wanted; `None`: any but a second group."""
-    return made == wanted if wanted is not None else not made.purpose
 
 
 def _row_sets(topology: Topology, module: str, options: GroupOptions) -> Iterator[tuple[str, RowSet, Communicator]]:
