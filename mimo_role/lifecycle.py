@@ -21,6 +21,7 @@ from mimo_role.groups.process_groups import share as share_groups
 from mimo_role.groups.rounds import schedule
 from mimo_role.host import environ, node_dir
 from mimo_role.joining import check_same_topology, connect_peers, device_of, join
+from mimo_role.monitoring.collective_waits import CollectiveWaits
 from mimo_role.monitoring.device_clock import DeviceClock
 from mimo_role.monitoring.diagnostics import enable_diagnostics
 from mimo_role.monitoring.heartbeat import Heartbeat, recorded_joining
@@ -174,6 +175,10 @@ def _make_context(
         recorder=recorder,
         run_dir=run_dir,
     )
+    if device.type == "cpu" and recorder.is_on:  # on a GPU the host does not wait
+        waits = CollectiveWaits(recorder)
+        waits.install()
+        context._before_close(waits.remove)
     return context, ledger
 
 

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any
 
 from mimo_role.monitoring.device_clock import DeviceClock, Mark
-from mimo_role.monitoring.records import COLLECTIVES, NONE, Flag, Kind
+from mimo_role.monitoring.records import NONE, Flag, Kind
 from mimo_role.monitoring.ring import Ring, What, what
 
 _UNRECORDED = nullcontext()
-_MOST_THREADS = COLLECTIVES - 1
+_MOST_THREADS = 2**16 - 1
 """Further threads share the last number."""
 _STEPS_PER_SCHEDULE = 2**32
 """A schedule and its step are one number, which a float64 has exactly for two million schedules."""
