@@ -22,14 +22,36 @@ from mimo_role.monitoring.recorder import Recorder
 from mimo_role.monitoring.records import Kind
 
 _METHODS = (
-    "allreduce allreduce_coalesced allgather allgather_coalesced allgather_into_tensor_coalesced _allgather_base "
-    "all_gather_single all_gather_single_coalesced reduce_scatter _reduce_scatter_base reduce_scatter_single "
-    "reduce_scatter_single_coalesced reduce_scatter_tensor_coalesced alltoall alltoall_base all_to_all_single barrier broadcast "
-    "gather reduce scatter"
-).split()
+    "allreduce",
+    "allreduce_coalesced",
+    "allgather",
+    "allgather_coalesced",
+    "allgather_into_tensor_coalesced",
+    "_allgather_base",
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "reduce_scatter",
+    "_reduce_scatter_base",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "reduce_scatter_tensor_coalesced",
+    "alltoall",
+    "alltoall_base",
+    "all_to_all_single",
+    "barrier",
+    "broadcast",
+    "gather",
+    "reduce",
+    "scatter",
+)
 """Of `ProcessGroup`: they return a `Work`. Not every release has all of them."""
 _FUNCTIONS = (
-    "all_reduce all_gather_single all_gather_tensor reduce_scatter_single reduce_scatter_tensor all_to_all_single".split()
+    "all_reduce",
+    "all_gather_single",
+    "all_gather_tensor",
+    "reduce_scatter_single",
+    "reduce_scatter_tensor",
+    "all_to_all_single",
 )
 """Of `_functional_collectives`, by which DTensors communicate: they return a tensor that waits when it is used."""
 _MOST_RUNNING = 1024

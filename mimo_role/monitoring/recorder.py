@@ -1,11 +1,11 @@
 """Records what this process does into its ring, if it has one. Without torch."""
 
 import os
-import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
+from time import monotonic_ns
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +14,7 @@ from mimo_role.monitoring.records import NONE, Flag, Kind
 from mimo_role.monitoring.ring import Ring, What, what
 
 _UNRECORDED = nullcontext()
+_FAILED = int(Flag.FAILED)
 _MOST_THREADS = 2**16 - 1
 """Further threads share the last number."""
 _STEPS_PER_SCHEDULE = 2**32
@@ -34,7 +35,9 @@ class Recorder:
         self._step = NONE
         self._batch = 0.0
         self._schedules = 0
-        self._threads = {get_ident(): 0}
+        self._new_span: type[_Span] = _Span if device_clock is None else _DeviceSpan
+        self._first_thread = get_ident()
+        self._threads = {self._first_thread: 0}
         """Numbers of the threads, in the order of their first records."""
         if ring is not None:
             # A child shares the memory, of which there is one writer.
@@ -45,7 +48,7 @@ class Recorder:
         """A step of the script, or of a schedule that counts them, begins; `last` is the number of the last one, if known."""
         self._step = number
         if self._ring is not None:
-            now_ns = time.monotonic_ns()
+            now_ns = monotonic_ns()
             self._ring.add(what(Kind.STEP), now_ns, now_ns, number, float(last))
             self._resolve()
 
@@ -71,12 +74,16 @@ class Recorder:
             peer: the rank that sends what is waited for.
         """
         ring = self._ring
-        return _UNRECORDED if ring is None else _Span(self, (kind, ring.name_of(name), micro_batch, micro_batches, peer))
+        if ring is None:
+            return _UNRECORDED
+        number = ring.names.get(name)
+        about = kind, ring.name_of(name) if number is None else number, micro_batch, micro_batches, peer
+        return self._new_span(self, ring, about)
 
     def arrival(self, name: str, micro_batch: int, peer: int) -> None:
         """What was waited for has come from this rank too."""
         if self._ring is not None:
-            now_ns, number = time.monotonic_ns(), self._ring.name_of(name)
+            now_ns, number = monotonic_ns(), self._ring.name_of(name)
             self._ring.add((Kind.ARRIVAL, number, micro_batch, 1, peer), now_ns, now_ns, self._step, self._batch)
 
     @property
@@ -97,7 +104,7 @@ class Recorder:
     def scalar(self, name: str, value: float) -> None:
         """Record a number."""
         if self._ring is not None:
-            now_ns, about = time.monotonic_ns(), what(Kind.SCALAR, self._ring.name_of(name))
+            now_ns, about = monotonic_ns(), what(Kind.SCALAR, self._ring.name_of(name))
             self._ring.add(about, now_ns, now_ns, self._step, value, self._thread())
 
     def scalar_when_done(self, name: str, read: Callable[[], float]) -> None:
@@ -133,34 +140,51 @@ def _stop(recorder: Recorder | None) -> None:
 
 
 class _Span:
-    """A block that is recorded with the host's times, and with the device's once they are known."""
+    """A block that is recorded with the host's times. A script enters many in a step: it calls and looks up little."""
 
-    __slots__ = ("_begin_ns", "_mark", "_recorder", "_thread", "_what")
+    __slots__ = ("_begin_ns", "_is_first_thread", "_recorder", "_ring", "_what")
 
-    def __init__(self, recorder: Recorder, about: What) -> None:
+    def __init__(self, recorder: Recorder, ring: Ring, about: What) -> None:
         self._recorder = recorder
+        self._ring = ring
         self._what = about
 
     def __enter__(self) -> None:
         recorder = self._recorder
-        ring, thread, clock = recorder._ring, recorder._thread(), recorder._device_clock
-        self._thread = thread
-        self._mark = clock.mark() if clock is not None and ring is not None and thread == 0 else None
-        self._begin_ns = begin_ns = time.monotonic_ns()
-        if thread == 0 and ring is not None:
-            ring.open(self._what, begin_ns, recorder._step)
+        self._is_first_thread = is_first = get_ident() == recorder._first_thread
+        self._begin_ns = begin_ns = monotonic_ns()
+        if is_first and recorder._ring is not None:
+            self._ring.open(self._what, begin_ns, recorder._step)
 
     def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        end_ns, recorder, thread = time.monotonic_ns(), self._recorder, self._thread
-        ring, flags = recorder._ring, Flag.FAILED if error is not None else 0
-        if ring is None:  # in a child that was forked within the span
+        end_ns, recorder = monotonic_ns(), self._recorder
+        if recorder._ring is None:  # in a child that was forked within the span
             return
-        ring.add(self._what, self._begin_ns, end_ns, recorder._step, recorder._batch, thread, flags, thread == 0)
-        if self._mark is not None:
-            self._add_when_done(ring, self._mark, flags | Flag.DEVICE)
+        flags, step, batch = _FAILED if error is not None else 0, recorder._step, recorder._batch
+        if self._is_first_thread:
+            self._ring.close(self._what, self._begin_ns, end_ns, step, batch, flags)
+        else:
+            self._ring.add(self._what, self._begin_ns, end_ns, step, batch, recorder._thread(), flags)
 
-    def _add_when_done(self, ring: Ring, begin: Mark, flags: int) -> None:
-        recorder, clock, about = self._recorder, self._recorder._device_clock, self._what
+
+class _DeviceSpan(_Span):
+    """A block that is recorded with the host's times, and in the first thread with the device's once they are known."""
+
+    __slots__ = ("_mark",)
+
+    def __enter__(self) -> None:
+        recorder, clock = self._recorder, self._recorder._device_clock
+        is_marked = clock is not None and recorder._ring is not None and get_ident() == recorder._first_thread
+        self._mark = clock.mark() if clock is not None and is_marked else None
+        super().__enter__()
+
+    def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        super().__exit__(error, value, trace)
+        if self._recorder._ring is not None and self._mark is not None:
+            self._add_when_done(self._mark, (_FAILED if error is not None else 0) | Flag.DEVICE)
+
+    def _add_when_done(self, begin: Mark, flags: int) -> None:
+        recorder, ring, clock, about = self._recorder, self._ring, self._recorder._device_clock, self._what
         assert clock is not None
         step, batch, end = recorder._step, recorder._batch, clock.mark()
 
