@@ -10,6 +10,7 @@ when it changes.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch.distributed import _functional_collectives as functional
 from torch.distributed.device_mesh import DeviceMesh
 
 from mimo_role.monitoring.recorder import Recorder
-from mimo_role.monitoring.records import Kind
 
 _METHODS = (
     "allreduce",
@@ -112,19 +112,18 @@ class CollectiveWaits:
             name = works.pop(id(work), None)
             if name is None:  # a message, or a second wait
                 return wait(work, *args, **kwargs)
-            with recorder.span(Kind.COLLECTIVE, name):
+            with recorder.collective(name):
                 return wait(work, *args, **kwargs)
 
         return wait_in_span
 
     def _starting_tensor(self, start: Callable[..., Any]) -> Callable[..., Any]:
-        storages = self._storages
+        storages, place = self._storages, list(inspect.signature(start).parameters).index("group")
 
         def start_and_note(*args: Any, **kwargs: Any) -> Any:
             result = start(*args, **kwargs)
             if not torch.compiler.is_compiling() and isinstance(result, functional.AsyncCollectiveTensor):
-                given = (*args, *kwargs.values())
-                group = next((found for each in given if (found := _group_of(each)) is not None), None)
+                group = _group_of(kwargs["group"] if "group" in kwargs else args[place])
                 if group is not None and type(result.elem) is torch.Tensor:
                     _note(storages, result.elem.untyped_storage().data_ptr(), group)
             return result
@@ -140,7 +139,7 @@ class CollectiveWaits:
             name = storages.pop(tensor.untyped_storage().data_ptr(), None)
             if name is None:
                 return wait(tensor)
-            with recorder.span(Kind.COLLECTIVE, name):
+            with recorder.collective(name):
                 return wait(tensor)
 
         return wait_in_span

@@ -15,6 +15,8 @@ from mimo_role.monitoring.ring import Ring, What, what
 
 _UNRECORDED = nullcontext()
 _FAILED = int(Flag.FAILED)
+SHORTEST_WAIT_NS = 50_000
+"""Waits for collectives that take less are not recorded: of gloo on one machine, those of which all ranks are there."""
 _MOST_THREADS = 2**16 - 1
 """Further threads share the last number."""
 _STEPS_PER_SCHEDULE = 2**32
@@ -79,6 +81,14 @@ class Recorder:
         number = ring.names.get(name)
         about = kind, ring.name_of(name) if number is None else number, micro_batch, micro_batches, peer
         return self._new_span(self, ring, about)
+
+    def collective(self, group: str) -> AbstractContextManager[Any]:
+        """Show the time that a block waits for a collective, and record it if it is long."""
+        ring = self._ring
+        if ring is None:
+            return _UNRECORDED
+        number = ring.names.get(group)
+        return _Wait(self, ring, (Kind.COLLECTIVE, ring.name_of(group) if number is None else number, NONE, 0, NONE))
 
     def arrival(self, name: str, micro_batch: int, peer: int) -> None:
         """What was waited for has come from this rank too."""
@@ -165,6 +175,18 @@ class _Span:
             self._ring.close(self._what, self._begin_ns, end_ns, step, batch, flags)
         else:
             self._ring.add(self._what, self._begin_ns, end_ns, step, batch, recorder._thread(), flags)
+
+
+class _Wait(_Span):
+    """A block that is recorded only if it takes long."""
+
+    __slots__ = ()
+
+    def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None or monotonic_ns() - self._begin_ns >= SHORTEST_WAIT_NS:
+            super().__exit__(error, value, trace)
+        elif self._is_first_thread and self._recorder._ring is not None:
+            self._ring.drop()
 
 
 class _DeviceSpan(_Span):

@@ -130,7 +130,7 @@ class Ring:
             # fmt: on
 
     def open(self, what: What, begin_ns: int, step: int) -> None:
-        """A span begins. To be called by one thread only, as `close`."""
+        """A span begins. To be called by one thread only, as `close` and `drop`."""
         self._depth = depth = self._depth + 1
         self._changes = changes = self._changes + 1
         memory = self._memory
@@ -159,6 +159,12 @@ class Ring:
             self._changes = changes = self._changes + 1
             _pack_state(memory, COUNTS_AT, number, len(self.names), self._lost_names, self._lost, changes, depth)
             # fmt: on
+
+    def drop(self) -> None:
+        """The innermost span that `open` began ends, and is not recorded."""
+        self._depth = depth = self._depth - 1
+        self._changes = changes = self._changes + 1
+        _pack_depth(self._memory, DEPTH_AT, changes, depth)
 
     def lose(self) -> None:
         """Count a record that could not be written."""

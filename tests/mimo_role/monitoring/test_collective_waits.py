@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 import mimo_role
 from mimo_role import Topology
 from mimo_role.monitoring.collective_waits import CollectiveWaits
-from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.recorder import SHORTEST_WAIT_NS, Recorder
 from mimo_role.monitoring.records import Flag, Kind
 from mimo_role.monitoring.ring import Ring, read
 from mimo_role.testing import run_ranks
@@ -43,11 +43,14 @@ def running(path):
 
 
 def until_the_other_waits(folder, name):
-    """The time at which rank 0 was seen to wait."""
+    """The time at which rank 0 was seen to wait; it has then waited long enough for a record."""
     deadline = time.monotonic() + PATIENCE_S
     while name not in running(Path(folder, "rank0.recording")):
         assert time.monotonic() < deadline
-    return time.monotonic_ns()
+    seen_ns = time.monotonic_ns()
+    while time.monotonic_ns() < seen_ns + SHORTEST_WAIT_NS:
+        pass
+    return seen_ns
 
 
 def synchronous(ctx):
@@ -108,25 +111,28 @@ def test_a_rank_that_waits_shows_it_and_records_how_long(tmp_path, collective, n
 
 
 def others(folder):
-    """Messages, and a collective that is waited for twice."""
-    with recorded(folder) as (ctx, _):
+    """A message for which rank 1 is seen to wait, and a collective that is waited for twice."""
+    with recorded(folder) as (ctx, recorder):
         if not ctx.role.has_language_module:
             return
         group = ctx.group("language", "tp")
         if ctx.rank:
             dist.recv(torch.empty(2), group_src=0, group=group)
+            until_the_other_waits(folder, "language.tp")
+            dist.all_reduce(torch.ones(1), group=group)
         else:
             dist.send(torch.ones(2), group_dst=1, group=group)
-        work = dist.all_reduce(torch.ones(1), group=group, async_op=True)
-        work.wait()
-        work.wait()
+            work = dist.all_reduce(torch.ones(1), group=group, async_op=True)
+            work.wait()
+            with recorder.span(Kind.SPAN, "again"):
+                work.wait()
 
 
 def test_messages_and_what_is_complete_are_not_recorded(tmp_path):
     run_ranks(others, TOPOLOGY, str(tmp_path))
-    for rank in range(2):
-        recording = read(tmp_path / f"rank{rank}.recording")
-        assert [(each.kind, recording.names[each.name]) for each in recording.records] == [(Kind.COLLECTIVE, "language.tp")]
+    records, names = read(tmp_path / "rank0.recording").records, read(tmp_path / "rank0.recording").names
+    assert [(each.kind, names[each.name]) for each in records] == [(Kind.COLLECTIVE, "language.tp"), (Kind.SPAN, "again")]
+    assert all(each.kind == Kind.COLLECTIVE for each in read(tmp_path / "rank1.recording").records)
 
 
 def failing(folder):
