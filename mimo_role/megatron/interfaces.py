@@ -9,6 +9,7 @@ from mimo_role.bridge.bridge import Bridge
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups
 from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.recorder import Recorder
 from mimo_role.resharding.samples import TokenSplit
 from mimo_role.role import RankRole
 from mimo_role.topology.grid import RankGrid
@@ -26,6 +27,7 @@ class MegatronInterfaces:
     rank: int
     role: RankRole
     heartbeat: Heartbeat
+    recorder: Recorder
     _options: Mapping[str, GroupOptions]
     _groups: ProcessGroups
     group: Callable[..., dist.ProcessGroup]
@@ -86,7 +88,8 @@ class MegatronInterfaces:
         same form, whole on each tp and cp rank; gradients are summed over cp. Lanes may have any numbers.
 
         Args:
-            config: Megatron-Core's `ModelParallelConfig`; what crosses has its `pipeline_dtype`.
+            config: Megatron-Core's `ModelParallelConfig`; what crosses has its `pipeline_dtype`. Under mimo-launch, a config
+                without `timers` gets some that record what Megatron-Core measures, for traces.
             samples: of a micro-batch over all lanes; each lane has `lane_samples(samples, lanes, lane)`.
             tokens: by module with outputs `[tokens, hidden]`, the tokens of each sample, if fixed; others:
                 `mimo_role.megatron.set_token_counts`.
@@ -103,7 +106,7 @@ class MegatronInterfaces:
 
         options = crossing_options(self.topology, config, samples, tokens, splits, frozen)
         crossings = RankCrossings(options, self.rank, self.bridge, self.group)
-        return PipelineCommunicator(self.topology, config, crossings, self.heartbeat)
+        return PipelineCommunicator(self.topology, config, crossings, self.heartbeat, self.recorder)
 
     def megatron_encoders_first(
         self,

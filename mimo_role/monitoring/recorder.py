@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from mimo_role.monitoring.device_clock import DeviceClock, Mark
+from mimo_role.monitoring.peak_memory import PEAK_MEMORY, PeakMemory
 from mimo_role.monitoring.records import NONE, Flag, Kind
 from mimo_role.monitoring.ring import Ring, What, what
 
@@ -26,14 +27,18 @@ _STEPS_PER_SCHEDULE = 2**32
 class Recorder:
     """This process's spans, steps and scalars. Without a ring each call returns at once."""
 
-    def __init__(self, ring: Ring | None, device_clock: DeviceClock | None = None) -> None:
+    def __init__(
+        self, ring: Ring | None, device_clock: DeviceClock | None = None, peak_memory: PeakMemory | None = None
+    ) -> None:
         """
         Args:
             ring: what is written to; `None` without an agent.
             device_clock: of a device that runs what this process queues; `None` on the CPU.
+            peak_memory: recorded when a step begins; `None`: not.
         """
         self._ring = ring
         self._device_clock = device_clock
+        self._peak_memory = peak_memory
         self._step = NONE
         self._batch = 0.0
         self._schedules = 0
@@ -52,6 +57,8 @@ class Recorder:
         if self._ring is not None:
             now_ns = monotonic_ns()
             self._ring.add(what(Kind.STEP), now_ns, now_ns, number, float(last))
+            if self._peak_memory is not None and (peak := self._peak_memory.new_gib(now_ns)) is not None:
+                self.scalar(PEAK_MEMORY, peak)
             self._resolve()
 
     def count_schedule(self) -> int:
