@@ -88,8 +88,7 @@ class MegatronInterfaces:
         same form, whole on each tp and cp rank; gradients are summed over cp. Lanes may have any numbers.
 
         Args:
-            config: Megatron-Core's `ModelParallelConfig`; what crosses has its `pipeline_dtype`. Under mimo-launch, a config
-                without `timers` gets some that record what Megatron-Core measures, for traces.
+            config: Megatron-Core's `ModelParallelConfig`; what crosses has its `pipeline_dtype`.
             samples: of a micro-batch over all lanes; each lane has `lane_samples(samples, lanes, lane)`.
             tokens: by module with outputs `[tokens, hidden]`, the tokens of each sample, if fixed; others:
                 `mimo_role.megatron.set_token_counts`.

@@ -7,7 +7,6 @@ import torch
 from mimo_role.bridge.frames import Position
 from mimo_role.errors import ScheduleError
 from mimo_role.monitoring.heartbeat import Heartbeat
-from mimo_role.monitoring.records import NONE
 
 
 @dataclass
@@ -42,16 +41,6 @@ class MicroBatchCount:
     def step(self) -> int:
         """The current step, from 0; -1 before the first."""
         return self._step
-
-    @property
-    def forward(self) -> int:
-        """The micro-batch of the forward that runs; -1 without gradients."""
-        return self._counts.received - 1 if torch.is_grad_enabled() else NONE
-
-    @property
-    def backward(self) -> int:
-        """The micro-batch of the backward that runs."""
-        return self._counts.gradients_received - 1
 
     def begin_forward(self) -> None:
         """A forward, of a new step if all backwards of the last one have been run."""

@@ -14,7 +14,6 @@ from mimo_role.errors import BridgeError, ScheduleError
 from mimo_role.megatron.crossings import Crossing
 from mimo_role.megatron.micro_batch_count import MicroBatchCount
 from mimo_role.megatron.rank_crossings import RankCrossings
-from mimo_role.megatron.span_timers import give_timers
 from mimo_role.megatron.step_records import StepRecords
 from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.monitoring.recorder import Recorder
@@ -44,10 +43,10 @@ class PipelineCommunicator:
         """
         Args:
             topology: the world.
-            config: Megatron-Core's `ModelParallelConfig`; gets timers that record, if it has none and anything is recorded.
+            config: Megatron-Core's `ModelParallelConfig`.
             crossings: this rank's ends of bridges.
             heartbeat: reports its progress.
-            recorder: records its waits and sends.
+            recorder: records its waits and sends, and what the schedule computes between them.
         """
         self.config = config
         self._topology = topology
@@ -61,7 +60,6 @@ class PipelineCommunicator:
         self._count = MicroBatchCount(heartbeat, self.total_stages - self.current_stage)
         stage = "+".join(f"{at.module}.{at.stage}" for at in crossings.stages)
         self._records = StepRecords(recorder, heartbeat, stage)
-        give_timers(config, recorder, stage, self._count)
 
     @property
     def is_pp_first_stage(self) -> bool:
@@ -91,6 +89,7 @@ class PipelineCommunicator:
             BridgeError: a tensor is missing or does not fit, or a peer has failed.
             ScheduleError: a frozen module trains.
         """
+        self._records.end_computing()
         position = self._count.sent()
         outputs = {name: self._output_of(name, output_dict) for name in self._outgoing}
         sent = [
@@ -120,6 +119,7 @@ class PipelineCommunicator:
                 gradient, others = crossing.received_back(each), found[name]
             self._records.received(crossing.link, position, each.transfer)
             found[name] = gradient if others is None else others + gradient
+        self._records.begin_computing(Kind.BACKWARD, position)
         return found
 
     def send_backward(self, grad_dict: Mapping[str, Any], *_: object, **__: object) -> None:
@@ -128,6 +128,7 @@ class PipelineCommunicator:
         Raises:
             BridgeError: a tensor does not fit, or a peer has failed.
         """
+        self._records.end_computing()
         position = self._count.gradient_sent()
         sent = [
             (crossing, crossing.send_back(_single(grad_dict.get(name)), position))
@@ -159,6 +160,7 @@ class PipelineCommunicator:
             with self._records.waiting(Kind.WAIT_ACTIVATIONS, link, position, each.transfer):
                 found[name] = self._incoming[name].received(each)
             self._records.received(link, position, each.transfer)
+        self._records.begin_computing(Kind.FORWARD, position)
         return found
 
     def _send(self, kind: Kind, started: Sequence[tuple[Crossing, Transfer]], position: Position) -> None:

@@ -1,4 +1,9 @@
-"""What Megatron-Core's schedule does, as records: waits and sends of its communicator, and what it measures with its timers."""
+"""What Megatron-Core's schedule does, as records.
+
+The schedule runs a forward between a call that receives activations and the next one that sends them, also on stages that
+receive or send none, and a backward between those that receive and send gradients. It has timers, too, but in its backward for
+several modules it does not use them (0.19).
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -26,8 +31,7 @@ class StepRecords:
         self.stage = stage
         self._heartbeat = heartbeat
         self._number = recorder.count_schedule()
-        self._step = NONE
-        """The step of the script, or of the schedule, that was recorded last."""
+        self._computing: AbstractContextManager[Any] | None = None
 
     def begin_forward(self, count: MicroBatchCount) -> None:
         """A forward has begun, perhaps of a new step."""
@@ -55,6 +59,18 @@ class StepRecords:
         for link in dict.fromkeys(link for link, transfer in sent if transfer.sends):
             spans.enter_context(self.recorder.span(kind, link, position.micro_batch, 1))
         return spans
+
+    def begin_computing(self, kind: Kind, position: Position) -> None:
+        """A forward or a backward begins."""
+        self.end_computing()  # one that an exception has ended
+        self._computing = self.recorder.span(kind, self.stage, position.micro_batch, 1)
+        self._computing.__enter__()
+
+    def end_computing(self) -> None:
+        """It has ended."""
+        if self._computing is not None:
+            computing, self._computing = self._computing, None
+            computing.__exit__(None, None, None)
 
     def waiting_for_receivers(self) -> AbstractContextManager[Any]:
         """The wait until something that was sent long before has been received."""

@@ -1,7 +1,5 @@
-"""What a pipeline communicator records, driven in the order of Megatron-Core's 1F1B, and the timers that a schedule gets."""
+"""What a pipeline communicator records, driven in the order of Megatron-Core's 1F1B."""
 
-import copy
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,38 +8,32 @@ import torch
 
 import mimo_role
 from mimo_role import Topology
-from mimo_role.megatron.micro_batch_count import MicroBatchCount
-from mimo_role.megatron.span_timers import SpanTimers, give_timers
-from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.monitoring.recorder import Recorder
 from mimo_role.monitoring.records import Kind
 from mimo_role.monitoring.ring import Ring, read
 from mimo_role.testing import run_ranks
 
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120)]
+
 MICRO_BATCHES = 3
 STEPS = 2
 TOPOLOGY = Topology.from_modules({"vision": {"dp": 2}, "language": {"pp": 2}})
-COUNT = MicroBatchCount(Heartbeat(None), 1)
 WAITS = {Kind.WAIT_ACTIVATIONS: Kind.SEND_ACTIVATIONS, Kind.WAIT_GRADIENTS: Kind.SEND_GRADIENTS}
 
 
-def run_step(communicator, timers, compute):
+def run_step(communicator, compute):
     """The calls of `forward_backward_pipelining_without_interleaving`."""
     warmup = min(communicator.total_stages - communicator.current_stage - 1, MICRO_BATCHES)
     saved = []
 
     def forward(inputs):
-        timers("forward-compute", log_level=2).start()
         saved.append((inputs, compute(inputs)))
-        timers("forward-compute").stop()
         return saved[-1][1]
 
     def backward(gradients):
         inputs, outputs = saved.pop(0)
-        timers("backward-compute", log_level=2).start()
         for name, output in outputs.items():
             output.backward(gradients.get(name))
-        timers("backward-compute").stop()
         return {name: tensor.grad for name, tensor in inputs.items()}
 
     for _ in range(warmup):
@@ -61,7 +53,7 @@ def run_step(communicator, timers, compute):
 def train(folder, counts_steps):
     ctx = mimo_role.current()
     ctx.recorder = Recorder(Ring.create(Path(folder, f"rank{ctx.rank}.recording"), ctx.rank, ctx.world_size))
-    config = SimpleNamespace(pipeline_dtype=torch.float32, sequence_parallel=False, timers=None)
+    config = SimpleNamespace(pipeline_dtype=torch.float32, sequence_parallel=False)
     communicator = ctx.megatron_pipeline_communicator(config, samples=4, tokens={"vision": 2, "language": 2})
     module = "language" if ctx.role.has_language_module else "vision"
     weight = torch.ones(3, requires_grad=True)
@@ -75,7 +67,7 @@ def train(folder, counts_steps):
     for step in range(STEPS):
         if counts_steps:
             ctx.step(10 + step)
-        run_step(communicator, config.timers, compute)
+        run_step(communicator, compute)
     return weight.grad.sum().item()
 
 
@@ -91,7 +83,6 @@ def of_kind(recording, *kinds):
     return [record for record in recording.records if record.kind in kinds]
 
 
-@pytest.mark.ranks
 def test_every_rank_records_its_forwards_and_backwards_in_the_steps(recordings):
     first, found = recordings
     for rank, recording in enumerate(found):
@@ -104,7 +95,6 @@ def test_every_rank_records_its_forwards_and_backwards_in_the_steps(recordings):
         assert recording.open == []
 
 
-@pytest.mark.ranks
 def test_every_wait_has_the_send_of_its_peer_and_ends_after_that_has_begun(recordings):
     _, found = recordings
     joined = 0
@@ -125,24 +115,3 @@ def test_every_wait_has_the_send_of_its_peer_and_ends_after_that_has_begun(recor
     # Activations and gradients, over both links, to one rank of language and to two of vision.
     assert joined == STEPS * MICRO_BATCHES * (1 + 1 + 2 + 1)
     assert len(of_kind(found[2], Kind.ARRIVAL)) == STEPS * MICRO_BATCHES
-
-
-def test_timers_are_spans_that_a_copy_of_a_config_shares_and_a_checkpoint_leaves_out(tmp_path):
-    recorder = Recorder(Ring.create(tmp_path / "ring", 0, 1))
-    timers = SpanTimers(recorder, "language.0", COUNT)
-    assert copy.deepcopy(timers) is timers
-    assert pickle.loads(pickle.dumps({"timers": timers})) == {"timers": None}
-    timers("all-grads-sync", log_level=1).start(barrier=True)
-    assert [read(tmp_path / "ring").names[each.name] for each in read(tmp_path / "ring").open] == ["all-grads-sync"]
-    timers("all-grads-sync").start()  # an exception has ended the first
-    timers("all-grads-sync").stop()
-    timers("all-grads-sync").stop()
-    assert len(read(tmp_path / "ring").records) == 2
-    assert read(tmp_path / "ring").open == []
-
-
-@pytest.mark.parametrize(("is_on", "timers"), [(True, "own"), (False, "own"), (False, None)])
-def test_a_config_keeps_the_timers_that_it_has_and_gets_none_without_a_recording(tmp_path, is_on, timers):
-    config = SimpleNamespace(timers=timers)
-    give_timers(config, Recorder(Ring.create(tmp_path / "ring", 0, 1) if is_on else None), "language.0", COUNT)
-    assert config.timers == timers
