@@ -112,6 +112,10 @@ def init(
     contract = _contract(topology, context.rank, backend, timeout_s, options, found)
     ranks = {"RANK": str(context.rank), "WORLD_SIZE": str(context.world_size)}
     _session = _Session(context, owns_world, environ.export(ranks | contract.to_environ()))
+    if device.type == "cpu" and context.recorder.is_on:  # on a GPU the host does not wait
+        waits = CollectiveWaits(context.recorder)
+        waits.install()
+        context._before_close(waits.remove)
     return context
 
 
@@ -176,10 +180,6 @@ def _make_context(
         recorder=recorder,
         run_dir=run_dir,
     )
-    if device.type == "cpu" and recorder.is_on:  # on a GPU the host does not wait
-        waits = CollectiveWaits(recorder)
-        waits.install()
-        context._before_close(waits.remove)
     return context, ledger
 
 

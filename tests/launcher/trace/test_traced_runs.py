@@ -125,6 +125,14 @@ def test_a_run_that_hangs_leaves_what_each_rank_waited_for(tmp_path):
     assert all(name.startswith(("wait for", "backward")) for name in named(trace, "B", 0) + named(trace, "B", 1))
 
 
+def test_a_rank_that_waits_for_a_collective_is_shown_to_wait_for_it(tmp_path):
+    job = Job(tmp_path, CONFIG + "runtime: {stall_timeout_s: 3}\n")
+    hanging = "\nif ctx.rank == 2:\n    with ctx.span('stuck'):\n        time.sleep(600)\ntorch.distributed.barrier()\n"
+    assert job.run(SCRIPT + hanging).returncode == 124
+    trace = read_strictly(tmp_path / "runs/small/report.trace.json")
+    assert [named(trace, "B", rank) for rank in range(3)] == [["wait for a collective of world"]] * 2 + [["stuck"]]
+
+
 def test_a_run_that_is_going_on_is_read_from_memory(tmp_path):
     job = Job(tmp_path, CONFIG)
     run = job.start(SCRIPT + "\nif ctx.rank == 2:\n    print('here', flush=True)\ntime.sleep(600)\n")
