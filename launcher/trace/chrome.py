@@ -25,6 +25,7 @@ _VERBS = {
     Kind.SEND_ACTIVATIONS: "send activations",
     Kind.SEND_GRADIENTS: "send gradients",
     Kind.WAIT_SENT: "wait for receivers",
+    Kind.COLLECTIVE: "wait for a collective of",
 }
 
 Event = dict[str, Any]
