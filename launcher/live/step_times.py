@@ -46,8 +46,8 @@ class _OpenStep:
 class StepTimes:
     """Turns the records of one rank into its steps.
 
-    Times are the device's where it has any for forwards or backwards, otherwise the host's. Those of a device are recorded late:
-    a step of such a rank is finished when the one after the next begins.
+    Times are the device's where it has any for forwards or backwards, otherwise the host's. Those of a device are recorded
+    late: a step of such a rank is finished when the one after the next begins.
 
     Within a forward or backward, nothing counts as computation that is also in a send, a wait or a collective. A wait for
     receivers counts as one for other stages if the module has several, since its record does not name the receiver.

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ def test_a_union_has_the_same_moments_in_intervals_that_do_not_touch(intervals):
     found = union(intervals)
     assert moments(found) == moments(intervals)
     assert all(begin < end for begin, end in found)
-    assert all(one[1] < other[0] for one, other in zip(found, found[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in pairwise(found))
 
 
 @given(INTERVALS, TIMES, TIMES)
