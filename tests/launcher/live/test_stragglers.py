@@ -130,20 +130,12 @@ def test_medians_of_others_are_those_of_the_statistics_module(values):
         assert found == pytest.approx(median(value for other, value in values.items() if other != rank))
 
 
-@pytest.mark.parametrize(
-    ("until", "text"),
-    [
-        (
-            None,
-            "rank 713 (language.pp3.tp1, n88) computes 1.42x its peers' median since step 1,200; "
-            "11 % of each step of the whole job",
-        ),
-        (
-            1300,
-            "rank 713 (language.pp3.tp1, n88) computes as fast as its peers again since step 1,300; 1.42x since step 1,200",
-        ),
-    ],
-)
+WHO = "rank 713 (language.pp3.tp1, n88) computes"
+BEGAN = f"{WHO} 1.42x its peers' median since step 1,200; 11 % of each step of the whole job"
+ENDED = f"{WHO} as fast as its peers again since step 1,300; 1.42x since step 1,200"
+
+
+@pytest.mark.parametrize(("until", "text"), [(None, BEGAN), (1300, ENDED)])
 def test_a_straggler_is_one_line(until, text):
     found = Straggler(
         rank=713, label="language.pp3.tp1", node="n88", ratio=1.4201, since_step=1200, until_step=until, share=0.111
