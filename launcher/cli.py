@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from launcher.command_line import parse
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import ConfigError, LaunchError, UsageError
 from launcher.exit_code import ExitCode
 from launcher.formatting import counted, describe_ranks
 from launcher.host.interpreter_exit import exit_without_teardown
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from launcher.config.schema import JobConfig
     from launcher.plan.launch_plan import LaunchPlan
+
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600
 
 
 def entry() -> NoReturn:
@@ -198,6 +200,25 @@ def _status(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _top(arguments: argparse.Namespace) -> int:
+    if not MIN_INTERVAL_S <= arguments.interval <= MAX_INTERVAL_S:
+        raise UsageError(f"--interval {arguments.interval:g}: give between {MIN_INTERVAL_S} and {MAX_INTERVAL_S} seconds")
+    if _is_torchx_handle(arguments.job):
+        raise LaunchError(f"{arguments.job}: give the run directory instead")
+    from launcher.top import command
+
+    source = command.source_of(arguments.job)
+    if arguments.once:
+        print(command.once(source, sys.stdout, as_json=arguments.json), end="")
+    elif arguments.json or not command.can_redraw(sys.stdout):
+        for line in command.lines(source, arguments.interval, as_json=arguments.json):
+            print(line, flush=True)
+    else:
+        last = command.watch(source, sys.stdout, sys.stdin, arguments.interval)
+        print(last, end="")
+    return ExitCode.SUCCESS
+
+
 def _logs(arguments: argparse.Namespace) -> int:
     if _is_torchx_handle(arguments.job):
         raise LaunchError(f"{arguments.job}: torchx has its logs: torchx log {arguments.job}")
@@ -272,6 +293,7 @@ _COMMANDS = {
     "run": _run,
     "submit": _submit,
     "status": _status,
+    "top": _top,
     "logs": _logs,
     "trace": _trace,
     "cancel": _cancel,

@@ -1,0 +1,33 @@
+"""The live view of a run that is going on, as `mimo-launch status` shows it."""
+
+from contextlib import suppress
+
+from launcher.errors import LaunchError
+from launcher.live.status_line import status_line, straggler_line
+from launcher.live.view import LiveView
+from launcher.run_dir.layout import RunDirLayout
+
+
+def read_view(run_dir: RunDirLayout) -> LiveView | None:
+    """The view in a run directory; `None` as long as there is none, or while it cannot be read.
+
+    Raises:
+        LaunchError: it was written by another version of mimo-launch.
+    """
+    try:
+        text = run_dir.live_file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    try:
+        return LiveView.from_json(text)
+    except LaunchError as error:
+        raise LaunchError(f"{run_dir.live_file}: {error}") from None
+
+
+def summary(run_dir: RunDirLayout) -> list[str]:
+    """The status line and the stragglers, a line each; none where the run has not recorded a step."""
+    with suppress(LaunchError):
+        view = read_view(run_dir)
+        if view is not None and view.step is not None:
+            return [status_line(view), *(f"straggler: {straggler_line(each)}" for each in view.stragglers)]
+    return []
