@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from launcher.agent import lifecycle
-    from launcher.console import FOLD_S, Console
+    from launcher.console import FOLD_S, Console, LogsToMessages
     from launcher.coordination import node_identity
     from launcher.host.init_process import become_child_of_init
     from launcher.plan.debugging import with_debuggers
@@ -122,7 +122,10 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
     plan = with_debuggers(plan, arguments.debug, arguments.debug_port, has_terminal=_is_terminal(sys.stdin))
     fold_s = FOLD_S if arguments.log_fold == "on" else 0.0
-    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s, redraws=arguments.debug is None)
+    redraws, has_status = arguments.debug is None, arguments.progress != "off"
+    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s, redraws=redraws, has_status=has_status)
+    if console.bottom is not None:
+        logging.basicConfig(level=logging.root.level, handlers=[LogsToMessages(console.say)], format="%(message)s", force=True)
     outcome = lifecycle.run_node(plan, place, config_text, console)
     if outcome.message is not None:
         _say(outcome.message)

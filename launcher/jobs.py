@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.errors import ConfigError, LaunchError
 from launcher.formatting import ranges
+from launcher.live.summary import summary
 from launcher.logs.reader import LogFilter, lines_of
 from launcher.outcome import Outcome
 from launcher.plan.launch_plan import LaunchPlan
@@ -67,6 +68,11 @@ class Job:
         files = self.files()
         return read_report(files) if files is not None and (self.slurm is None or self.slurm.is_over) else None
 
+    def summary(self) -> list[str]:
+        """What the ranks of a job do that is going on; see `live.summary`."""
+        files = self.files()
+        return summary(files) if files is not None and self.report() is None and not self.is_over() else []
+
     def is_over(self) -> bool:
         """Whether it has ended: by SLURM, else by the lock of the run directory."""
         if self.slurm is not None:
@@ -120,6 +126,7 @@ def as_table(job: Job) -> str:
     if job.run_dir is not None:
         state = f": {describe(job.run_dir)}" if job.slurm is None else ""
         lines += ["", f"run directory: {job.run_dir.path}{state}"]
+    lines += [f"  {line}" for line in job.summary()]
     plan, problem = _plan_or_problem(job)
     lines += ["", problem] if problem else []
     if plan is not None:

@@ -20,10 +20,11 @@ def moments(source: Source, interval_s: float, sleep: Callable[[float], None] = 
 
 def as_line(moment: Moment) -> str:
     """`digits: step 412 of 2,000 | ...`, with the state where the run is not simply running."""
-    state = [moment.note] if moment.state is not State.RUNNING or moment.view is None else []
-    if moment.view is None:
-        return printable(moment.note)
-    return f"{printable(moment.view.run)}: {' | '.join([*map(printable, state), status_line(moment.view)])}"
+    note, view = printable(moment.note), moment.shown
+    if view is None:
+        return note
+    state = [note] if moment.state is not State.RUNNING else []
+    return f"{printable(view.run)}: {' | '.join([*state, status_line(view)])}"
 
 
 class JsonLines:

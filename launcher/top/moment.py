@@ -1,6 +1,6 @@
 """A run as `mimo-launch top` sees it at one moment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Protocol
 
@@ -27,6 +27,13 @@ class Moment:
     """The state in words: `running`, `no news for 12 s`, `over, failed: ...`."""
     view: LiveView | None = None
     """The last one; `None` as long as there was none."""
+
+    @property
+    def shown(self) -> LiveView | None:
+        """The view without what is true only while the run is going on: its ETA."""
+        if self.view is None or self.state is State.RUNNING:
+            return self.view
+        return replace(self.view, eta_s=None)
 
 
 class Source(Protocol):

@@ -38,7 +38,7 @@ def page_of(moment: Moment, console: Console) -> Page:
     """Lay out a moment for the present width of a terminal."""
     ascii_only = console.options.ascii_only
     head = Group(*_head(moment, console))
-    modules = moment.view.modules if moment.view is not None else {}
+    modules = moment.shown.modules if moment.shown is not None else {}
     groups = groups_of(modules, ascii_only=ascii_only)
     bands = bands_of(names_of(modules), groups, console.width) if modules else []
     tables = [_table(band, [*modules.values()], console.width, ascii_only=ascii_only) for band in bands]
@@ -50,7 +50,7 @@ def _lines(renderable: RenderableType, console: Console) -> list[Line]:
 
 
 def _head(moment: Moment, console: Console) -> Iterator[RenderableType]:
-    view = moment.view
+    view = moment.shown
     state = Text(printable(moment.note), _STATE_STYLES[moment.state])
     if view is None:
         yield state
