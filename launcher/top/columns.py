@@ -14,7 +14,8 @@ from launcher.top.shares import PARTS, Part
 
 GAP = 2
 """Columns of the terminal between two columns."""
-BAR_WIDTHS = (10, 30)
+BAR_WIDTHS = (14, 30)
+"""The narrowest and the widest bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def _all_columns(views: list[ModuleView], *, ascii_only: bool) -> list[list[Colu
         for part, importance in zip(PARTS, (8, 3, 6, 5, 2), strict=True)
     ]
     has_shares = any(view.compute is not None for view in views)
-    bars = [Column(title="a step", cells=(), importance=7, align="left")] if has_shares else []
+    bars = [Column(title="time of a step", cells=(), importance=7, align="left")] if has_shares else []
     slowest = [Column(title="slowest rank", cells=tuple(map(_slowest, views)), align="left")]
     return [rates, [*bars, *shares], slowest]
 
@@ -112,4 +113,4 @@ def _slowest(view: ModuleView) -> str:
     if view.slowest is None:
         return quantities.UNKNOWN
     slowest = view.slowest
-    return printable(f"{slowest.rank} ({slowest.label}) on {slowest.node}, {quantities.seconds(slowest.compute_s)}")
+    return printable(f"{slowest.rank} ({slowest.label}) on {slowest.node}, computes {quantities.seconds(slowest.compute_s)}")

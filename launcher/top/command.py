@@ -61,7 +61,7 @@ def watch(source: Source, out: TextIO, keys: TextIO | None, interval_s: float) -
     """Show the run on a terminal until it is over, and return its last page; empty if the user has left before.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or SIGTERM as `Terminated`.
+        KeyboardInterrupt: Ctrl-C.
     """
     console = _console(out)
     last = Screen(console, source, Keyboard(keys), interval_s).run()
@@ -77,4 +77,4 @@ def _page(moment: Moment, console: Console) -> str:
     page = page_of(moment, console)
     with console.capture() as captured:
         console.print(Segments([segment for line in (*page.head, *page.body) for segment in (*line, Segment.line())]), end="")
-    return captured.get()
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())

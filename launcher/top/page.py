@@ -98,14 +98,14 @@ def _progress(view: LiveView, *, has_room: bool) -> RenderableType:
 
 
 def _listed_texts(*texts: Text) -> Text:
-    return Text(" | ", "bright_black").join(texts)
+    return Text(" | ").join(texts)
 
 
 def _table(columns: list[Column], views: list[ModuleView], width: int, *, ascii_only: bool) -> Table:
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="", show_edge=False)
     bar_width = min(BAR_WIDTHS[1], BAR_WIDTHS[0] + max(0, width - width_of(columns)))
     for column in columns:
-        title = Text(column.title, column.style or "bright_black")
+        title = Text(column.title, column.style or "dim")
         table.add_column(title, justify=column.align, no_wrap=True, overflow="ellipsis", style=_cell_style(column))
     for index, view in enumerate(views):
         cells = [

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, ScreenContext
@@ -17,7 +17,7 @@ from launcher.top.moment import Moment, Source, State
 from launcher.top.page import Line, Page, page_of
 
 _KEYS_S = 0.1
-"""How often the size of the terminal is looked at."""
+"""How often the size of the terminal is looked at, and whether Ctrl-Z was pressed."""
 _HELP = "q: quit"
 
 
@@ -41,7 +41,7 @@ class View:
         rows = _rows(page, height)
         self._first = max(0, min(self._first, len(page.body) - rows))
         shown = page.body[self._first : self._first + rows]
-        lines = [*page.head, *shown]
+        lines = [*page.head, *shown][: height - 1]
         is_cut = len(page.body) > rows
         where = f"   up, down: lines {self._first + 1}-{self._first + len(shown)} of {len(page.body)}" if is_cut else ""
         lines += [[]] * (height - 1 - len(lines))
@@ -73,20 +73,25 @@ class Screen:
         self._keyboard = keyboard
         self._interval_s = interval_s
         self._view = View()
+        self._is_suspended = False
 
     def run(self) -> Moment | None:
         """Show the run until it is over; return that moment, or `None` if the user quits.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, or SIGTERM as `Terminated`. The terminal is as it was before.
+            KeyboardInterrupt: Ctrl-C. As after a signal that ends this process, the terminal is as it was before.
         """
-        with _signals_as_exceptions():
+        with _signals_handled(self._suspend):
             while True:
                 try:
                     with self._keyboard.listening(), self._console.screen() as screen:
                         return self._watch(screen)
                 except _Suspended:
+                    self._is_suspended = False
                     os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _suspend(self, *_: object) -> None:
+        self._is_suspended = True
 
     def _watch(self, screen: ScreenContext) -> Moment | None:
         while True:
@@ -105,6 +110,8 @@ class Screen:
                 page = page_of(moment, self._console)
                 self._draw(screen, page, size.height)
                 drawn_for = size
+            if self._is_suspended:
+                raise _Suspended
             left = until - time.monotonic()
             if left <= 0:
                 return True
@@ -126,14 +133,13 @@ class _Suspended(Exception):
 
 
 @contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Leave the screen before SIGTERM ends this process, or Ctrl-Z stops it."""
+def _signals_handled(suspend: Callable[..., None]) -> Iterator[None]:
+    """Leave the screen before SIGTERM or SIGHUP ends this process, or Ctrl-Z stops it."""
+    received = []
 
-    def end(*_: object) -> None:
+    def end(number: int, _: object) -> None:
+        received.append(number)
         raise Terminated
-
-    def suspend(*_: object) -> None:
-        raise _Suspended
 
     handlers = {signal.SIGTERM: end, signal.SIGHUP: end, signal.SIGTSTP: suspend}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -142,3 +148,5 @@ def _signals_as_exceptions() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)

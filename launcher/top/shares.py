@@ -34,7 +34,7 @@ PARTS = (
     Part("collectives", "▓", "=", "cyan"),
     Part("bridge", "▒", "+", "yellow"),
     Part("bubble", "░", "-", "magenta"),
-    Part("other", "·", ".", "bright_black"),
+    Part("other", "·", ".", "dim"),
 )
 
 
