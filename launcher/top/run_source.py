@@ -35,25 +35,38 @@ class RunSource:
         is_over = self._job_is_over()
         files = self._job.files()
         if files is None:
-            return Moment(state=State.OVER, note="over, without a run") if is_over else _waiting("not started yet")
+            state, note = (State.OVER, "over, without a run") if is_over else (State.WAITING, "not started yet")
+            return Moment(state=state, note=note)
         self._view = read_view(files) or self._view
         # After the lock: a run writes its report before it releases it.
         if read_report(files) is not None:
-            return self._ended(files, is_over)
-        if self._view is None:
-            return Moment(state=State.OVER, note=_headline(files)) if is_over else _waiting("starting")
-        age_s = self._age.of(self._view, self._wall(), self._monotonic())
-        if age_s <= STALE_AFTER * self._view.interval_s:
-            return Moment(state=State.RUNNING, note="running", view=self._view)
-        if is_over:
-            return Moment(state=State.OVER, note=_headline(files), view=self._view)
-        return Moment(state=State.STALE, note=f"no news for {duration(age_s)}", view=self._view)
+            state, note = self._state_after_report(files, is_over)
+        elif is_over and not self._is_fresh():
+            state, note = State.OVER, _headline(files)
+        else:
+            state, note = self._state_of_ranks()
+        return Moment(state=state, note=note, view=self._view)
 
-    def _ended(self, files: RunDirLayout, is_over: bool) -> Moment:
+    def _state_after_report(self, files: RunDirLayout, is_over: bool) -> tuple[State, str]:
         if is_over or self._job.slurm is None:
-            return Moment(state=State.OVER, note=_headline(files), view=self._view)
+            return State.OVER, _headline(files)
         # SLURM may start the job again, in the same run directory.
-        return Moment(state=State.WAITING, note=f"{_headline(files)}; SLURM has not ended the job", view=self._view)
+        return State.WAITING, f"{_headline(files)}; SLURM has not ended the job"
+
+    def _state_of_ranks(self) -> tuple[State, str]:
+        if self._view is None:
+            return State.WAITING, "starting"
+        if self._is_fresh():
+            return State.RUNNING, "running"
+        if self._view.is_last:
+            return State.WAITING, f"attempt {self._view.attempt} has ended"
+        return State.STALE, f"no news for {duration(self._age_s(self._view))}"
+
+    def _is_fresh(self) -> bool:
+        return self._view is not None and self._age_s(self._view) <= STALE_AFTER * self._view.interval_s
+
+    def _age_s(self, view: LiveView) -> float:
+        return self._age.of(view, self._wall(), self._monotonic())
 
     def _job_is_over(self) -> bool:
         if self._job.slurm is None:
@@ -62,10 +75,6 @@ class RunSource:
             self._is_over = self._job.is_over()
             self._asked_at = self._monotonic()
         return self._is_over
-
-
-def _waiting(note: str) -> Moment:
-    return Moment(state=State.WAITING, note=note)
 
 
 def _headline(files: RunDirLayout) -> str:

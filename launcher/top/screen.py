@@ -128,14 +128,14 @@ class Screen:
             screen.update(Segments([segment for line in lines for segment in (*line, Segment.line())]))
 
 
-class _Suspended(Exception):
+class _Suspended(KeyboardInterrupt):
     """Ctrl-Z."""
 
 
 @contextmanager
 def _signals_handled(suspend: Callable[..., None]) -> Iterator[None]:
     """Leave the screen before SIGTERM or SIGHUP ends this process, or Ctrl-Z stops it."""
-    received = []
+    received: list[int] = []
 
     def end(number: int, _: object) -> None:
         received.append(number)
@@ -148,5 +148,5 @@ def _signals_handled(suspend: Callable[..., None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in received:
-            signal.raise_signal(number)
+        if received:
+            signal.raise_signal(received[0])

@@ -45,7 +45,8 @@ def test_a_long_duration_has_the_units_that_matter(value, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "-"), (0.0004, "0.4 ms"), (0.3225, "322 ms"), (0.9996, "1 s"), (12.345, "12.3 s"), (75, "1 min 15 s")]
+    ("value", "text"),
+    [(None, "-"), (0.0004, "0.4 ms"), (0.3225, "322 ms"), (0.9996, "1 s"), (12.345, "12.3 s"), (75, "1 min 15 s")],
 )
 def test_a_step_has_milliseconds_or_seconds(value, text):
     assert quantities.seconds(value) == text

@@ -80,6 +80,13 @@ def test_a_clock_that_differs_misleads_at_the_first_look_only(run):
     assert run.state() == (State.RUNNING, "running")
 
 
+def test_between_two_attempts_no_news_is_expected(run):
+    run.write(is_last=True)
+    run.source.read()
+    run.wait(10)
+    assert run.state() == (State.WAITING, "attempt 0 has ended")
+
+
 def test_a_view_of_the_future_is_not_old():
     assert Age().of(live_view(time=5000.0), wall=1000.0, now=7.0) == 0.0
 
