@@ -45,7 +45,7 @@ class Reports:
             DistError: node 0 is lost.
         """
         node = self._store.node
-        self._store.tcp.multi_set([_key(node), _read_key(node)], [json.dumps([0, []]), "0"])
+        self._set({_key(node): json.dumps([0, []]), _read_key(node): "0"})
 
     def send(self, report: Any) -> None:
         """Send a JSON value to node 0. It is lost if node 0 does not read for too long."""
@@ -61,7 +61,7 @@ class Reports:
         self._store.ask(lambda: tcp.set(_key(node), text))
 
     def collect(self) -> list[Any]:
-        """On node 0: the reports that were not read yet, of each node in their order. Reports that are not there are left out."""
+        """On node 0: the reports that were not read yet, of each node in their order."""
         own = list(self._waiting)
         self._waiting.clear()
         others = range(1, self._store.nodes)
@@ -81,8 +81,11 @@ class Reports:
                 found += new
                 changed.append(node)
         if changed:
-            self._store.tcp.multi_set([_read_key(node) for node in changed], [str(self._read[node]) for node in changed])
+            self._set({_read_key(node): str(self._read[node]) for node in changed})
         return found
+
+    def _set(self, values: dict[str, str]) -> None:
+        self._store.tcp.multi_set(list(values), list(values.values()))  # type: ignore[attr-defined]
 
 
 class LocalReports:
