@@ -185,7 +185,8 @@ def _add_status(parser: _Parser, commands: _Commands) -> None:
 
 
 def _add_top(parser: _Parser, commands: _Commands) -> None:
-    top = _add_job_command(parser, commands, "top", "show what a run does now, by module, until it is over")
+    what = "the id that submit printed, a run directory, or the HOST:PORT at which the nodes of the run meet"
+    top = _add_job_command(parser, commands, "top", "show what a run does now, by module, until it is over", what)
     top.add_argument("--interval", metavar="S", type=float, default=1.0, help="seconds between two looks (default: 1)")
     top.add_argument("--once", action="store_true", help="print the present state and end")
     top.add_argument("--json", action="store_true", help="print each state as one line of JSON")
@@ -227,9 +228,11 @@ def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary
     return command
 
 
-def _add_job_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:
+def _add_job_command(
+    parser: _Parser, commands: _Commands, name: str, summary: str, what: str = "the id that submit printed, or a run directory"
+) -> _Parser:
     command = _add_command(parser, commands, name, summary)
-    command.add_argument("job", metavar="JOB", help="the id that submit printed, or a run directory")
+    command.add_argument("job", metavar="JOB", help=what)
     command.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
     return command
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from launcher.formatting import counted, printable
 from launcher.live.quantities import duration, rate, scalar, share
-from launcher.live.view import LiveView, ModuleView, Straggler
+from launcher.live.view import LiveView, ModuleView
 
 SEPARATOR = " | "
 LANGUAGE = "language"
@@ -31,13 +31,6 @@ def status_line(view: LiveView, width: int | None = None) -> str:
         while len(parts) > 1 and len(_joined(parts)) > width:
             parts.remove(max(parts, key=lambda part: part.rank))
     return _joined(parts)[:width]
-
-
-def straggler_line(straggler: Straggler) -> str:
-    """`rank 3 (language.dp1) on a: 1.4 times the computation of its peers since step 12; 10 % of each step`."""
-    who = printable(f"rank {straggler.rank} ({straggler.label}) on {straggler.node}")
-    what = f"{straggler.ratio:.2g} times the computation of its peers since step {straggler.since_step:,}"
-    return f"{who}: {what}; {share(straggler.share)} of each step"
 
 
 def describe_step(view: LiveView) -> str:

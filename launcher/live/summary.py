@@ -3,7 +3,9 @@
 from contextlib import suppress
 
 from launcher.errors import LaunchError
-from launcher.live.status_line import status_line, straggler_line
+from launcher.formatting import printable
+from launcher.live.status_line import status_line
+from launcher.live.straggler_text import describe
 from launcher.live.view import LiveView
 from launcher.run_dir.layout import RunDirLayout
 
@@ -29,5 +31,5 @@ def summary(run_dir: RunDirLayout) -> list[str]:
     with suppress(LaunchError):
         view = read_view(run_dir)
         if view is not None and view.step is not None:
-            return [status_line(view), *(f"straggler: {straggler_line(each)}" for each in view.stragglers)]
+            return [status_line(view), *(f"straggler: {printable(describe(each))}" for each in view.stragglers)]
     return []

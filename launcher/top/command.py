@@ -1,17 +1,20 @@
 """`mimo-launch top` in its forms: the whole screen, lines for a pipe, JSON, and one page."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
 from rich.segment import Segment, Segments
 
 from launcher import jobs
+from launcher.coordination.node_identity import endpoint_from
 from launcher.errors import LaunchError
 from launcher.formatting import printable
 from launcher.top.as_lines import JsonLines, as_line, moments
 from launcher.top.keyboard import Keyboard
 from launcher.top.moment import Moment, Source
+from launcher.top.node_source import connect
 from launcher.top.page import page_of
 from launcher.top.run_source import RunSource
 from launcher.top.screen import Screen
@@ -21,11 +24,14 @@ _WIDTH_OF_FILE = 120
 
 
 def source_of(run: str) -> Source:
-    """The run that the user has named.
+    """The run that the user has named: a job's id, a run directory, or the `HOST:PORT` at which its nodes meet.
 
     Raises:
         LaunchError: there is no such run.
     """
+    endpoint = endpoint_from(run)
+    if endpoint is not None and not Path(run).is_dir():
+        return connect(endpoint)
     return RunSource(jobs.find(run))
 
 

@@ -6,6 +6,9 @@ from typing import Protocol
 
 from launcher.live.view import LiveView
 
+STALE_AFTER = 3
+"""Intervals of a view."""
+
 
 class State(Enum):
     """Whether a run is going on."""

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from launcher.formatting import counted, listed, printable
 from launcher.live.quantities import duration, scalar, seconds, share
-from launcher.live.status_line import describe_step, main_scalar, straggler_line
+from launcher.live.status_line import describe_step, main_scalar
+from launcher.live.straggler_text import describe
 from launcher.live.view import LiveView, ModuleView
 from launcher.top.columns import BAR_WIDTHS, GAP, Column, bands_of, groups_of, names_of, width_of
 from launcher.top.moment import Moment, State
@@ -62,7 +63,7 @@ def _head(moment: Moment, console: Console) -> Iterator[RenderableType]:
         names = sorted(view.scalars, key=lambda name: name != main)
         yield Text("   ".join(f"{printable(name)} {scalar(view.scalars[name])}" for name in names))
     for straggler in view.stragglers[:_SHOWN_STRAGGLERS]:
-        yield Text(f"straggler: {straggler_line(straggler)}", "bold red")
+        yield Text(f"straggler: {printable(describe(straggler))}", "bold red")
     if more := view.stragglers[_SHOWN_STRAGGLERS:]:
         ranks = listed([str(straggler.rank) for straggler in more])
         yield Text(f"and {counted(len(more), 'more straggler')}: {'rank' if len(more) == 1 else 'ranks'} {ranks}", "bold red")

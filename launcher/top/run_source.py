@@ -9,10 +9,8 @@ from launcher.live.summary import read_view
 from launcher.live.view import LiveView
 from launcher.run_dir.layout import RunDirLayout
 from launcher.run_dir.reader import describe, read_report
-from launcher.top.moment import Age, Moment, State
+from launcher.top.moment import STALE_AFTER, Age, Moment, State
 
-STALE_AFTER = 3
-"""Intervals of a view."""
 _ASK_SLURM_S = 3.0
 
 
