@@ -90,6 +90,8 @@ def _all_columns(views: list[ModuleView], *, ascii_only: bool) -> list[list[Colu
     shares = [
         column(f"{part.mark(ascii_only=ascii_only)} {part.name}", partial(_share, part), importance, part.style)
         for part, importance in zip(PARTS, (8, 3, 6, 5, 2), strict=True)
+        # Such as collectives where none are recorded.
+        if any(part.of(view) for view in views)
     ]
     has_shares = any(view.compute is not None for view in views)
     bars = [Column(title="time of a step", cells=(), importance=7, align="left")] if has_shares else []

@@ -8,11 +8,13 @@ from launcher.coordination.node_identity import Endpoint
 from launcher.live.quantities import duration
 from launcher.live.view import STORE_KEY, LiveView
 from launcher.top.moment import STALE_AFTER, Age, Moment, State
+from mimo_role.host import environ
 
 if TYPE_CHECKING:
     from launcher.coordination.store import Store
 
 _CONNECT_S = 10.0
+_TORCH_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 class NodeSource:
@@ -54,7 +56,10 @@ def connect(endpoint: Endpoint) -> NodeSource:
     Raises:
         LaunchError: it does not answer, or another program does.
     """
-    from launcher.coordination import store  # torch
+    if environ.get(_TORCH_LOG_LEVEL) is None:
+        # torch warns on stderr of hosts without a name, and of a node 0 that has ended.
+        environ.export({_TORCH_LOG_LEVEL: "ERROR"})
+    from launcher.coordination import store
 
     # The index of no node: this is none, and only reads.
     return NodeSource(store.connect(endpoint, "node 0", _CONNECT_S, node=-1, nodes=0))

@@ -73,6 +73,12 @@ def test_columns_of_which_nothing_is_known_are_left_out():
     assert shown(live_view(modules={"language": bare}))[-2:] == ["module    ranks  steps/s", "language      2      3.1"]
 
 
+def test_shares_that_no_module_has_are_left_out():
+    lines = shown(live_view(modules={"language": module(collectives=0.0, bubble=0.0)}))
+    title = next(line for line in lines if "compute" in line)
+    assert title.split("time of a step")[1].split() == ["█", "compute", "▒", "bridge", "·", "other"]
+
+
 def test_ranks_without_a_record_are_counted():
     assert shown(live_view(recording=4))[0] == "digits | 6 ranks | 2 without a record | 12 min | running"
 
