@@ -1,7 +1,5 @@
 """The live view of a run that is going on, as `mimo-launch status` shows it."""
 
-from contextlib import suppress
-
 from launcher.errors import LaunchError
 from launcher.formatting import printable
 from launcher.live.status_line import status_line
@@ -26,10 +24,8 @@ def read_view(run_dir: RunDirLayout) -> LiveView | None:
         raise LaunchError(f"{run_dir.live_file}: {error}") from None
 
 
-def summary(run_dir: RunDirLayout) -> list[str]:
-    """The status line and the stragglers, a line each; none where the run has not recorded a step."""
-    with suppress(LaunchError):
-        view = read_view(run_dir)
-        if view is not None and view.step is not None:
-            return [status_line(view), *(f"straggler: {printable(describe(each))}" for each in view.stragglers)]
-    return []
+def summary(view: LiveView) -> list[str]:
+    """The status line and the stragglers, a line each; none before the first step."""
+    if view.step is None:
+        return []
+    return [status_line(view), *(f"straggler: {printable(describe(each))}" for each in view.stragglers)]

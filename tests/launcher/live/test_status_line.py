@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from launcher.live.status_line import status_line
 from launcher.live.summary import summary
-from launcher.run_dir.layout import RunDirLayout
 from tests.launcher.live.views import live_view, module, straggler
 
 
@@ -67,12 +66,11 @@ def test_a_name_cannot_act_on_the_terminal():
     assert "\\x1b[2Jloss\\n 1" in status_line(view)
 
 
-def test_the_summary_of_a_run_has_its_stragglers(tmp_path):
-    run_dir = RunDirLayout(tmp_path)
-    assert summary(run_dir) == []
-    run_dir.live_file.write_text(live_view(stragglers=(straggler(),)).to_json(), encoding="utf-8")
-    first, second = summary(run_dir)
+def test_the_summary_of_a_run_has_its_stragglers():
+    first, second = summary(live_view(stragglers=(straggler(),)))
     assert first.startswith("step 412 of 2,000 | ")
     assert second.startswith("straggler: rank 3 (language.dp3, alpha) computes 1.40x its peers' median since step 312")
-    run_dir.live_file.write_text('{"format": 0}', encoding="utf-8")
-    assert summary(run_dir) == []
+
+
+def test_before_the_first_step_there_is_no_summary():
+    assert summary(live_view(step=None)) == []
