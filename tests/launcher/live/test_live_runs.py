@@ -11,7 +11,7 @@ from launcher.live.view import LiveView
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
 
 SCRIPT = """
-import sys, time, torch, mimo_role
+import sys, time, torch, torch.distributed as dist, mimo_role
 from mimo_role import ActivationSpec, Schedule1F1B
 
 ctx = mimo_role.current()
@@ -19,7 +19,9 @@ steps, slow_rank, slow_from, ratio = int(sys.argv[1]), int(sys.argv[2]), int(sys
 weight = torch.ones(2, requires_grad=True)
 
 def run(module, batch, inputs):
-    time.sleep(0.01 * (ratio if ctx.rank == slow_rank and step >= slow_from else 1.0))
+    time.sleep(0.02 * (ratio if ctx.rank == slow_rank and step >= slow_from else 1.0))
+    if "tp" in ctx.name:  # within the forward, the others wait for the slow one
+        dist.all_reduce(torch.ones(1), group=ctx.group(module, "tp"))
     return weight * next(iter(inputs.values()), torch.ones(12 // ctx.lane(module)[1], 2))
 
 schedule = Schedule1F1B(
@@ -52,10 +54,10 @@ def test_a_run_leaves_every_step_and_its_last_view(job):
     assert [each.step for each in metrics] == list(range(1, 13))
     assert report["stragglers"] == []
     for each in metrics:
-        assert each.scalars == {"rank": 1.5, "loss": 24.0}
+        assert {"rank": 1.5, "loss": 24.0}.items() <= each.scalars.items()
         vision, language = each.modules["vision"], each.modules["language"]
-        # Sleeps of 10 ms in each forward of two micro-batches.
-        assert min(vision.compute_s, language.compute_s) >= 0.02
+        # Sleeps of 20 ms in each forward of two micro-batches.
+        assert min(vision.compute_s, language.compute_s) >= 0.04
         assert vision.bridge_wait_s > 0
         assert (vision.bubble_s, language.bubble_s > 0) == (0, True)
         assert (vision.samples, language.samples) == (12.0, 6.0)
@@ -63,6 +65,7 @@ def test_a_run_leaves_every_step_and_its_last_view(job):
     assert (view.run, view.step, view.total_steps, view.eta_s, view.recording, view.is_last) == ("small", 12, 12, 0.0, 4, True)
     assert view.scalars == {"rank": 1.5, "loss": 24.0}
     vision = view.modules["vision"]
+    assert vision.peak_gib > 0
     assert (vision.ranks, vision.slowest.rank in (0, 1), vision.slowest.compute_s >= 0.02) == (2, True, True)
     assert 0 < vision.compute + vision.bridge_wait <= 1
     assert vision.samples_per_s == pytest.approx(12 * vision.steps_per_s, rel=0.5)
@@ -90,15 +93,15 @@ def test_every_attempt_writes_its_steps(job):
 def test_a_rank_that_becomes_slow_is_found_and_reported(job, layout, modules, slow):
     job.config = job.config.replace("vision: {}\n  language: {tp: 2}", modules).replace("non_colocated", layout)
     rank = slow.partition(" ")[0]
-    done = job.run(SCRIPT, "--", str(STEPS), rank, "31", "1.5")
+    done = job.run(SCRIPT, "--", str(STEPS), rank, "31", "2")
     assert done.returncode == 0, done.stderr
     *_, view, report = files_of(job)
     line = r"mimo-launch: rank (\d+ \(\S+), .*\) computes ([\d.]+)x its peers' median since step (\d+); (\d+) % of each step"
     found = re.search(line, done.stderr)
     assert found is not None, done.stderr
     assert found[1] == slow
-    assert float(found[2]) == pytest.approx(1.5, abs=0.15)
-    assert abs(int(found[3]) - 31) <= 3
+    assert float(found[2]) == pytest.approx(2, abs=0.4)
+    assert abs(int(found[3]) - 31) <= 5
     assert int(found[4]) > 5
     (straggler,) = report["stragglers"]
     assert (straggler["rank"], straggler["attempt"], straggler["until_step"]) == (int(rank), 0, None)
