@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from launcher.command_line import parse
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import ConfigError, LaunchError, UsageError
 from launcher.exit_code import ExitCode
 from launcher.formatting import counted, describe_ranks
 from launcher.host.interpreter_exit import exit_without_teardown
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from launcher.config.schema import JobConfig
     from launcher.plan.launch_plan import LaunchPlan
+
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600
 
 
 def entry() -> NoReturn:
@@ -97,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from launcher.agent import lifecycle
-    from launcher.console import FOLD_S, Console
+    from launcher.console import FOLD_S, Console, LogsToMessages
     from launcher.coordination import node_identity
     from launcher.host.init_process import become_child_of_init
     from launcher.plan.debugging import with_debuggers
@@ -120,7 +122,10 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
     plan = with_debuggers(plan, arguments.debug, arguments.debug_port, has_terminal=_is_terminal(sys.stdin))
     fold_s = FOLD_S if arguments.log_fold == "on" else 0.0
-    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s, redraws=arguments.debug is None)
+    redraws, has_status = arguments.debug is None, arguments.progress != "off"
+    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s, redraws=redraws, has_status=has_status)
+    if console.bottom is not None:
+        logging.basicConfig(level=logging.root.level, handlers=[LogsToMessages(console.say)], format="%(message)s", force=True)
     outcome = lifecycle.run_node(plan, place, config_text, console)
     if outcome.message is not None:
         _say(outcome.message)
@@ -198,6 +203,25 @@ def _status(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _top(arguments: argparse.Namespace) -> int:
+    if not MIN_INTERVAL_S <= arguments.interval <= MAX_INTERVAL_S:
+        raise UsageError(f"--interval {arguments.interval:g}: give between {MIN_INTERVAL_S} and {MAX_INTERVAL_S} seconds")
+    if _is_torchx_handle(arguments.job):
+        raise LaunchError(f"{arguments.job}: give the run directory instead")
+    from launcher.top import command
+
+    source = command.source_of(arguments.job)
+    if arguments.once:
+        print(command.once(source, sys.stdout, as_json=arguments.json), end="")
+    elif arguments.json or not command.can_redraw(sys.stdout):
+        for line in command.lines(source, arguments.interval, as_json=arguments.json):
+            print(line, flush=True)
+    else:
+        last = command.watch(source, sys.stdout, sys.stdin, arguments.interval)
+        print(last, end="")
+    return ExitCode.SUCCESS
+
+
 def _logs(arguments: argparse.Namespace) -> int:
     if _is_torchx_handle(arguments.job):
         raise LaunchError(f"{arguments.job}: torchx has its logs: torchx log {arguments.job}")
@@ -272,6 +296,7 @@ _COMMANDS = {
     "run": _run,
     "submit": _submit,
     "status": _status,
+    "top": _top,
     "logs": _logs,
     "trace": _trace,
     "cancel": _cancel,

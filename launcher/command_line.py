@@ -127,6 +127,7 @@ def _parser() -> _Parser:
     _add_run(parser, commands)
     _add_submit(parser, commands)
     _add_status(parser, commands)
+    _add_top(parser, commands)
     _add_logs(parser, commands)
     _add_trace(parser, commands)
     _add_job_command(parser, commands, "cancel", "end a submitted job")
@@ -154,6 +155,12 @@ def _add_run(parser: _Parser, commands: _Commands) -> None:
     run.add_argument("--debug", metavar="N[,N-M...]", help="let pdb of these ranks use this terminal; nothing times out")
     run.add_argument("--debug-port", metavar="PORT", type=int, help="let debugpy of --debug's ranks, or rank 0, listen here")
     run.add_argument(
+        "--progress",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: show the step, speed and loss in the last line of a terminal; off: do not (default: auto)",
+    )
+    run.add_argument(
         "--log-fold",
         choices=["on", "off"],
         default="on",
@@ -175,6 +182,14 @@ def _add_submit(parser: _Parser, commands: _Commands) -> None:
 def _add_status(parser: _Parser, commands: _Commands) -> None:
     status = _add_job_command(parser, commands, "status", "show the state of a job, and which rank runs what on which host")
     status.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_top(parser: _Parser, commands: _Commands) -> None:
+    what = "the id that submit printed, a run directory, or the HOST:PORT at which the nodes of the run meet"
+    top = _add_job_command(parser, commands, "top", "show what a run does now, by module, until it is over", what)
+    top.add_argument("--interval", metavar="S", type=float, default=1.0, help="seconds between two looks (default: 1)")
+    top.add_argument("--once", action="store_true", help="print the present state and end")
+    top.add_argument("--json", action="store_true", help="print each state as one line of JSON")
 
 
 def _add_logs(parser: _Parser, commands: _Commands) -> None:
@@ -213,9 +228,11 @@ def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary
     return command
 
 
-def _add_job_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:
+def _add_job_command(
+    parser: _Parser, commands: _Commands, name: str, summary: str, what: str = "the id that submit printed, or a run directory"
+) -> _Parser:
     command = _add_command(parser, commands, name, summary)
-    command.add_argument("job", metavar="JOB", help="the id that submit printed, or a run directory")
+    command.add_argument("job", metavar="JOB", help=what)
     command.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
     return command
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | live logs schedulers trace | hangs preflight | worker jobs | agent | cli | __main__"
+        " | coordination run_dir | live logs schedulers trace | hangs preflight | worker jobs | agent top | cli | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
@@ -155,11 +155,13 @@ def main_with(*words):
         pytest.param("import mimo_role; mimo_role.Topology", "torch numpy omegaconf", id="import mimo_role"),
         pytest.param(PURE, "torch torchx numpy", id="pure modules"),
         pytest.param("import launcher.plan.plan_file", "torch omegaconf yaml", id="reading a plan"),
-        pytest.param("import launcher.worker.entrypoint", "torch omegaconf yaml", id="the process of a rank"),
-        pytest.param(main_with("--help"), "torch torchx numpy omegaconf", id="--help"),
-        pytest.param(main_with("run", "--help"), "torch torchx numpy omegaconf", id="run --help"),
+        pytest.param("import launcher.worker.entrypoint", "torch omegaconf yaml rich", id="the process of a rank"),
+        pytest.param(main_with("--help"), "torch torchx numpy omegaconf rich", id="--help"),
+        pytest.param(main_with("run", "--help"), "torch torchx numpy omegaconf rich", id="run --help"),
         pytest.param(main_with("schema"), "torch torchx numpy omegaconf", id="schema"),
-        pytest.param(main_with("plan", CONFIG), "torch torchx numpy", id="plan"),
+        pytest.param(main_with("plan", CONFIG), "torch torchx numpy rich", id="plan"),
+        pytest.param("import launcher.agent.lifecycle, launcher.jobs", "torch rich", id="run and status"),
+        pytest.param("import launcher.top.command", "torch torchx numpy omegaconf", id="top"),
         pytest.param(main_with("plan", "--json", CONFIG), "torch torchx numpy", id="plan --json"),
     ],
 )

@@ -66,6 +66,7 @@ class Training:
             for group in self._optimizer.param_groups:
                 group.update(lr=options.learning_rate(step), weight_decay=options.weight_decay)
             loss = self._steps.train(micro_batches)
+            ctx.log(loss=loss)
             if progress is not None:
                 progress.step(step, loss, options.batch_size)
             if _is_due(step, options.eval_every) or step == options.steps:

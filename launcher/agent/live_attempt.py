@@ -11,7 +11,7 @@ from launcher.coordination.reports import report_interval_s
 from launcher.live.collector import Attempt, Collector
 from launcher.live.files import LiveFiles
 from launcher.live.straggler_text import describe
-from launcher.live.view import Straggler
+from launcher.live.view import STORE_KEY, LiveView, Straggler
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,12 @@ class LiveAttempt:
     def _write(self, collector: Collector, *, is_last: bool = False) -> None:
         metrics, changed = collector.advance(time.monotonic(), is_over=is_last)
         self._files.append(metrics)
-        self._files.write(collector.view(time.time(), is_last=is_last))
+        self._publish(collector.view(time.time(), is_last=is_last))
         for straggler in changed:
             self._job.say(describe(straggler))
+
+    def _publish(self, view: LiveView) -> None:
+        self._files.write(view)
+        self._job.nodes.store.put(STORE_KEY, view.to_json())
+        if self._job.show is not None:
+            self._job.show(view)

@@ -8,6 +8,8 @@ from typing import Any
 from launcher.errors import LaunchError
 
 FORMAT = 1
+STORE_KEY = "live"
+"""Where node 0 has the view in its store, as JSON text."""
 
 
 @dataclass(frozen=True, kw_only=True)
