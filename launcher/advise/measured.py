@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from launcher.advise.rank_step import SECONDS, Message, RankStep, Run, Wait, rank_step
+from launcher.advise.rank_step import SECONDS, Message, RankStep, Wait, rank_step
 from launcher.advise.recorded_steps import RecordedSteps, recorded_steps
 from launcher.advise.simulator import StageCost, StepShape
 from launcher.errors import LaunchError
@@ -185,31 +185,43 @@ def _rests(
 
 
 def _stage_costs(steps: Steps, shape: StepShape) -> dict[StageId, StageCost]:
-    """Of each stage, what its slowest rank takes: the lanes of a module work on each micro-batch together."""
-    found: dict[StageId, StageCost] = {}
+    """Of each stage, what its slowest rank takes for each micro-batch: its lanes work on all of them together."""
     overheads = _overheads(steps)
-    for rank in steps[0]:
-        for at in dict.fromkeys(run.at for run in steps[0][rank].runs):
-            own = [[run for run in step[rank].runs if run.at == at] for step in steps]
-            forward = median(fmean(run.compute_s for run in runs if run.phase is Phase.FORWARD) for runs in own)
-            backward, last = _backward_costs(own) if at not in shape.frozen and shape.backward else (0.0, 0.0)
-            before = found.get(at, StageCost(forward_s=0.0, backward_s=0.0, last_backward_s=0.0))
-            found[at] = StageCost(
-                forward_s=max(before.forward_s, forward),
-                backward_s=max(before.backward_s, backward),
-                last_backward_s=max(before.last_backward_s, last),
-                overhead_s=max(before.overhead_s, overheads[rank]),
-            )
-    return found
+    ranks_of: defaultdict[StageId, list[int]] = defaultdict(list)
+    for rank, found in steps[0].items():
+        for at in dict.fromkeys(run.at for run in found.runs):
+            ranks_of[at].append(rank)
+    costs = {}
+    for at, ranks in ranks_of.items():
+        slowest = [_slowest(at, [step[rank] for rank in ranks]) for step in steps]
+        trains = shape.backward and at not in shape.frozen
+        backward_s, last_s = _backward_costs([times[Phase.BACKWARD] for times in slowest]) if trains else (0.0, 0.0)
+        costs[at] = StageCost(
+            forward_s=median(fmean(times[Phase.FORWARD]) for times in slowest),
+            backward_s=backward_s,
+            last_backward_s=last_s,
+            overhead_s=max(overheads[rank] for rank in ranks),
+        )
+    return costs
 
 
-def _backward_costs(own: Sequence[Sequence[Run]]) -> tuple[float, float]:
+def _slowest(at: StageId, ranks: Sequence[RankStep]) -> dict[Phase, list[float]]:
+    """By phase and run of a step, the time of a stage's slowest rank, in seconds."""
+    found: defaultdict[Phase, dict[int, float]] = defaultdict(dict)
+    for rank in ranks:
+        for run in rank.runs:
+            if run.at == at:
+                times = found[run.phase]
+                times[run.micro_batch] = max(times.get(run.micro_batch, 0.0), run.compute_s)
+    return {phase: [times[number] for number in sorted(times)] for phase, times in found.items()}
+
+
+def _backward_costs(steps: Sequence[Sequence[float]]) -> tuple[float, float]:
     """What a backward takes, and the last of a step."""
-    backwards = [[run.compute_s for run in runs if run.phase is Phase.BACKWARD] for runs in own]
-    each, last = median(fmean(times[:-1] or times) for times in backwards), median(times[-1] for times in backwards)
+    each, last = median(fmean(times[:-1] or times) for times in steps), median(times[-1] for times in steps)
     if last > _REDUCES_IN_BACKWARD * each:
         return each, last
-    each = median(map(fmean, backwards))
+    each = median(map(fmean, steps))
     return each, each
 
 

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.advise.advice import Advice, Prediction
+from launcher.advise.advice import Advice
 from launcher.advise.candidates import Layout
+from launcher.advise.predictor import Prediction
 from launcher.formatting import counted
 
 _MS = 1000
