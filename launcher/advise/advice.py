@@ -1,4 +1,4 @@
-"""Which other layouts of a run would be faster: all are compared, and the best are prediction. Pure."""
+"""Which other layouts of a run would be faster: all are bounded, and the best are played. Pure."""
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +78,7 @@ def advise(measured: Measured, request: Request, accepts: Accepts) -> Advice:
 def _check(measured: Measured, request: Request) -> None:
     """
     Raises:
-        LaunchError: an unknown module.
+        LaunchError: an unknown module, or numbers of stages that it cannot have.
     """
     given = {
         "--pp": request.pp,
@@ -89,7 +89,10 @@ def _check(measured: Measured, request: Request) -> None:
         for module in by_module:
             if module not in measured.topology.grids:
                 raise LaunchError(f"{option} {module}: no such module; there are {', '.join(measured.topology.grids)}")
-    for module in request.pp:
+    for module, stages in request.pp.items():
+        layers = request.assumptions.layers.get(module, max(stages))
+        if max(stages) > layers:
+            raise LaunchError(f"--pp {module}={max(stages)}: by --layers it has {layers} layers, and as many stages at most")
         if _has_fixed_stages(measured, module):
             raise LaunchError(
                 f"--pp {module}: some of its stages have roles of their own in the run (they are frozen, or get another "
@@ -106,7 +109,7 @@ def _has_fixed_stages(measured: Measured, module: str) -> bool:
 def _axes(measured: Measured, request: Request, module: str) -> Iterator[Axes]:
     """The sizes that a module may have beside dp.
 
-    Those that are not asked for by `--pp` have no more weights on a rank than the run, which had memory for them.
+    Those that are not asked for by `--pp` put no more weights on a rank than the run did, which had memory for them.
     """
     grid, layers = measured.topology.grids[module], request.assumptions.layers.get(module)
     tp, pp = grid.axis_size("tp"), grid.axis_size("pp")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from launcher.advise.cost_model import LATENCY_S, Assumptions, ModuleScale, message_time
 from launcher.advise.measured import Measured
 from launcher.formatting import counted
-from mimo_role import ModuleSizes, Topology
+from mimo_role import Topology
 from mimo_role.pipeline.stage_graph import StageGraph
 from mimo_role.pipeline.timeline import SLACK, Phase
 
@@ -34,14 +34,18 @@ def basis_of_run(measured: Measured, assumptions: Assumptions) -> list[str]:
     return lines
 
 
-def basis_of(measured: Measured, layout: dict[str, ModuleSizes], topology: Topology, assumptions: Assumptions) -> list[str]:
-    """What the prediction of one layout rests on, by module, where the layout differs from the run's."""
-    lines = [
-        f"{module}: {'; '.join(found)}"
-        for module in layout
-        if (found := list(_of_module(measured, module, topology, assumptions)))
-    ]
-    return lines + _messages_of_others(measured, topology)
+def basis_of(measured: Measured, topology: Topology, graph: StageGraph, assumptions: Assumptions) -> list[str]:
+    """What the prediction of one layout rests on, by module, where the layout differs from the run's.
+
+    Args:
+        measured: the run.
+        topology: the layout.
+        graph: its stages.
+        assumptions: of the user.
+    """
+    found = {module: list(_of_module(measured, module, topology, assumptions)) for module in topology.grids}
+    lines = [f"{module}: {'; '.join(parts)}" for module, parts in found.items() if parts]
+    return lines + _messages_of_others(measured, graph)
 
 
 def _measured_stages(measured: Measured) -> Iterator[str]:
@@ -79,9 +83,9 @@ def _of_module(measured: Measured, module: str, topology: Topology, assumptions:
         yield "needs more memory for activations than the run"
 
 
-def _messages_of_others(measured: Measured, topology: Topology) -> list[str]:
+def _messages_of_others(measured: Measured, graph: StageGraph) -> list[str]:
     """The modules between whose stages nothing was sent in the run, so that the time of other messages is taken."""
-    links = [link for link in StageGraph(topology).links if message_time(measured, link, Phase.FORWARD)[1]]
+    links = [link for link in graph.links if message_time(measured, link, Phase.FORWARD)[1]]
     modules = dict.fromkeys(link.source.module for link in links)
     return [f"messages between stages of {module}: as the slowest of the others, none was measured" for module in modules]
 

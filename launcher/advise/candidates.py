@@ -11,7 +11,7 @@ from typing import Any
 from mimo_role import ModuleLayout, ModuleSizes, Topology
 from mimo_role.topology.grid import RankGrid
 
-MOST = 20_000
+MOST = 5_000
 """Layouts that are compared; of more, only those whose modules but the last have multiples of 2, 4, 8, ... ranks."""
 
 Layout = Mapping[str, ModuleSizes]

@@ -1,14 +1,14 @@
 """Predicts the step of one layout from another one's. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launcher.advise.basis import basis_of
 from launcher.advise.candidates import Layout
 from launcher.advise.cost_model import Assumptions, costs_of, is_frozen
 from launcher.advise.measured import Measured, as_destinations
-from launcher.advise.simulator import Program, StepShape, least_step_time, ranks_with_equal_stages, step_time
-from mimo_role import Topology
+from launcher.advise.simulator import Program, least_step_time, step_time
+from mimo_role import ModuleLayout, ModuleSizes, Topology
 from mimo_role.pipeline.stage_graph import StageGraph
 
 
@@ -38,20 +38,31 @@ class Predictor:
 
     def predict(self, layout: Layout, topology: Topology) -> Prediction:
         """Play the step of a layout."""
-        graph, shape = self._pipeline(topology)
-        key = tuple(graph.after), frozenset(ranks_with_equal_stages(graph))
-        if key not in self._programs:
-            self._programs[key] = Program(graph, shape)
-        step_s = step_time(self._programs[key], costs_of(self.measured, topology, graph, self._assumptions))
-        basis = basis_of(self.measured, dict(layout), topology, self._assumptions)
+        program = self._program(topology)
+        step_s = step_time(program, costs_of(self.measured, topology, program.graph, self._assumptions))
+        basis = basis_of(self.measured, topology, program.graph, self._assumptions)
         return Prediction(layout=layout, topology=topology, step_s=step_s, basis=basis)
 
     def least(self, topology: Topology) -> float:
         """A lower bound of the step of a layout, in seconds."""
-        graph, shape = self._pipeline(topology)
-        return least_step_time(graph, shape, costs_of(self.measured, topology, graph, self._assumptions))
+        program = self._program(topology)
+        return least_step_time(program, costs_of(self.measured, topology, program.graph, self._assumptions))
 
-    def _pipeline(self, topology: Topology) -> tuple[StageGraph, StepShape]:
-        graph = StageGraph(topology, as_destinations(self.measured.destinations))
-        frozen = frozenset(at for at in graph.after if is_frozen(self.measured, at))
-        return graph, replace(self.measured.shape, frozen=frozen)
+    def _program(self, topology: Topology) -> Program:
+        """The actions of a layout's step: where no modules share ranks, those of its stages with one rank each."""
+        stages = {name: grid.axis_size("pp") for name, grid in topology.grids.items()}
+        shares = topology.world_size < sum(grid.size for grid in topology.grids.values())
+        key = topology.to_json() if shares else tuple(stages.items())
+        if key not in self._programs:
+            after = {name: tuple(sources) for name, sources in topology.after.items()}
+            small = topology if shares else _one_rank_per_stage(stages, after)
+            graph = StageGraph(small, as_destinations(self.measured.destinations))
+            frozen = frozenset(at for at in graph.after if is_frozen(self.measured, at))
+            self._programs[key] = Program(graph, replace(self.measured.shape, frozen=frozen))
+        return self._programs[key]
+
+
+def _one_rank_per_stage(stages: Mapping[str, int], after: Mapping[str, tuple[str, ...]]) -> Topology:
+    sizes = {name: ModuleSizes(pp=pp, after=after[name] or None) for name, pp in stages.items()}
+    layout = ModuleLayout.COLOCATED if len(sizes) == 1 else ModuleLayout.NON_COLOCATED
+    return Topology.from_modules(sizes, layout=layout)

@@ -107,12 +107,22 @@ def _phase(kind: Kind) -> Phase:
 
 
 def _waits(spans: Sequence[Span]) -> list[Wait]:
-    """The waits; an arrival belongs to the last wait before it."""
+    """The waits, each with the senders whose arrival was recorded beside it.
+
+    An arrival follows its wait. It has the host's times: where the wait has a device's, the arrival may come first.
+    """
     found: list[Wait] = []
+    last: dict[tuple[str, int], int] = {}
+    early: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for span in spans:
+        of_link = span.name, span.micro_batch
         if span.kind in WAITS:
-            at = (span.name, _phase(span.kind), span.micro_batch)
-            found.append(Wait(*at, (span.peer,), span.begin_ns, span.end_ns))
-        elif span.kind is Kind.ARRIVAL and found:
-            found[-1] = found[-1]._replace(senders=(*found[-1].senders, span.peer))
+            senders = (span.peer, *early.pop(of_link, ()))
+            last[of_link] = len(found)
+            found.append(Wait(span.name, _phase(span.kind), span.micro_batch, senders, span.begin_ns, span.end_ns))
+        elif span.kind is Kind.ARRIVAL and of_link in last:
+            wait = found[last[of_link]]
+            found[last[of_link]] = wait._replace(senders=(*wait.senders, span.peer))
+        elif span.kind is Kind.ARRIVAL:
+            early[of_link].append(span.peer)
     return found

@@ -78,6 +78,7 @@ def recorded_steps(plan: LaunchPlan, found: Recordings, script_steps: Container[
             "no forward or backward is recorded; advise needs a run whose script trains with Schedule1F1B, and which has "
             "run a step"
         )
+    _check_names(plan, by_rank)
     _check_stages(plan, by_rank)
     common = set.intersection(*(set(steps) for steps in by_rank.values()))
     forms = {step: tuple(_form(by_rank[rank][step]) for rank in sorted(by_rank)) for step in common}
@@ -134,6 +135,21 @@ def _form(spans: Sequence[Span]) -> tuple[tuple[int, str, int, int], ...]:
 
 def _has_backward(form: tuple[tuple[tuple[int, str, int, int], ...], ...]) -> bool:
     return any(kind == Kind.BACKWARD for of_rank in form for kind, *_ in of_rank)
+
+
+def _check_names(plan: LaunchPlan, by_rank: Mapping[int, Mapping[int, Sequence[Span]]]) -> None:
+    """
+    Raises:
+        LaunchError: a forward or backward has the name of no stage.
+    """
+    known = {f"{name}.{stage}" for name, grid in plan.topology.grids.items() for stage in range(grid.axis_size("pp"))}
+    for rank, steps in by_rank.items():
+        names = {each.name for spans in steps.values() for each in spans if each.kind in COMPUTES}
+        if unknown := sorted(names - known):
+            raise LaunchError(
+                f"rank {rank} has recorded {unknown[0]!r}, which is no stage of the plan; a recording has the first 64 bytes "
+                "of a name, and 511 names"
+            )
 
 
 def _check_stages(plan: LaunchPlan, ranks: Collection[int]) -> None:
