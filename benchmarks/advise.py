@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,22 +119,30 @@ def workload_with(layouts: int, source: random.Random, steps: int) -> tuple[Work
             return workload, source.sample(found, layouts)
 
 
-def run(workload: Workload, sizes: Sizes) -> Measured:
-    """Run a workload under mimo-launch, and read its recordings."""
-    with tempfile.TemporaryDirectory() as folder:
-        modules = {name: {"dp": dp, "pp": pp} for name, (dp, pp) in sizes.items()}
-        job = {"name": "sleep", "layout": "non_colocated", "modules": modules, "entry": {"script": str(SCRIPT)}}
-        Path(folder, "job.yaml").write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-m", "launcher", "run", "job.yaml", "--", json.dumps(asdict(workload))]
-        path = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, timeout=180, check=False)
-        if ended.returncode:
-            sys.exit(f"{text_of(sizes)}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
+def run(workload: Workload, sizes: Sizes, keep: Path | None) -> Measured:
+    """Run a workload under mimo-launch, and read its recordings; or those that are kept already."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory()) if keep is None else str(keep)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not Path(folder, "runs", "sleep", "report.json").exists():
+            start(workload, sizes, Path(folder))
         run_dir = RunDirLayout(Path(folder, "runs", "sleep"))
         plan = read_plan(run_dir.plan_file)
         found = load(run_dir, plan)
         assert found is not None
         return measure(plan, found)
+
+
+def start(workload: Workload, sizes: Sizes, folder: Path) -> None:
+    """Run a workload in a folder."""
+    modules = {name: {"dp": dp, "pp": pp} for name, (dp, pp) in sizes.items()}
+    job = {"name": "sleep", "layout": "non_colocated", "modules": modules, "entry": {"script": str(SCRIPT)}}
+    Path(folder, "job.yaml").write_text(json.dumps(job), encoding="utf-8")
+    command = [sys.executable, "-m", "launcher", "run", "job.yaml", "--", json.dumps(asdict(workload))]
+    path = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, timeout=180, check=False)
+    if ended.returncode:
+        sys.exit(f"{text_of(sizes)}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
 
 
 def predict(measured: Measured, sizes: Sizes) -> float:
@@ -146,10 +155,12 @@ def text_of(sizes: Sizes) -> str:
     return ", ".join(f"{name} dp{dp}" + (f" pp{pp}" if pp > 1 else "") for name, (dp, pp) in sizes.items())
 
 
-def cases(number: int, seed: int, steps: int) -> Iterator[Case]:
+def cases(number: int, seed: int, steps: int, keep: Path | None) -> Iterator[Case]:
     for at in range(number):
         workload, (before, after) = workload_with(2, random.Random(f"case {seed} {at}"), steps)
-        measured, checked = run(workload, before), run(workload, after)
+        measured, checked = (
+            run(workload, sizes, keep and keep / f"case{at}-{which}") for which, sizes in (("before", before), ("after", after))
+        )
         case = Case(
             ran=text_of(before),
             predicted_for=text_of(after)
@@ -169,11 +180,11 @@ def cases(number: int, seed: int, steps: int) -> Iterator[Case]:
         yield case
 
 
-def rankings(number: int, seed: int, steps: int) -> Iterator[dict[str, Any]]:
+def rankings(count: int, seed: int, steps: int, keep: Path | None) -> Iterator[dict[str, Any]]:
     """By workload: which place the fastest layout has among the predicted ones, and all times."""
-    for at in range(number):
+    for at in range(count):
         workload, layouts = workload_with(LAYOUTS, random.Random(f"ranking {seed} {at}"), steps)
-        ran = [run(workload, sizes) for sizes in layouts]
+        ran = [run(workload, sizes, keep and keep / f"workload{at}-{number}") for number, sizes in enumerate(layouts)]
         measured_ms = [1000 * each.step_s for each in ran]
         predicted_ms = [predict(ran[0], sizes) for sizes in layouts]
         order = sorted(range(LAYOUTS), key=predicted_ms.__getitem__)
@@ -196,9 +207,12 @@ def main() -> None:
     options.add_argument("--workloads", type=int, default=20, help="workloads whose layouts are ranked (default: 20)")
     options.add_argument("--steps", type=int, default=8, help="steps of each run, of which the first two do not count")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep the runs here; those that are there are not repeated"
+    )
     arguments = options.parse_args()
-    found = list(cases(arguments.cases, arguments.seed, arguments.steps))
-    ranked = list(rankings(arguments.workloads, arguments.seed, arguments.steps))
+    found = list(cases(arguments.cases, arguments.seed, arguments.steps, arguments.keep))
+    ranked = list(rankings(arguments.workloads, arguments.seed, arguments.steps, arguments.keep))
     if arguments.json:
         print(json.dumps({"benchmark": "advise", "cases": [asdict(case) for case in found], "rankings": ranked}))
         return

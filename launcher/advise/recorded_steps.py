@@ -73,6 +73,8 @@ def recorded_steps(plan: LaunchPlan, found: Recordings, script_steps: Container[
         rank: _by_step(recording, offsets[rank], script_steps, on_device=on_device) for rank, recording in found.by_rank.items()
     }
     by_rank = {rank: steps for rank, steps in by_rank.items() if steps}
+    if not by_rank and script_steps is not None:
+        raise LaunchError("no forward or backward of these --steps is recorded; ranks keep their last records only")
     if not by_rank:
         raise LaunchError(
             "no forward or backward is recorded; advise needs a run whose script trains with Schedule1F1B, and which has "
