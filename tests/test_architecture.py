@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | logs schedulers trace | hangs preflight | worker jobs | agent | cli | __main__"
+        " | coordination run_dir | logs schedulers trace | hangs preflight advise | worker jobs | agent | cli | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
