@@ -32,8 +32,12 @@ class Advice:
     """The predictions from one run."""
 
     measured: Measured
-    present: Prediction
-    """Of the layout that ran."""
+    present: Layout
+    """The layout that ran."""
+    present_s: float
+    """Its step as the model has it, without a correction."""
+    correction: float
+    """What all predictions are multiplied by: its measured step, divided by `present_s`."""
     best: Sequence[Prediction]
     """Of others, the fastest first."""
     compared: int
@@ -67,11 +71,13 @@ def advise(measured: Measured, request: Request, accepts: Accepts) -> Advice:
     others = [layout for layout in found.layouts if _differs(layout, present)]
     return Advice(
         measured=measured,
-        present=predictor.predict(present, measured.topology),
+        present=present,
+        present_s=predictor.present_s,
+        correction=predictor.correction,
         best=_fastest(predictor, others, request.top, accepts),
         compared=len(others),
         multiple=found.multiple,
-        basis=basis_of_run(measured, request.assumptions),
+        basis=basis_of_run(measured, request.assumptions, predictor.correction),
     )
 
 

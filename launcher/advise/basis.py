@@ -12,8 +12,14 @@ from mimo_role.pipeline.timeline import SLACK, Phase
 _MS = 1000
 
 
-def basis_of_run(measured: Measured, assumptions: Assumptions) -> list[str]:
-    """What all predictions from one run have in common: what was measured, and what is assumed."""
+def basis_of_run(measured: Measured, assumptions: Assumptions, correction: float) -> list[str]:
+    """What all predictions from one run have in common: what was measured, and what is assumed.
+
+    Args:
+        measured: the run.
+        assumptions: of the user.
+        correction: what all predictions are multiplied by.
+    """
     lines = [*_measured_stages(measured), *_measured_traffic(measured)]
     if measured.meets:
         rest = next(iter(measured.rests.values()))
@@ -25,6 +31,7 @@ def basis_of_run(measured: Measured, assumptions: Assumptions) -> list[str]:
         lines.append(f"ranks did not wait for each other between steps; there: {each} measured, taken as unchanged")
     if assumptions.samples is None:
         lines.append("samples of a micro-batch: not given (--samples), so lanes are taken to divide them evenly")
+    lines.append(f"all predictions are multiplied by {correction:.3f}: measured / predicted of the present layout")
     lines.append("the time of a stage is taken to be proportional to the samples of a lane")
     if measured.shape.slack != SLACK:
         lines.append(f"the order of the run is that of slack={measured.shape.slack}")

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from launcher.advise.rank_step import SECONDS, Message, RankStep, Wait, rank_step
+from launcher.advise.rank_step import SECONDS, Message, RankStep, Run, Wait, rank_step
 from launcher.advise.recorded_steps import RecordedSteps, recorded_steps
 from launcher.advise.simulator import StageCost, StepShape
 from launcher.errors import LaunchError
@@ -185,35 +185,36 @@ def _rests(
 
 
 def _stage_costs(steps: Steps, shape: StepShape) -> dict[StageId, StageCost]:
-    """Of each stage, what its slowest rank takes for each micro-batch: its lanes work on all of them together."""
+    """Of each stage, what its slowest rank takes: its lanes work on each micro-batch together."""
     overheads = _overheads(steps)
-    ranks_of: defaultdict[StageId, list[int]] = defaultdict(list)
+    of_ranks: defaultdict[StageId, list[StageCost]] = defaultdict(list)
     for rank, found in steps[0].items():
         for at in dict.fromkeys(run.at for run in found.runs):
-            ranks_of[at].append(rank)
-    costs = {}
-    for at, ranks in ranks_of.items():
-        slowest = [_slowest(at, [step[rank] for rank in ranks]) for step in steps]
-        trains = shape.backward and at not in shape.frozen
-        backward_s, last_s = _backward_costs([times[Phase.BACKWARD] for times in slowest]) if trains else (0.0, 0.0)
-        costs[at] = StageCost(
-            forward_s=median(fmean(times[Phase.FORWARD]) for times in slowest),
-            backward_s=backward_s,
-            last_backward_s=last_s,
-            overhead_s=max(overheads[rank] for rank in ranks),
+            own = [[run for run in step[rank].runs if run.at == at] for step in steps]
+            of_ranks[at].append(_rank_cost(own, overheads[rank], trains=shape.backward and at not in shape.frozen))
+    return {
+        at: StageCost(
+            forward_s=max(cost.forward_s for cost in costs),
+            backward_s=max(cost.backward_s for cost in costs),
+            last_backward_s=max(cost.last_backward_s for cost in costs),
+            overhead_s=fmean(cost.overhead_s for cost in costs),
         )
-    return costs
+        for at, costs in of_ranks.items()
+    }
 
 
-def _slowest(at: StageId, ranks: Sequence[RankStep]) -> dict[Phase, list[float]]:
-    """By phase and run of a step, the time of a stage's slowest rank, in seconds."""
-    found: defaultdict[Phase, dict[int, float]] = defaultdict(dict)
-    for rank in ranks:
-        for run in rank.runs:
-            if run.at == at:
-                times = found[run.phase]
-                times[run.micro_batch] = max(times.get(run.micro_batch, 0.0), run.compute_s)
-    return {phase: [times[number] for number in sorted(times)] for phase, times in found.items()}
+def _rank_cost(steps: Sequence[Sequence[Run]], overhead_s: float, *, trains: bool) -> StageCost:
+    """What one rank takes for its runs of a stage, which are given by step."""
+    forwards, backwards = (
+        [[run.compute_s for run in runs if run.phase is phase] for runs in steps] for phase in (Phase.FORWARD, Phase.BACKWARD)
+    )
+    backward_s, last_backward_s = _backward_costs(backwards) if trains else (0.0, 0.0)
+    return StageCost(
+        forward_s=median(map(fmean, forwards)),
+        backward_s=backward_s,
+        last_backward_s=last_backward_s,
+        overhead_s=overhead_s,
+    )
 
 
 def _backward_costs(steps: Sequence[Sequence[float]]) -> tuple[float, float]:

@@ -19,6 +19,7 @@ class Prediction:
     layout: Layout
     topology: Topology
     step_s: float
+    """Played, and corrected."""
     basis: Sequence[str]
     """What the number rests on, beside `basis_of_run`."""
 
@@ -35,18 +36,26 @@ class Predictor:
         self.measured = measured
         self._assumptions = assumptions
         self._programs: dict[object, Program] = {}
+        self.present_s = self.play(measured.topology)
+        """The step of the layout that ran, as it was played."""
+        self.correction = measured.step_s / self.present_s
+        """What all predictions are multiplied by: what the model leaves out takes as large a share of other layouts."""
 
     def predict(self, layout: Layout, topology: Topology) -> Prediction:
-        """Play the step of a layout."""
+        """Play the step of a layout, and correct it."""
+        basis = basis_of(self.measured, topology, self._program(topology).graph, self._assumptions)
+        return Prediction(layout=layout, topology=topology, step_s=self.correction * self.play(topology), basis=basis)
+
+    def play(self, topology: Topology) -> float:
+        """The step of a layout in seconds, without a correction."""
         program = self._program(topology)
-        step_s = step_time(program, costs_of(self.measured, topology, program.graph, self._assumptions))
-        basis = basis_of(self.measured, topology, program.graph, self._assumptions)
-        return Prediction(layout=layout, topology=topology, step_s=step_s, basis=basis)
+        return step_time(program, costs_of(self.measured, topology, program.graph, self._assumptions))
 
     def least(self, topology: Topology) -> float:
-        """A lower bound of the step of a layout, in seconds."""
+        """A lower bound of the predicted step of a layout, in seconds."""
         program = self._program(topology)
-        return least_step_time(program, costs_of(self.measured, topology, program.graph, self._assumptions))
+        costs = costs_of(self.measured, topology, program.graph, self._assumptions)
+        return self.correction * least_step_time(program, costs)
 
     def _program(self, topology: Topology) -> Program:
         """The actions of a layout's step: where no modules share ranks, those of its stages with one rank each."""

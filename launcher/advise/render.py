@@ -8,6 +8,7 @@ from launcher.advise.advice import Advice
 from launcher.advise.candidates import Layout
 from launcher.advise.predictor import Prediction
 from launcher.formatting import counted
+from mimo_role import Topology
 
 _MS = 1000
 _AXES = ("tp", "pp", "dp")
@@ -20,7 +21,7 @@ def as_text(advice: Advice) -> str:
         lines += _lines_of(advice, prediction)
     if not advice.best:
         lines.append("there is no other layout on as many ranks that the planner accepts; --pp and --tp-efficiency allow more")
-    elif advice.best[0].step_s >= advice.present.step_s:
+    elif advice.best[0].step_s >= advice.measured.step_s:
         lines += ["no other layout is predicted to be faster than the present one", ""]
     compared = f"compared: {counted(advice.compared, 'other layout')} of the run's ranks"
     if advice.multiple > 1:
@@ -36,7 +37,11 @@ def as_json(advice: Advice) -> str:
         "steps": measured.steps,
         "ranks_recorded": measured.ranks,
         "micro_batches": measured.shape.micro_batches,
-        "present": _as_dict(advice.present),
+        "present": {
+            "modules": _modules(advice.present, measured.topology),
+            "predicted_ms": round(advice.present_s * _MS, 3),
+        },
+        "correction": round(advice.correction, 4),
         "best": [_as_dict(prediction) for prediction in advice.best],
         "compared": advice.compared,
         "multiple": advice.multiple,
@@ -46,7 +51,7 @@ def as_json(advice: Advice) -> str:
 
 
 def _present(advice: Advice) -> str:
-    measured, predicted_s = advice.measured, advice.present.step_s
+    measured, predicted_s = advice.measured, advice.present_s
     times = f"measured {_ms(measured.step_s * _MS)} ms, predicted {_ms(predicted_s * _MS)} ms per step"
     steps = f"{counted(measured.steps, 'step')}, {measured.shape.micro_batches} micro-batches each"
     ranks = f"{measured.ranks} of {counted(measured.topology.world_size, 'rank')} recorded"
@@ -57,7 +62,7 @@ def _lines_of(advice: Advice, prediction: Prediction) -> Iterator[str]:
     before = advice.measured.step_s * _MS
     changed = ", ".join(_changes(advice, prediction))
     yield f"{changed}: step {_ms(before)} -> {_ms(prediction.step_s * _MS)} ms (predicted)"
-    yield f"  {' '.join(_overrides(advice.present.layout, prediction.layout))}"
+    yield f"  {' '.join(_overrides(advice.present, prediction.layout))}"
     yield from (f"  {line}" for line in prediction.basis)
     yield ""
 
@@ -69,7 +74,7 @@ def _changes(advice: Advice, prediction: Prediction) -> Iterator[str]:
         before, after = advice.measured.topology.grids[name], prediction.topology.grids[name]
         if before.size != after.size:
             ranks.append(f"{name} {before.size} -> {after.size}")
-        old = advice.present.layout[name]
+        old = advice.present[name]
         other = [f"{axis} {getattr(old, axis)} -> {getattr(sizes, axis)}" for axis in _AXES[:2] if _differ(old, sizes, axis)]
         if other:
             axes.append(f"{name} {', '.join(other)}")
@@ -91,14 +96,17 @@ def _differ(one: object, other: object, axis: str) -> bool:
 
 
 def _as_dict(prediction: Prediction) -> dict[str, Any]:
-    grids = prediction.topology.grids
     return {
-        "modules": {
-            name: {"ranks": grids[name].size} | {axis: getattr(sizes, axis) for axis in _AXES}
-            for name, sizes in prediction.layout.items()
-        },
+        "modules": _modules(prediction.layout, prediction.topology),
         "predicted_ms": round(prediction.step_s * _MS, 3),
         "basis": list(prediction.basis),
+    }
+
+
+def _modules(layout: Layout, topology: Topology) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"ranks": topology.grids[name].size} | {axis: getattr(sizes, axis) for axis in _AXES}
+        for name, sizes in layout.items()
     }
 
 

@@ -57,7 +57,7 @@ def test_ranks_go_to_the_module_that_the_others_wait_for():
     assert ranks_of(advice)[0] == [4, 4]  # 6 * 0.03 s on one rank, and 2 * 0.09 s
     times = [each.step_s for each in advice.best]
     assert times == sorted(times)
-    assert times[0] < advice.present.step_s
+    assert times[0] < TWO.step_s
     assert advice.compared == 6
 
 
@@ -74,7 +74,7 @@ def test_no_layout_that_was_not_played_would_have_been_faster(world, costs_s, mi
     predictor = Predictor(found, Assumptions())
     layouts = candidates(sizes_of(found.topology), world, axes, colocated=False).layouts
     everything = sorted(predictor.predict(layout, Topology.from_modules(layout)).step_s for layout in layouts)
-    everything.remove(advice.present.step_s)
+    everything.remove(pytest.approx(found.step_s))
     assert [each.step_s for each in advice.best] == pytest.approx(everything[:top])
 
 

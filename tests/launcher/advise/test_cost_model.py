@@ -111,5 +111,5 @@ def test_a_layout_with_twice_the_lanes_everywhere_takes_half_of_the_time(vision,
     present = sizes_of(free.topology)
     doubled = {name: replace(sizes, dp=2 * sizes.dp) for name, sizes in present.items()}
     predictor = Predictor(free, Assumptions())
-    once, twice = (predictor.predict(layout, Topology.from_modules(layout)).step_s for layout in (present, doubled))
+    once, twice = (predictor.play(Topology.from_modules(layout)) for layout in (present, doubled))
     assert twice == pytest.approx(once / 2)
