@@ -7,9 +7,13 @@ Real runs under mimo-launch over gloo, of benchmarks/sleeping_stages.py:
   The last line has the share of the cases in which the prediction is within 5 % of it.
 - `workload N`: ten layouts of a workload run. From the recordings of one of them all ten are predicted. The last line has the
   share of the workloads in which the fastest as measured is among the first two as predicted.
+
+A run in which forwards and backwards take much longer than their sleeps was disturbed by other load of the machine. It is
+repeated, and of three tries the least disturbed counts.
 """
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -18,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from report import parser
@@ -37,6 +42,8 @@ SAMPLES = 840
 """Of a micro-batch: all numbers of lanes up to 8 divide it."""
 SLEEPS_MS = (5, 40)
 """What a forward or a backward of one stage takes in all layouts."""
+QUIET_MS, TRIES = 1.1, 3
+"""A run whose forwards and backwards take longer than their sleeps by more, on average, is repeated so often."""
 LARGEST_WORLD, LAYOUTS, WITHIN = 8, 10, 0.05
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -120,13 +127,33 @@ def workload_with(layouts: int, source: random.Random, steps: int) -> tuple[Work
 
 
 def run(workload: Workload, sizes: Sizes, keep: Path | None) -> Measured:
-    """Run a workload under mimo-launch, and read its recordings; or those that are kept already."""
+    """Run a workload under mimo-launch, and read its recordings; again, while other load of the machine disturbs it."""
+    tries = []
+    for number in range(TRIES):
+        folder = keep and keep.with_name(f"{keep.name}-try{number}" if number else keep.name)
+        tries.append(run_once(workload, sizes, folder))
+        if excess_ms(workload, sizes, tries[-1]) <= QUIET_MS:
+            break
+    return min(tries, key=lambda measured: excess_ms(workload, sizes, measured))
+
+
+def excess_ms(workload: Workload, sizes: Sizes, measured: Measured) -> float:
+    """By how much forwards and backwards took longer than their sleeps, on average over the stages."""
+    found = []
+    for at, cost in measured.stages.items():
+        times = [(cost.forward_s, workload.forward_ms)] + ([(cost.backward_s, workload.backward_ms)] if cost.backward_s else [])
+        found += [1000 * time_s - sleeps[at.module] / math.prod(sizes[at.module]) for time_s, sleeps in times]
+    return fmean(found)
+
+
+def run_once(workload: Workload, sizes: Sizes, keep: Path | None) -> Measured:
+    """Run a workload, or read the run that is kept already."""
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory()) if keep is None else str(keep)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        if not Path(folder, "runs", "sleep", "report.json").exists():
-            start(workload, sizes, Path(folder))
-        run_dir = RunDirLayout(Path(folder, "runs", "sleep"))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if keep is None else keep
+        folder.mkdir(parents=True, exist_ok=True)
+        run_dir = RunDirLayout(folder / "runs" / "sleep")
+        if not run_dir.report_file.exists():
+            start(workload, sizes, folder)
         plan = read_plan(run_dir.plan_file)
         found = load(run_dir, plan)
         assert found is not None
@@ -139,8 +166,8 @@ def start(workload: Workload, sizes: Sizes, folder: Path) -> None:
     job = {"name": "sleep", "layout": "non_colocated", "modules": modules, "entry": {"script": str(SCRIPT)}}
     Path(folder, "job.yaml").write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-m", "launcher", "run", "job.yaml", "--", json.dumps(asdict(workload))]
-    path = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, timeout=180, check=False)
+    environ = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=180, check=False)
     if ended.returncode:
         sys.exit(f"{text_of(sizes)}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
 

@@ -156,6 +156,7 @@ def main_with(*words):
         pytest.param(PURE, "torch torchx numpy", id="pure modules"),
         pytest.param("import launcher.plan.plan_file", "torch omegaconf yaml", id="reading a plan"),
         pytest.param("import launcher.worker.entrypoint", "torch omegaconf yaml", id="the process of a rank"),
+        pytest.param("import launcher.advise.run_advice", "torch torchx numpy", id="advise"),
         pytest.param(main_with("--help"), "torch torchx numpy omegaconf", id="--help"),
         pytest.param(main_with("run", "--help"), "torch torchx numpy omegaconf", id="run --help"),
         pytest.param(main_with("schema"), "torch torchx numpy omegaconf", id="schema"),
