@@ -12,11 +12,13 @@ from mimo_role import Topology
 
 _MS = 1000
 _AXES = ("tp", "pp", "dp")
+_MISSES = 0.1
+"""An error for the present layout from which on predictions are called rough."""
 
 
 def as_text(advice: Advice) -> str:
     """The present layout, then the others with what each prediction rests on."""
-    lines = [_present(advice), ""]
+    lines = [*_present(advice), ""]
     for prediction in advice.best:
         lines += _lines_of(advice, prediction)
     if not advice.best:
@@ -50,12 +52,18 @@ def as_json(advice: Advice) -> str:
     return json.dumps(value)
 
 
-def _present(advice: Advice) -> str:
+def _present(advice: Advice) -> Iterator[str]:
     measured, predicted_s = advice.measured, advice.present_s
     times = f"measured {_ms(measured.step_s * _MS)} ms, predicted {_ms(predicted_s * _MS)} ms per step"
     steps = f"{counted(measured.steps, 'step')}, {measured.shape.micro_batches} micro-batches each"
     ranks = f"{measured.ranks} of {counted(measured.topology.world_size, 'rank')} recorded"
-    return f"present layout: {times} ({predicted_s / measured.step_s - 1:+.1%}); {steps}, {ranks}"
+    error = predicted_s / measured.step_s - 1
+    yield f"present layout: {times} ({error:+.1%}); {steps}, {ranks}"
+    if abs(error) > _MISSES:
+        yield (
+            "the model misses much of this run, such as delays of ranks that share cores: the order of the layouts below "
+            "may be right, their times are rough"
+        )
 
 
 def _lines_of(advice: Advice, prediction: Prediction) -> Iterator[str]:

@@ -11,6 +11,7 @@ from launcher.advise.candidates import Axes, candidates, sizes_of
 from launcher.advise.cost_model import Assumptions
 from launcher.advise.measured import Measured, Traffic
 from launcher.advise.predictor import Predictor
+from launcher.advise.render import as_text
 from launcher.advise.simulator import StageCost, StepShape
 from launcher.errors import LaunchError, PlacementError
 from mimo_role import StageId, Topology
@@ -129,6 +130,13 @@ def test_modules_with_stages_of_different_roles_keep_their_pp():
     assert {each.layout["language"].pp for each in advice.best} == {2}
     with pytest.raises(LaunchError, match="--pp language: some of its stages have roles of their own in the run"):
         advise(found, Request(pp={"language": (1,)}), no_remarks)
+
+
+@pytest.mark.parametrize(("share", "is_rough"), [(0.8, True), (0.95, False), (1.05, False), (1.2, True)])
+def test_a_run_that_the_model_does_not_explain_is_pointed_out(share, is_rough):
+    played_s = advise(TWO, Request(), no_remarks).present_s
+    advice = advise(replace(TWO, step_s=played_s / share), Request(), no_remarks)
+    assert ("their times are rough" in as_text(advice)) is is_rough
 
 
 @pytest.mark.parametrize(
