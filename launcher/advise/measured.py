@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from launcher.advise.rank_step import SECONDS, Message, RankStep, Run, Wait, rank_step
@@ -139,7 +139,7 @@ def _shape(graph: StageGraph, step: Mapping[int, RankStep], recorded: RecordedSt
         )
         if _is_order(graph, shape, step):
             return shape, True
-    return StepShape(**{**vars(shape), "slack": SLACK}), False
+    return replace(shape, slack=SLACK), False
 
 
 def _is_order(graph: StageGraph, shape: StepShape, step: Mapping[int, RankStep]) -> bool:
