@@ -256,6 +256,32 @@ def _trace(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _advise(arguments: argparse.Namespace) -> int:
+    if _is_torchx_handle(arguments.job):
+        raise LaunchError(f"{arguments.job}: give the run directory instead")
+    from launcher import jobs
+    from launcher.advise.options import request_from
+    from launcher.advise.render import as_json, as_text
+    from launcher.advise.run_advice import advise_run
+    from launcher.trace.writer import steps_from
+
+    request = request_from(
+        top=arguments.top,
+        samples=arguments.samples,
+        pp=arguments.pp,
+        layers=arguments.layers,
+        tp_efficiency=arguments.tp_efficiency,
+    )
+    steps = steps_from(arguments.steps)
+    job = jobs.find(arguments.job)
+    files, plan = job.files(), job.plan()
+    if files is None or plan is None:
+        raise LaunchError(f"{arguments.job}: no run directory of mimo-launch found for it; give the directory instead")
+    advice = advise_run(files, plan, request, steps)
+    print(as_json(advice) if arguments.json else as_text(advice))
+    return ExitCode.SUCCESS
+
+
 def _cancel(arguments: argparse.Namespace) -> int:
     if _is_torchx_handle(arguments.job):
         from launcher.schedulers.submit import cancel
@@ -299,6 +325,7 @@ _COMMANDS = {
     "top": _top,
     "logs": _logs,
     "trace": _trace,
+    "advise": _advise,
     "cancel": _cancel,
     "schema": _schema,
 }

@@ -130,6 +130,7 @@ def _parser() -> _Parser:
     _add_top(parser, commands)
     _add_logs(parser, commands)
     _add_trace(parser, commands)
+    _add_advise(parser, commands)
     _add_job_command(parser, commands, "cancel", "end a submitted job")
     _add_command(parser, commands, "schema", "print the JSON Schema of a config, for editors")
     return parser
@@ -204,6 +205,20 @@ def _add_trace(parser: _Parser, commands: _Commands) -> None:
     trace = _add_job_command(parser, commands, "trace", "write what the ranks did in their last steps, for Perfetto")
     trace.add_argument("--steps", metavar="N[-M]", help="only these steps (default: all that are left)")
     trace.add_argument("--out", metavar="FILE", type=Path, help="the file (default: mimo_trace.json in the run directory)")
+
+
+def _add_advise(parser: _Parser, commands: _Commands) -> None:
+    advise = _add_job_command(parser, commands, "advise", "predict the time per step with other sizes of a run's modules")
+    advise.add_argument("--top", metavar="N", type=int, default=5, help="how many layouts to show (default: 5)")
+    advise.add_argument("--steps", metavar="N[-M]", help="learn from these steps (default: all that are left)")
+    advise.add_argument("--samples", metavar="N", type=int, help="samples of a micro-batch (default: lanes divide them evenly)")
+    for option, metavar, text in (
+        ("--pp", "MODULE=N[,N...]", "sizes of a module's pp to compare (default: the run's, and its doublings)"),
+        ("--layers", "MODULE=N", "layers that a module's stages divide (default: they divide it evenly)"),
+        ("--tp-efficiency", "MODULE=E", "compare other tp: twice the tp takes 1/(2E) of the time (default: the run's tp)"),
+    ):
+        advise.add_argument(option, metavar=metavar, action="append", default=[], help=text)
+    advise.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:

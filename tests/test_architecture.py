@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | live logs schedulers trace | hangs preflight | worker jobs | agent top | cli | __main__"
+        " | coordination run_dir | live logs schedulers trace | hangs preflight advise | worker jobs | agent top | cli"
+        " | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
@@ -156,6 +157,7 @@ def main_with(*words):
         pytest.param(PURE, "torch torchx numpy", id="pure modules"),
         pytest.param("import launcher.plan.plan_file", "torch omegaconf yaml", id="reading a plan"),
         pytest.param("import launcher.worker.entrypoint", "torch omegaconf yaml rich", id="the process of a rank"),
+        pytest.param("import launcher.advise.run_advice", "torch torchx numpy", id="advise"),
         pytest.param(main_with("--help"), "torch torchx numpy omegaconf rich", id="--help"),
         pytest.param(main_with("run", "--help"), "torch torchx numpy omegaconf rich", id="run --help"),
         pytest.param(main_with("schema"), "torch torchx numpy omegaconf", id="schema"),

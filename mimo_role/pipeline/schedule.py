@@ -16,7 +16,7 @@ from mimo_role.context import RoleContext
 from mimo_role.errors import ScheduleError
 from mimo_role.monitoring.records import Kind
 from mimo_role.pipeline.gradient_sync import GradientSync, Modules
-from mimo_role.pipeline.receive_order import Receive, receives_ahead, receives_of, receives_when_sent
+from mimo_role.pipeline.receive_order import ACTIONS_AHEAD, Receive, receives_ahead, receives_of, receives_when_sent
 from mimo_role.pipeline.stage_graph import Destination, StageGraph
 from mimo_role.pipeline.stage_tensors import Specs
 from mimo_role.pipeline.step_executor import Batch, Pipeline, StepExecutor, StepPlan, StepResults
@@ -24,9 +24,6 @@ from mimo_role.pipeline.timeline import SLACK, Action, run_limits, timeline
 from mimo_role.pipeline.trained_stages import TrainedStages
 from mimo_role.resharding.samples import TokenSplit
 from mimo_role.topology.stage_links import StageId, StageLink
-
-_ACTIONS_AHEAD = 2
-"""On the CPU, the number of further actions whose inputs are received while one action runs."""
 
 
 class _PlannedStep(NamedTuple):
@@ -200,7 +197,7 @@ class Schedule1F1B(Generic[Batch]):
         receives = {action: list(receives_of(action, graph, own_stages, trained, per_run)) for action in own}
         if _receives_are_kernels(self._ctx.device):
             return _PlannedStep(plan, own, receives_when_sent(receives, own, actions))
-        return _PlannedStep(plan, own, receives_ahead(receives, own, _ACTIONS_AHEAD))
+        return _PlannedStep(plan, own, receives_ahead(receives, own, ACTIONS_AHEAD))
 
     def _micro_batches_per_run(self, module: str, micro_batches: int) -> int:
         runs = self._runs[module]
