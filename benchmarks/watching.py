@@ -169,31 +169,6 @@ def records_us() -> float:
         return median(rounds)
 
 
-def collective_us(*, is_on: bool) -> float:
-    """One all-reduce: CPU time of its thread, median over five rounds of many."""
-    import torch
-    import torch.distributed as dist
-
-    from mimo_role.monitoring.collective_waits import CollectiveWaits
-    from mimo_role.monitoring.recorder import Recorder
-    from mimo_role.monitoring.ring import Ring
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        waits = CollectiveWaits(Recorder(Ring.create(Path(folder, "rank0.recording"), 0, 1)))
-        if is_on:
-            waits.install()
-        numbers, rounds = torch.zeros(16), []
-        for _ in range(5):
-            began = time.thread_time_ns()
-            for _ in range(RECORDED_STEPS):
-                dist.all_reduce(numbers)
-            rounds.append((time.thread_time_ns() - began) / RECORDED_STEPS / 1000)
-        waits.remove()
-    dist.destroy_process_group()
-    return median(rounds)
-
-
 def sampled_ms(ranks: int = 8, steps_per_s: int = 10, seconds: int = 20) -> float:
     """What an agent takes for a second of its ranks' records: CPU time, median over the seconds."""
     from launcher.agent.live_attempt import LiveAttempt
@@ -222,6 +197,31 @@ def sampled_ms(ranks: int = 8, steps_per_s: int = 10, seconds: int = 20) -> floa
             attempt.sample()
             took.append((time.thread_time_ns() - began) / 1e6)
         return median(took)
+
+
+def collective_us(*, is_on: bool) -> float:
+    """One all-reduce: CPU time of its thread, median over five rounds of many."""
+    import torch
+    import torch.distributed as dist
+
+    from mimo_role.monitoring.collective_waits import CollectiveWaits
+    from mimo_role.monitoring.recorder import Recorder
+    from mimo_role.monitoring.ring import Ring
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        waits = CollectiveWaits(Recorder(Ring.create(Path(folder, "rank0.recording"), 0, 1)))
+        if is_on:
+            waits.install()
+        numbers, rounds = torch.zeros(16), []
+        for _ in range(5):
+            began = time.thread_time_ns()
+            for _ in range(RECORDED_STEPS):
+                dist.all_reduce(numbers)
+            rounds.append((time.thread_time_ns() - began) / RECORDED_STEPS / 1000)
+        waits.remove()
+    dist.destroy_process_group()
+    return median(rounds)
 
 
 def recorded_step_ms(steps: int, step_s: float, *, is_on: bool) -> float:
