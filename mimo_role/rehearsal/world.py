@@ -1,0 +1,152 @@
+"""Makes this process one rank of a rehearsed world: replaces functions of torch.distributed and of this package."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.checkpoint.utils import _DistWrapper
+
+from mimo_role import lifecycle
+from mimo_role.data import sample_sizes
+from mimo_role.data.sample_reader import ReadRequest, SampleReader
+from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.pipeline import trained_stages
+from mimo_role.rehearsal.agreement import Contributions, same_samples
+from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
+from mimo_role.rehearsal.links import RehearsalLinks
+from mimo_role.rehearsal.objects import ObjectCollectives
+from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.traffic import Traffic
+
+
+class StepLimit:
+    """Ends the script with exit code 0 when it begins a step too many."""
+
+    def __init__(self, steps: int) -> None:
+        """`steps`: how many it runs; 0: as many as it likes."""
+        self.begun = 0
+        """Training steps that have begun."""
+        self._steps = steps
+
+    def around(self, start: Callable[..., None]) -> Callable[..., None]:
+        """What replaces `Heartbeat._start_step`."""
+
+        def start_or_end(heartbeat: Heartbeat, number: int) -> None:
+            if self._steps and self.begun == self._steps:
+                raise SystemExit(0)
+            self.begun += 1
+            start(heartbeat, number)
+
+        return start_or_end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What this process has recorded."""
+
+    rank: int
+    board: Board
+    traffic: Traffic
+    objects: ObjectCollectives
+    headers: Headers
+    steps: StepLimit
+
+    def close(self) -> dict[str, Any]:
+        """At the end of the process: keep what the other sides of this rank's bridges have to know, and return the record."""
+        self.board.put(_headers_of(self.rank), self.headers)
+        return {
+            "steps": self.steps.begun,
+            "objects_not_known": self.objects.not_known,
+            "traffic": self.traffic.as_list(),
+        }
+
+
+def install(board: Board, rank: int, world_size: int, *, earlier: Iterable[int] = (), steps: int = 0) -> Rehearsal:
+    """Make this process the rank; it joins a world whose other ranks do not exist.
+
+    Args:
+        board: what other ranks have sent in this rehearsal.
+        rank: of the world.
+        world_size: of the real job.
+        earlier: the ranks that have been rehearsed.
+        steps: training steps after which the script ends with exit code 0; 0: when it ends by itself.
+    """
+    traffic, objects = Traffic(), ObjectCollectives(board)
+    dist.Backend.register_backend(
+        NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
+    )
+    c10d._new_process_group_helper = _with_our_backend(c10d._new_process_group_helper)
+    _replace("init_process_group", _joining_alone(c10d.init_process_group, rank, world_size))
+    for name in ObjectCollectives.NAMES:
+        _replace(name, getattr(objects, name))
+    _DistWrapper.__init__ = _uncoordinated(_DistWrapper.__init__)  # type: ignore[method-assign]
+    RehearsalLedger.seen = _seen(board, earlier)
+    headers = RehearsalLedger.sent = {}
+    _replace_ours(Contributions(board))
+    limit = StepLimit(steps)
+    Heartbeat._start_step = limit.around(Heartbeat._start_step)  # type: ignore[method-assign]
+    return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
+
+
+def _headers_of(rank: int) -> str:
+    return f"headers of rank {rank}"
+
+
+def _seen(board: Board, ranks: Iterable[int]) -> Headers:
+    found: Headers = {}
+    for rank in ranks:
+        for key, header in board.get(_headers_of(rank), {}).items():
+            found.setdefault(key, header)
+    return found
+
+
+def _replace(name: str, function: Callable[..., Any]) -> None:
+    for module in (dist, c10d):
+        setattr(module, name, function)
+
+
+def _replace_ours(contributions: Contributions) -> None:
+    read = SampleReader.__getitem__
+
+    def read_same(self: SampleReader, request: ReadRequest) -> dict[str, Any]:
+        return read(self, same_samples(request))
+
+    SampleReader.__getitem__ = read_same  # type: ignore[method-assign]
+    sample_sizes.sum_over_ranks = contributions.sum_of_sizes
+    trained_stages.largest_over_ranks = contributions.largest_flags
+    lifecycle.connect_peers = lambda rank, _timeout: RehearsalLinks(rank)  # type: ignore[assignment]
+    lifecycle.BatchLedger = RehearsalLedger  # type: ignore[misc]
+
+
+def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Whatever backend a group is asked for with, such as gloo for checkpoints."""
+
+    def create_rehearsed(size: int, rank: int, ranks: Any, backend: Any, store: Any, *rest: Any, **settings: Any) -> Any:
+        del backend
+        return create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
+
+    return create_rehearsed
+
+
+def _joining_alone(join: Callable[..., Any], rank: int, world_size: int) -> Callable[..., Any]:
+    @wraps(join)
+    def join_alone(*_: Any, **settings: Any) -> Any:
+        kept = {name: value for name, value in settings.items() if name in ("timeout", "group_name")}
+        return join(NAME, store=HashStore(), rank=rank, world_size=world_size, **kept)
+
+    return join_alone
+
+
+def _uncoordinated(make: Callable[..., Any]) -> Callable[..., Any]:
+    """DCP without a coordinator: each rank writes and reads its part as if it were alone."""
+
+    def make_alone(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:  # noqa: FBT001
+        del use_dist, coordinator_rank
+        make(self, group, False, 0)
+
+    return make_alone
