@@ -11,8 +11,8 @@ from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.placement import Node
 from launcher.run_dir.writer import RunDir
 
-_BACKEND = "mimo_role.rehearsal.world"
-"""The module that replaces communication, imported once for all ranks."""
+_IMPORTED_ONCE = ("torch._dynamo", "mimo_role.rehearsal.world")
+"""What torch's optimizers import in each process when they are first made, and the module that replaces communication."""
 
 
 def rehearsed_plan(plan: LaunchPlan) -> LaunchPlan:
@@ -21,7 +21,7 @@ def rehearsed_plan(plan: LaunchPlan) -> LaunchPlan:
         plan.runtime,
         backend=Backend.GLOO,
         start_method=StartMethod.FORKSERVER,
-        preload=(*plan.runtime.preload, _BACKEND),
+        preload=(*plan.runtime.preload, *_IMPORTED_ONCE),
         numa_binding=None,
         max_restarts=0,
     )

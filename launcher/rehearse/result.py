@@ -14,6 +14,7 @@ from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kinds import Kind, described
 
 _MIB = 1 << 20
+_LONGEST_ENDING = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,11 @@ class KindResult:
     """From the start of its process to its end."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """What the process has recorded at its end (`mimo_role/rehearsal/world.py`)."""
+
+    @property
+    def overhead(self) -> float | None:
+        """Seconds beside those of the script; `None` of a process that was killed."""
+        return self.seconds - self.record["script_seconds"] if "script_seconds" in self.record else None
 
     @property
     def has_failed(self) -> bool:
@@ -43,6 +49,7 @@ class KindResult:
             "exit_code": self.exit.code,
             "ending": self.exit.ending,
             "seconds": round(self.seconds, 3),
+            "overhead_seconds": None if self.overhead is None else round(self.overhead, 3),
             **self.record,
         }
 
@@ -81,7 +88,7 @@ class RehearsalResult:
                 result.record.get("steps", "-"),
                 f"{result.seconds:.2f}",
                 f"{result.record['peak_bytes'] / _MIB:,.0f}" if "peak_bytes" in result.record else "-",
-                "ok" if result.exit.code == 0 else result.exit.ending,
+                "ok" if result.exit.code == 0 else result.exit.ending[:_LONGEST_ENDING],
             ]
             for result in self.results
         ]
@@ -116,15 +123,20 @@ class RehearsalResult:
             self.plan.topology, [first.exit], first.exit, oom_kills=0, joined_by_launcher=True
         ).text()
         ranks = [rank for result in alike for rank in result.kind.ranks]
-        where = ", ".join(dict.fromkeys(self._names(alike)))
+        where = " and ".join(self._names(alike))
         _, _, *rest = report.splitlines()  # which rank failed first, and on which host: of a real run
         step = "" if first.exit.step is None else f", in step {first.exit.step}"
         rehearsed = f"  rehearsed as rank {first.exit.rank} ({self.plan.topology.label_of(first.exit.rank)}){step}"
         return "\n".join([f"{where} ({described(ranks)}): {first.exit.ending}", rehearsed, *rest])
 
     def _names(self, alike: Sequence[KindResult]) -> Iterator[str]:
-        """The stages that fail as a whole, and the kinds of others."""
-        names = {result.kind.name for result in alike}
-        for result in alike:
-            of_stage = [other.kind.name for other in self.results if other.kind.stage == result.kind.stage]
-            yield result.kind.stage if names.issuperset(of_stage) else result.kind.name.replace(" (", ", ").rstrip(")")
+        """The stages that fail, and how much of them."""
+        for stage in dict.fromkeys(result.kind.stage for result in alike):
+            failed = [result.kind for result in alike if result.kind.stage == stage]
+            count = sum(result.kind.stage == stage for result in self.results)
+            if len(failed) == count:
+                yield stage
+            elif len(failed) == 1:
+                yield failed[0].name.replace(" (", ", ").rstrip(")")
+            else:
+                yield f"{len(failed)} of {count} kinds of {stage}"

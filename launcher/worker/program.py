@@ -32,7 +32,8 @@ def _run() -> None:
     if command == "rehearse":
         from launcher.worker import rehearsal
 
-        arguments = rehearsal.prepare(*arguments)
+        rehearsal.run(*arguments, started_with=_STARTED_WITH)
+        return
     from launcher.worker import entrypoint
 
     if command == "exec":
