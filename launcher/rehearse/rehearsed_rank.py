@@ -1,6 +1,7 @@
 """The files and the environment of one rank that is rehearsed."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,17 @@ class RehearsedRank:
         """What its process records at its end."""
         return self.node_dir / f"rank{self.rank}.record.json"
 
+    @property
+    def _files(self) -> Path:
+        """The run directory that its script sees."""
+        return self.run_dir.rehearsed_files_dir / f"rank{self.rank}"
+
+    def clear(self) -> None:
+        """Remove what an earlier process of this rank has left."""
+        shutil.rmtree(self._files, ignore_errors=True)
+        for file in (self.record_file, self.run_dir.error_file(0, self.rank), *self.node_dir.glob(f"rank{self.rank}.*")):
+            file.unlink(missing_ok=True)
+
     def write(self, earlier: Sequence[int], steps: int) -> Request:
         """Write its files, and return what its process runs.
 
@@ -50,10 +62,9 @@ class RehearsedRank:
             earlier: the ranks that have been rehearsed.
             steps: after which its script ends; 0: when it ends by itself.
         """
-        files = self.run_dir.rehearsed_files_dir / f"rank{self.rank}"
-        files.mkdir(parents=True)
+        self._files.mkdir(parents=True)
         plan_file, task_file = (self.node_dir / f"rank{self.rank}.{name}.json" for name in ("plan", "task"))
-        plan_file.write_text(replace(self.plan, run_dir=str(files)).to_json(), encoding="utf-8")
+        plan_file.write_text(replace(self.plan, run_dir=str(self._files)).to_json(), encoding="utf-8")
         task = {
             "plan": str(plan_file),
             "run_id": self.run_dir.run_id,

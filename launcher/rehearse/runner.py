@@ -44,7 +44,8 @@ class Runner:
     def run(self, kinds: Sequence[Kind], *, jobs: int, steps: int, report: Callable[[KindResult], None]) -> list[KindResult]:
         """Run all kinds.
 
-        A kind starts once those whose output it takes have ended: it checks what it receives against what they have sent.
+        A kind starts once those whose output it takes have ended: it checks what it receives against what they have sent. One
+        that got Python objects from a rank that had not been rehearsed yet is run once more.
 
         Args:
             kinds: in the order in which activations pass through them.
@@ -59,18 +60,29 @@ class Runner:
         self._run_dir.attempt_dir(0).mkdir()
         results: dict[int, KindResult] = {}
         for wave in _waves(kinds):
-            waiting, earlier = list(wave), list(results)
-            while waiting or self._started:
-                while waiting and len(self._started) < jobs:
-                    self._start(waiting.pop(0), earlier, steps)
-                for result in self._ended():
-                    results[result.kind.representative] = result
-                    report(result)
-                time.sleep(_POLL_S)
+            for result in self._run_wave(wave, list(results), jobs, steps):
+                results[result.kind.representative] = result
+                report(result)
+        # What a rank gets from one behind it was not known yet: once more, the last stage first.
+        again = [kind for kind in reversed(kinds) if results[kind.representative].record.get("objects_not_known")]
+        for wave in _waves(again):
+            for result in self._run_wave(wave, list(results), jobs, steps):
+                results[result.kind.representative] = result
+                report(result)
         return [results[kind.representative] for kind in kinds]
+
+    def _run_wave(self, kinds: Sequence[Kind], earlier: Sequence[int], jobs: int, steps: int) -> Iterator[KindResult]:
+        """Run kinds that do not wait for each other."""
+        waiting = list(kinds)
+        while waiting or self._started:
+            while waiting and len(self._started) < jobs:
+                self._start(waiting.pop(0), earlier, steps)
+            yield from self._ended()
+            time.sleep(_POLL_S)
 
     def _start(self, kind: Kind, earlier: Sequence[int], steps: int) -> None:
         rank = self._rank(kind)
+        rank.clear()
         request = rank.write(earlier, steps)
         began = time.monotonic()
         logs = (self._run_dir.log_file(0, kind.representative, stream) for stream in ("stdout", "stderr"))

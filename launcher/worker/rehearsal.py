@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from launcher.worker import entrypoint
+from launcher.worker import entrypoint, process_end
 from mimo_role.host.files import write_whole
 
 
@@ -36,6 +36,7 @@ def run(task_file: str, *, started_with: Collection[str]) -> None:
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found = {"peak_bytes": peak, "cpu_seconds": time.process_time(), "script_seconds": clock.seconds}
             write_whole(Path(task["record"]), json.dumps(installed.close() | found))
+            process_end.end_if_succeeded()
 
     # Registered before the exit functions of the script and of mimo_role, so that it is called after them.
     atexit.register(record)

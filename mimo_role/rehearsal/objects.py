@@ -17,7 +17,14 @@ _UNKNOWN = object()
 class ObjectCollectives:
     """What replaces the functions of torch.distributed of the same names, with their arguments."""
 
-    NAMES = ("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list")
+    NAMES = (
+        "all_gather_object",
+        "gather_object",
+        "broadcast_object_list",
+        "scatter_object_list",
+        "send_object_list",
+        "recv_object_list",
+    )
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -58,6 +65,31 @@ class ObjectCollectives:
         """This rank's of the source's objects, if that has been rehearsed; otherwise `None`."""
         found = self._from("scatter", scatter_object_input_list, _global_rank(group, src, group_src), group)
         scatter_object_output_list[0] = None if found is _UNKNOWN else found[dist.get_rank(group)]
+
+    def send_object_list(
+        self, object_list: list[Any], dst: int | None = None, group: Any = None, device: Any = None, group_dst: Any = None, **_: Any
+    ) -> None:
+        """Keep the objects for the destination's rehearsal."""
+        del device
+        self._board.put(self._message(dist.get_rank(), _global_rank(group, dst, group_dst)), list(object_list))
+
+    def recv_object_list(
+        self, object_list: list[Any], src: int | None = None, group: Any = None, device: Any = None, group_src: Any = None, **_: Any
+    ) -> int:
+        """The source's objects, if it has been rehearsed; otherwise `object_list` stays as it is."""
+        del device
+        source = _global_rank(group, src, group_src)
+        found = self._board.get(self._message(source, dist.get_rank()), _UNKNOWN)
+        if found is _UNKNOWN:
+            self.not_known += 1
+        else:
+            object_list[:] = found
+        return source
+
+    def _message(self, source: int, destination: int) -> str:
+        name = f"objects from {source} to {destination}"
+        self._calls[name] += 1
+        return f"{name}: {self._calls[name]}"
 
     def _from(self, what: str, given: Any, source: int, group: Any) -> Any:
         """What the source has given in the call of this number."""

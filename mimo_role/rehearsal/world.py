@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import torch.distributed as dist
@@ -81,9 +80,10 @@ def install(board: Board, rank: int, world_size: int, *, earlier: Iterable[int] 
         NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
     )
     c10d._new_process_group_helper = _with_our_backend(c10d._new_process_group_helper)
-    _replace("init_process_group", _joining_alone(c10d.init_process_group, rank, world_size))
+    c10d.rendezvous = lambda *_, **__: iter([(HashStore(), rank, world_size)])  # type: ignore[assignment]
     for name in ObjectCollectives.NAMES:
-        _replace(name, getattr(objects, name))
+        for module in (dist, c10d):
+            setattr(module, name, getattr(objects, name))
     _DistWrapper.__init__ = _uncoordinated(_DistWrapper.__init__)  # type: ignore[method-assign]
     RehearsalLedger.seen = _seen(board, earlier)
     headers = RehearsalLedger.sent = {}
@@ -103,11 +103,6 @@ def _seen(board: Board, ranks: Iterable[int]) -> Headers:
         for key, header in board.get(_headers_of(rank), {}).items():
             found.setdefault(key, header)
     return found
-
-
-def _replace(name: str, function: Callable[..., Any]) -> None:
-    for module in (dist, c10d):
-        setattr(module, name, function)
 
 
 def _replace_ours(contributions: Contributions) -> None:
@@ -131,15 +126,6 @@ def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
         return create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
 
     return create_rehearsed
-
-
-def _joining_alone(join: Callable[..., Any], rank: int, world_size: int) -> Callable[..., Any]:
-    @wraps(join)
-    def join_alone(*_: Any, **settings: Any) -> Any:
-        kept = {name: value for name, value in settings.items() if name in ("timeout", "group_name")}
-        return join(NAME, store=HashStore(), rank=rank, world_size=world_size, **kept)
-
-    return join_alone
 
 
 def _uncoordinated(make: Callable[..., Any]) -> Callable[..., Any]:
