@@ -39,7 +39,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         arguments.overrides = [*arguments.overrides, *more]
         arguments.script_args = script_args
     elif script_args:
-        raise UsageError(f"unexpected argument {script_args[0]}; arguments of the script follow plan, run, rehearse and submit only")
+        raise UsageError(
+            f"unexpected argument {script_args[0]}; arguments of the script follow plan, run, rehearse and submit only"
+        )
     return arguments
 
 

@@ -1,7 +1,7 @@
 """The kinds of ranks of a world: classes of ranks that run the same code on data of the same shapes. Pure arithmetic.
 
-Two ranks are of one kind if they run the same stages of the same modules and have, along each axis, the same position: lanes are
-first, middle or last, since a batch that lanes do not divide gives the last one more samples than the first; tp, cp and ep
+Two ranks are of one kind if they run the same stages of the same modules and have, along each axis, the same position: lanes
+are first, middle or last, since a batch that lanes do not divide gives the last one more samples than the first; tp, cp and ep
 ranks are first or another. Lanes that exchange samples with different numbers of another module's lanes are of different kinds.
 Rank 0 and the logging rank are first along all axes.
 """
@@ -124,7 +124,5 @@ def _representative(topology: Topology, ranks: list[int]) -> int:
 
 def _depth(topology: Topology, rank: int) -> tuple[int, int]:
     """How far behind the first encoders a rank's stages are: modules, then stages."""
-    depths = [
-        (len(topology.module_graph.before(module)), coords["pp"]) for module, coords in topology.coords_of(rank).items()
-    ]
+    depths = [(len(topology.module_graph.before(module)), coords["pp"]) for module, coords in topology.coords_of(rank).items()]
     return max(depths)

@@ -41,14 +41,19 @@ def rehearse(
             `runtime.preload` cannot be imported.
     """
     if plan.entry.command is not None:
-        raise ConfigError("entry.command cannot be rehearsed, only entry.script and entry.module: it may not be a Python program")
+        raise ConfigError(
+            "entry.command cannot be rehearsed, only entry.script and entry.module: it may not be a Python program"
+        )
     began = time.time()
     run_id = f"{datetime.fromtimestamp(began, timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
     plan = rehearsed_plan(plan)
     path = RunDirLayout(Path(plan.run_dir)).rehearsal.path
-    with closing(RunDir(path, config_text, plan.to_json(), run_id, run_id)) as run_dir, session(plan, LocalNode(), run_id) as (
-        node_directory,
-        server,
+    with (
+        closing(RunDir(path, config_text, plan.to_json(), run_id, run_id)) as run_dir,
+        session(plan, LocalNode(), run_id) as (
+            node_directory,
+            server,
+        ),
     ):
         server.wait_for_modules(say)
         runner = Runner(plan, run_dir, node_directory, server)

@@ -119,9 +119,7 @@ class RehearsalResult:
 
     def _failure(self, alike: Sequence[KindResult]) -> str:
         first = alike[0]
-        report = FailureReport.of(
-            self.plan.topology, [first.exit], first.exit, oom_kills=0, joined_by_launcher=True
-        ).text()
+        report = FailureReport.of(self.plan.topology, [first.exit], first.exit, oom_kills=0, joined_by_launcher=True).text()
         ranks = [rank for result in alike for rank in result.kind.ranks]
         where = " and ".join(self._names(alike))
         _, _, *rest = report.splitlines()  # which rank failed first, and on which host: of a real run

@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from launcher.worker import entrypoint, process_end
+from launcher.worker import entrypoint, main_program, process_end
 from mimo_role.host.files import write_whole
 
 
@@ -40,7 +40,7 @@ def run(task_file: str, *, started_with: Collection[str]) -> None:
 
     # Registered before the exit functions of the script and of mimo_role, so that it is called after them.
     atexit.register(record)
-    entrypoint.run_as_main = clock.around(entrypoint.run_as_main)
+    vars(entrypoint).update(run_as_main=clock.around(main_program.run_as_main))
     entrypoint.run_python(task["plan"], task["run_id"], task["node"], started_with=started_with)
 
 

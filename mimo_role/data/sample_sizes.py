@@ -99,7 +99,7 @@ def sum_over_ranks(modules: Sequence[str], counts: Sequence[int], found: torch.T
         counts: samples of each micro-batch.
         found: int64 `[modules, samples of the step]`, summed in place.
     """
-    work = dist.all_reduce(found, async_op=True)
+    work: dist.Work | None = dist.all_reduce(found, async_op=True)
     assert work is not None
     return work
 

@@ -40,7 +40,7 @@ class Contributions:
                     known = {**known, number: own}
                     self._board.put(name, known)
                 found[row, start:stop] = known.get(number, _ASSUMED_SIZE + 1)
-        work = dist.barrier(async_op=True)
+        work: dist.Work | None = dist.barrier(async_op=True)
         assert work is not None
         return work
 

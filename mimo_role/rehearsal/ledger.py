@@ -5,7 +5,7 @@ dtype of the activations, step and micro-batch, and whether gradients come back.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from mimo_role.bridge.activation_spec import SPEC_NUMBERS
 from mimo_role.bridge.batch_ledger import BatchLedger
@@ -24,9 +24,9 @@ Headers = dict[BatchKey, BatchHeader]
 class RehearsalLedger(BatchLedger):
     """A ledger whose peers send what this rank expects, or what they were seen to send."""
 
-    seen: Mapping[BatchKey, BatchHeader] = {}
+    seen: ClassVar[Mapping[BatchKey, BatchHeader]] = {}
     """What ranks that were rehearsed earlier have sent."""
-    sent: Headers = {}
+    sent: ClassVar[Headers] = {}
     """What this rank sends: the first batches."""
 
     def __init__(self, links: RehearsalLinks, timeout_s: float, **settings: Any) -> None:

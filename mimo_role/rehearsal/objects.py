@@ -37,7 +37,12 @@ class ObjectCollectives:
         object_list[:] = [obj] * dist.get_world_size(group)
 
     def gather_object(
-        self, obj: Any, object_gather_list: list[Any] | None = None, dst: int | None = None, group: Any = None, group_dst: Any = None
+        self,
+        obj: Any,
+        object_gather_list: list[Any] | None = None,
+        dst: int | None = None,
+        group: Any = None,
+        group_dst: Any = None,
     ) -> None:
         """On the destination, each rank's object is this rank's."""
         if dist.get_rank() == _global_rank(group, dst, group_dst):
@@ -46,7 +51,13 @@ class ObjectCollectives:
             object_gather_list[:] = [obj] * dist.get_world_size(group)
 
     def broadcast_object_list(
-        self, object_list: list[Any], src: int | None = None, group: Any = None, device: Any = None, group_src: Any = None, **_: Any
+        self,
+        object_list: list[Any],
+        src: int | None = None,
+        group: Any = None,
+        device: Any = None,
+        group_src: Any = None,
+        **_: Any,
     ) -> None:
         """The source's objects, if it has been rehearsed; otherwise `object_list` stays as it is."""
         del device
@@ -67,14 +78,26 @@ class ObjectCollectives:
         scatter_object_output_list[0] = None if found is _UNKNOWN else found[dist.get_rank(group)]
 
     def send_object_list(
-        self, object_list: list[Any], dst: int | None = None, group: Any = None, device: Any = None, group_dst: Any = None, **_: Any
+        self,
+        object_list: list[Any],
+        dst: int | None = None,
+        group: Any = None,
+        device: Any = None,
+        group_dst: Any = None,
+        **_: Any,
     ) -> None:
         """Keep the objects for the destination's rehearsal."""
         del device
         self._board.put(self._message(dist.get_rank(), _global_rank(group, dst, group_dst)), list(object_list))
 
     def recv_object_list(
-        self, object_list: list[Any], src: int | None = None, group: Any = None, device: Any = None, group_src: Any = None, **_: Any
+        self,
+        object_list: list[Any],
+        src: int | None = None,
+        group: Any = None,
+        device: Any = None,
+        group_src: Any = None,
+        **_: Any,
     ) -> int:
         """The source's objects, if it has been rehearsed; otherwise `object_list` stays as it is."""
         del device

@@ -1,10 +1,14 @@
 """A process group whose other members have what this rank has."""
+# mypy: disable-error-code="override, assignment"
+# torch describes these methods by the overloads of its own groups; those that it calls of a group in Python are fewer.
+# ruff: noqa: ARG002, B008, N802
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C import _distributed_c10d as bindings
 from torch._C._distributed_c10d import (  # the options' defaults, as torch's own groups in Python have them
     AllgatherOptions,
     AllreduceOptions,
@@ -15,7 +19,6 @@ from torch._C._distributed_c10d import (  # the options' defaults, as torch's ow
     ReduceOptions,
     ReduceScatterOptions,
     ScatterOptions,
-    _create_work_from_future,  # type: ignore[attr-defined]
 )
 from torch.distributed import distributed_c10d as c10d
 
@@ -35,7 +38,7 @@ class RehearsalGroup(dist.ProcessGroup):
     """
 
     def __init__(self, rank: int, size: int, traffic: Traffic) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]
         self._rank = rank
         self._size = size
         self._traffic = traffic
@@ -53,11 +56,11 @@ class RehearsalGroup(dist.ProcessGroup):
         """The group's name, by which functional collectives find it."""
         return c10d._world.pg_names[self]
 
-    def getBackendName(self) -> str:  # noqa: N802 (torch's)
+    def getBackendName(self) -> str:
         """The backend's name."""
         return NAME
 
-    def allreduce(self, tensors: Tensors, opts: Any = AllreduceOptions()) -> dist.Work:  # noqa: B008
+    def allreduce(self, tensors: Tensors, opts: Any = AllreduceOptions()) -> dist.Work:
         self._count("all_reduce", tensors)
         for tensor in tensors:
             reduce_equal(tensor.detach(), opts.reduceOp, self._size)
@@ -65,32 +68,32 @@ class RehearsalGroup(dist.ProcessGroup):
 
     allreduce_coalesced = allreduce
 
-    def reduce(self, tensors: Tensors, opts: Any = ReduceOptions()) -> dist.Work:  # noqa: B008
+    def reduce(self, tensors: Tensors, opts: Any = ReduceOptions()) -> dist.Work:
         self._count("reduce", tensors)
         if opts.rootRank == self._rank:
             for tensor in tensors:
                 reduce_equal(tensor.detach(), opts.reduceOp, self._size)
         return _done(tensors)
 
-    def broadcast(self, tensors: Tensors, opts: Any = BroadcastOptions()) -> dist.Work:  # noqa: B008
+    def broadcast(self, tensors: Tensors, opts: Any = BroadcastOptions()) -> dist.Work:
         if opts.rootRank == self._rank:
             self._count("broadcast", tensors)
         return _done(tensors)
 
-    def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:  # noqa: ARG002, B008
+    def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
         self._count("all_gather", inputs)
         for output, own in zip(outputs, inputs, strict=True):
             _repeat(output, own)
         return _done(outputs)
 
-    def all_gather_single(self, output: torch.Tensor, own: torch.Tensor, opts: Any = AllgatherOptions()) -> dist.Work:  # noqa: ARG002, B008
+    def all_gather_single(self, output: torch.Tensor, own: torch.Tensor, opts: Any = AllgatherOptions()) -> dist.Work:
         self._count("all_gather", [own])
         _repeat_into(output, own)
         return _done(output)
 
     _allgather_base = all_gather_single
 
-    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:  # noqa: ARG002, B008
+    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
         self._count("all_gather", inputs)
         for output, own in zip(outputs, inputs, strict=True):
             _repeat_into(output, own)
@@ -98,14 +101,14 @@ class RehearsalGroup(dist.ProcessGroup):
 
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
-    def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = GatherOptions()) -> dist.Work:  # noqa: B008
+    def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = GatherOptions()) -> dist.Work:
         self._count("gather", inputs)
         if opts.rootRank == self._rank:
             for output, own in zip(outputs, inputs, strict=True):
                 _repeat(output, own)
         return _done(outputs)
 
-    def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ScatterOptions()) -> dist.Work:  # noqa: B008
+    def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ScatterOptions()) -> dist.Work:
         for number, output in enumerate(outputs):
             if opts.rootRank == self._rank:
                 self._count("scatter", inputs[number])
@@ -114,20 +117,22 @@ class RehearsalGroup(dist.ProcessGroup):
                 output.detach().zero_()
         return _done(outputs)
 
-    def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ReduceScatterOptions()) -> dist.Work:  # noqa: B008
+    def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ReduceScatterOptions()) -> dist.Work:
         for output, parts in zip(outputs, inputs, strict=True):
             self._count("reduce_scatter", parts)
             self._reduce_into(output, parts[self._rank], opts)
         return _done(outputs)
 
-    def reduce_scatter_single(self, output: torch.Tensor, whole: torch.Tensor, opts: Any = ReduceScatterOptions()) -> dist.Work:  # noqa: B008
+    def reduce_scatter_single(self, output: torch.Tensor, whole: torch.Tensor, opts: Any = ReduceScatterOptions()) -> dist.Work:
         self._count("reduce_scatter", [whole])
         self._reduce_into(output, self._part_of(whole, output), opts)
         return _done(output)
 
     _reduce_scatter_base = reduce_scatter_single
 
-    def reduce_scatter_single_coalesced(self, outputs: Tensors, wholes: Tensors, opts: Any = ReduceScatterOptions()) -> dist.Work:  # noqa: B008
+    def reduce_scatter_single_coalesced(
+        self, outputs: Tensors, wholes: Tensors, opts: Any = ReduceScatterOptions()
+    ) -> dist.Work:
         self._count("reduce_scatter", wholes)
         for output, whole in zip(outputs, wholes, strict=True):
             self._reduce_into(output, self._part_of(whole, output), opts)
@@ -135,7 +140,7 @@ class RehearsalGroup(dist.ProcessGroup):
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
-    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = AllToAllOptions()) -> dist.Work:  # noqa: ARG002, B008
+    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = AllToAllOptions()) -> dist.Work:
         self._count("all_to_all", inputs)
         for output in outputs:
             _fill(output, inputs[self._rank])
@@ -147,7 +152,7 @@ class RehearsalGroup(dist.ProcessGroup):
         own: torch.Tensor,
         output_sizes: Sequence[int] | None = None,
         input_sizes: Sequence[int] | None = None,
-        opts: Any = AllToAllOptions(),  # noqa: B008
+        opts: Any = AllToAllOptions(),
     ) -> dist.Work:
         del opts
         outputs = _split(output, output_sizes, self._size)
@@ -155,11 +160,11 @@ class RehearsalGroup(dist.ProcessGroup):
 
     alltoall_base = all_to_all_single
 
-    def send(self, tensors: Tensors, to: int, tag: int = 0) -> dist.Work:  # noqa: ARG002
+    def send(self, tensors: Tensors, to: int, tag: int = 0) -> dist.Work:
         self._count("send", tensors)
         return _done(tensors)
 
-    def recv(self, tensors: Tensors, source: int, tag: int = 0) -> dist.Work:  # noqa: ARG002
+    def recv(self, tensors: Tensors, source: int, tag: int = 0) -> dist.Work:
         for tensor in tensors:
             tensor.detach().zero_()
         return _done(tensors)
@@ -167,7 +172,7 @@ class RehearsalGroup(dist.ProcessGroup):
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> dist.Work:
         return self.recv(tensors, 0, tag)
 
-    def barrier(self, opts: Any = BarrierOptions()) -> dist.Work:  # noqa: ARG002, B008
+    def barrier(self, opts: Any = BarrierOptions()) -> dist.Work:
         self._count("barrier", ())
         return _done([])
 
@@ -208,11 +213,11 @@ def _fill(output: torch.Tensor, own: torch.Tensor) -> None:
 
 
 def _split(tensor: torch.Tensor, sizes: Sequence[int] | None, parts: int) -> list[torch.Tensor]:
-    return list(tensor.detach().split(list(sizes) if sizes else tensor.shape[0] // parts))
+    return list(torch.split(tensor.detach(), list(sizes) if sizes else tensor.shape[0] // parts))
 
 
 def _done(result: Any) -> dist.Work:
     future: torch.futures.Future[Any] = torch.futures.Future()
     future.set_result(result)
-    work: dist.Work = _create_work_from_future(future)
+    work: dist.Work = bindings._create_work_from_future(future)  # type: ignore[attr-defined]
     return work

@@ -1,17 +1,19 @@
 """What a reduction over ranks gives if all of them have the same tensor."""
 
+from typing import Any
+
 import torch
 from torch.distributed import ReduceOp
 
 _KEPT = (ReduceOp.AVG, ReduceOp.MIN, ReduceOp.MAX, ReduceOp.BAND, ReduceOp.BOR)
 
 
-def reduce_equal(tensor: torch.Tensor, op: ReduceOp, size: int) -> None:
+def reduce_equal(tensor: torch.Tensor, op: Any, size: int) -> None:
     """Reduce a tensor in place over `size` ranks that all have it.
 
     Args:
         tensor: of any shape and dtype.
-        op: torch's reduction.
+        op: a `ReduceOp`.
         size: the number of ranks.
 
     Raises:
@@ -20,12 +22,13 @@ def reduce_equal(tensor: torch.Tensor, op: ReduceOp, size: int) -> None:
     if any(op == kept for kept in _KEPT):  # in this order: the two are of different types
         return
     if op == ReduceOp.SUM:
-        tensor.mul_(size) if tensor.dtype != torch.bool else None  # a sum of booleans is their disjunction
+        if tensor.dtype != torch.bool:  # a sum of booleans is their disjunction
+            tensor.mul_(size)
     elif op == ReduceOp.PRODUCT:
         tensor.pow_(size)
     elif op == ReduceOp.BXOR:
         tensor.mul_(size % 2)
     elif op == ReduceOp.PREMUL_SUM:
-        tensor.mul_(op.factor).mul_(size)  # type: ignore[attr-defined]
+        tensor.mul_(op.factor).mul_(size)
     else:
         raise NotImplementedError(f"a rehearsal has no reduction {op}")

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from mimo_role import lifecycle
 from mimo_role.data import sample_sizes
-from mimo_role.data.sample_reader import ReadRequest, SampleReader
+from mimo_role.data.sample_reader import SampleReader
 from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.pipeline import trained_stages
 from mimo_role.rehearsal.agreement import Contributions, same_samples
@@ -79,17 +79,20 @@ def install(board: Board, rank: int, world_size: int, *, earlier: Iterable[int] 
     dist.Backend.register_backend(
         NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
     )
-    c10d._new_process_group_helper = _with_our_backend(c10d._new_process_group_helper)
-    c10d.rendezvous = lambda *_, **__: iter([(HashStore(), rank, world_size)])  # type: ignore[assignment]
-    for name in ObjectCollectives.NAMES:
-        for module in (dist, c10d):
-            setattr(module, name, getattr(objects, name))
-    _DistWrapper.__init__ = _uncoordinated(_DistWrapper.__init__)  # type: ignore[method-assign]
+    create = _with_our_backend(c10d._new_process_group_helper)
+    _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
+    for module in (dist, c10d):
+        _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
+    _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
     RehearsalLedger.seen = _seen(board, earlier)
     headers = RehearsalLedger.sent = {}
-    _replace_ours(Contributions(board))
+    contributions = Contributions(board)
+    _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
+    _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
+    _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
+    _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps)
-    Heartbeat._start_step = limit.around(Heartbeat._start_step)  # type: ignore[method-assign]
+    _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
     return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
 
 
@@ -105,17 +108,14 @@ def _seen(board: Board, ranks: Iterable[int]) -> Headers:
     return found
 
 
-def _replace_ours(contributions: Contributions) -> None:
-    read = SampleReader.__getitem__
+def _replace(place: Any, **values: Any) -> None:
+    """Set attributes of a module or class."""
+    for name, value in values.items():
+        setattr(place, name, value)
 
-    def read_same(self: SampleReader, request: ReadRequest) -> dict[str, Any]:
-        return read(self, same_samples(request))
 
-    SampleReader.__getitem__ = read_same  # type: ignore[method-assign]
-    sample_sizes.sum_over_ranks = contributions.sum_of_sizes
-    trained_stages.largest_over_ranks = contributions.largest_flags
-    lifecycle.connect_peers = lambda rank, _timeout: RehearsalLinks(rank)  # type: ignore[assignment]
-    lifecycle.BatchLedger = RehearsalLedger  # type: ignore[misc]
+def _of_the_same_sample(read: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda reader, request: read(reader, same_samples(request))
 
 
 def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +131,7 @@ def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
 def _uncoordinated(make: Callable[..., Any]) -> Callable[..., Any]:
     """DCP without a coordinator: each rank writes and reads its part as if it were alone."""
 
-    def make_alone(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:  # noqa: FBT001
+    def make_alone(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:
         del use_dist, coordinator_rank
         make(self, group, False, 0)
 
