@@ -2,8 +2,8 @@
 
     python docs/check_commands.py
 
-In ```sh blocks, `mimo-launch init`, `plan` and `--help` are run, `mimo-launch run` is planned with the same arguments,
-`submit` is a dry run, and `make` targets and scripts for sbatch must exist; other commands must be on a list of ones that
+In ```sh blocks, `mimo-launch init`, `plan` and `--help` are run, `run` and `rehearse` are planned with the same
+arguments, `submit` is a dry run, and `make` targets and scripts for sbatch must exist; other commands must be on a list of ones that
 need no check. Commands about a job are run by tests/cluster, which has one. ```yaml blocks that begin with `name:` are
 loaded. Links, and Python files and documents named in `code`, must exist. docs/structure.md must list the layers that
 tests/test_architecture.py checks, and docs/reference/config.md every key of the schema.
@@ -98,6 +98,10 @@ def planned(arguments: list[str]) -> list[str]:
     if command == "run":
         # A plan does not depend on which node this is.
         options = [index for index, word in enumerate(rest) if word in ("--node-rank", "--rdzv-endpoint")]
+        rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
+        command = "plan"
+    elif command == "rehearse":
+        options = [index for index, word in enumerate(rest) if word in ("--jobs", "--steps")]
         rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
         command = "plan"
     elif command == "submit" and "--dry-run" not in rest:

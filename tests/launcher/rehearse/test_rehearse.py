@@ -120,8 +120,11 @@ def test_modules_that_disagree_on_a_shape_are_found_before_they_meet(rehearse):
     assert "has samples of torch.float32 [3, 8]" in done.stderr
 
 
-def test_a_batch_that_only_the_last_lane_cannot_divide_is_found(rehearse):
-    script = "import mimo_role\nctx = mimo_role.current()\nassert ctx.role.has_language_module or 1000 % ctx.lane('vision').lanes == 0\n"
+def test_a_batch_that_the_lanes_of_one_module_do_not_divide_is_found(rehearse):
+    script = (
+        "import mimo_role\nctx = mimo_role.current()\n"
+        "assert ctx.role.has_language_module or 1000 % ctx.lane('vision').lanes == 0\n"
+    )
     done = rehearse(script, "modules.vision.dp=3")
     assert done.returncode == 1
     assert "vision (3 ranks, 0-2): AssertionError" in done.stderr
