@@ -138,6 +138,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         raise UsageError("--jobs is 1 or more, and --steps 0 or more; mimo-launch rehearse --help lists the arguments")
     become_child_of_init()
     plan, config_text, _ = _planned(arguments)
+    _warn(plan)
     try:
         found = rehearse(
             plan,
@@ -151,6 +152,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         _say("ended by SIGTERM")
         return Outcome.signalled(signal.SIGTERM).exit_code
     print(found.table())
+    if arguments.traffic:
+        print(f"\n{found.traffic_table()}")
     for failure in found.failures():
         _say(failure)
     _say(found.summary())

@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.agent.lifecycle import session
 from launcher.console import Say
 from launcher.coordination.node_identity import LocalNode
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, LaunchError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kinds import kinds_of
 from launcher.rehearse.rehearsed_rank import rehearsed_plan
@@ -57,7 +57,10 @@ def rehearse(
     ):
         server.wait_for_modules(say)
         runner = Runner(plan, run_dir, node_directory, server)
-        results = runner.run(kinds_of(plan.topology), jobs=jobs, steps=steps, report=report)
+        try:
+            results = runner.run(kinds_of(plan.topology), jobs=jobs, steps=steps, report=report)
+        except OSError as error:
+            raise LaunchError(f"rehearsal: {error.strerror or error}") from None
         found = RehearsalResult(plan=plan, results=results, seconds=time.time() - began)
         write_whole(run_dir.rehearsal_file, json.dumps(found.as_dict(), indent=1))
         return found

@@ -95,6 +95,25 @@ class RehearsalResult:
         headers = ["kind", "ranks", "rehearsed", "steps", "seconds", "peak MiB", "result"]
         return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
 
+    def traffic_table(self) -> str:
+        """Calls and bytes over all steps, of the first kind of each stage; what a rank passes to an operation is counted."""
+        rows = []
+        for stage in dict.fromkeys(result.kind.stage for result in self.results):
+            first = next(result for result in self.results if result.kind.stage == stage)
+            rows += [
+                [
+                    stage,
+                    entry["group"],
+                    entry["size"],
+                    entry["operation"],
+                    f"{entry['calls']:,}",
+                    f"{entry['bytes'] / _MIB:,.3f}",
+                ]
+                for entry in first.record.get("traffic", ())
+            ]
+        headers = ["stage", "group", "ranks", "operation", "calls", "MiB"]
+        return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+
     def failures(self) -> list[str]:
         """The failures, each with the ranks that it would hit; kinds that fail alike are one."""
         return [self._failure(alike) for alike in self._alike()]
