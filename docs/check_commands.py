@@ -4,9 +4,9 @@
 
 In ```sh blocks, `mimo-launch init`, `plan` and `--help` are run, `run` and `rehearse` are planned with the same
 arguments, `submit` is a dry run, and `make` targets and scripts for sbatch must exist; other commands must be on a list of
-ones that need no check. Commands about a job are run by tests/cluster, which has one. ```yaml blocks that begin with `name:` are
-loaded. Links, and Python files and documents named in `code`, must exist. docs/structure.md must list the layers that
-tests/test_architecture.py checks, and docs/reference/config.md every key of the schema.
+ones that need no check. Commands about a job are run by tests/cluster, which has one. ```yaml blocks that begin with
+`name:` are loaded. Links, and Python files and documents named in `code`, must exist. docs/structure.md must list the
+layers that tests/test_architecture.py checks, and docs/reference/config.md every key of the schema.
 """
 
 import ast

@@ -1,5 +1,6 @@
 """What a rehearsal has found: for people and for programs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from launcher.failures.report import FailureReport
 from launcher.formatting import counted
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kinds import Kind, described
+from mimo_role.topology.stage_links import stage_links
 
 _MIB = 1 << 20
 _LONGEST_ENDING = 60
@@ -100,17 +102,9 @@ class RehearsalResult:
         rows = []
         for stage in dict.fromkeys(result.kind.stage for result in self.results):
             first = next(result for result in self.results if result.kind.stage == stage)
-            rows += [
-                [
-                    stage,
-                    entry["group"],
-                    entry["size"],
-                    entry["operation"],
-                    f"{entry['calls']:,}",
-                    f"{entry['bytes'] / _MIB:,.3f}",
-                ]
-                for entry in first.record.get("traffic", ())
-            ]
+            for entry in self._traffic(first):
+                shown = f"{entry['calls']:,}", f"{entry['bytes'] / _MIB:,.3f}"
+                rows.append([stage, entry["group"], entry["size"], entry["operation"], *shown])
         headers = ["stage", "group", "ranks", "operation", "calls", "MiB"]
         return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
 
@@ -125,9 +119,21 @@ class RehearsalResult:
             "plan": self.plan.digest,
             "seconds": round(self.seconds, 3),
             "exit_code": self.exit_code,
-            "kinds": [result.as_dict() for result in self.results],
+            "kinds": [result.as_dict() | {"traffic": self._traffic(result)} for result in self.results],
             "failures": self.failures(),
         }
+
+    def _traffic(self, result: KindResult) -> list[dict[str, Any]]:
+        """The record's traffic, with bridges by the stages that they connect."""
+        links = stage_links(self.plan.topology)
+        found = []
+        for entry in result.record.get("traffic", ()):
+            group = entry["group"]
+            if match := re.fullmatch(r"bridge (\d+) (\w+)", group):
+                tensor, number = divmod(int(match[1]), len(links))
+                group = f"{links[number]}{f' tensor {tensor}' if tensor else ''}, {match[2].replace('_', ' ')}"
+            found.append({**entry, "group": group})
+        return found
 
     def _alike(self) -> Iterator[list[KindResult]]:
         found: dict[tuple[object, ...], list[KindResult]] = {}

@@ -10,6 +10,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from mimo_role import lifecycle
+from mimo_role.bridge import messages
 from mimo_role.data import sample_sizes
 from mimo_role.data.sample_reader import SampleReader
 from mimo_role.monitoring.heartbeat import Heartbeat
@@ -90,6 +91,7 @@ def install(board: Board, rank: int, world_size: int, *, earlier: Iterable[int] 
     _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
     _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
+    _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps)
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))

@@ -73,8 +73,9 @@ def test_each_kind_runs_the_script_and_ends_after_the_steps(rehearse, job):
     assert "none failed" in done.stderr
     assert [kind["steps"] for kind in done.found["kinds"]] == [3] * 6
     assert [kind["rehearsed_rank"] for kind in done.found["kinds"]] == [0, 1, 2, 3, 4, 5]
-    sent = [entry for entry in done.found["kinds"][0]["traffic"] if entry["operation"] == "send"]
-    assert sum(entry["bytes"] for entry in sent) == 3 * 2048 * 3 * 4 * 4  # each element once: tp ranks divide them
+    (sent,) = [entry for entry in done.found["kinds"][0]["traffic"] if entry["operation"] == "send"]
+    assert sent["group"] == "vision stage 0 -> language stage 0, forward"
+    assert sent["bytes"] == 3 * 2048 * 3 * 4 * 4  # each element once: tp ranks divide them
     assert (job.folder / "runs" / "small" / "rehearsal" / "logs" / "attempt0" / "rank5.stderr.log").exists()
 
 

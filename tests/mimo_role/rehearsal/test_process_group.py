@@ -152,6 +152,6 @@ def test_traffic_is_counted_by_group_and_operation(join):
     dist.all_reduce(torch.ones(6))
     dist.isend(torch.ones(4, dtype=torch.float64), 1).wait()
     assert traffic.as_list() == [
-        {"group": "default_pg", "size": 8, "operation": "all_reduce", "calls": 2, "bytes": 64},
-        {"group": "default_pg", "size": 8, "operation": "send", "calls": 1, "bytes": 32},
+        {"group": "world", "size": 8, "operation": "all_reduce", "calls": 2, "bytes": 64},
+        {"group": "world", "size": 8, "operation": "send", "calls": 1, "bytes": 32},
     ]
