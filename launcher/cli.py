@@ -137,7 +137,12 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1 or arguments.steps < 0:
         raise UsageError("--jobs is 1 or more, and --steps 0 or more; mimo-launch rehearse --help lists the arguments")
     become_child_of_init()
-    plan, config_text, _ = _planned(arguments)
+    plan, config_text, config = _planned(arguments)
+    if arguments.shrink:
+        from launcher.rehearse.shrink import overrides_of
+
+        print(" ".join(overrides_of(plan.topology, has_pools=config.pools is not None)))
+        return ExitCode.SUCCESS
     _warn(plan)
     try:
         found = rehearse(

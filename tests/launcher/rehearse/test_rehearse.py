@@ -201,3 +201,23 @@ def test_what_cannot_be_rehearsed_is_refused(rehearse, words, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
+    pools = ["pools={a: {nodes: 1290, procs_per_node: 8}}"]
+    done = rehearse("", *AT_SCALE, *pools, "--shrink")
+    assert (
+        done.stdout
+        == "modules.vision.dp=3 modules.language.dp=4 pools=null modules.vision.pool=null modules.language.pool=null\n"
+    )
+    planned = subprocess.run(
+        [*job.program, "plan", job.name, *AT_SCALE, *pools, *done.stdout.split()],
+        cwd=job.folder,
+        env=job.whole_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert "19 ranks" in planned.stdout
