@@ -4,7 +4,7 @@ A rank gets the header that it expects, except for what the other side has been 
 dtype of the activations, step and micro-batch, and whether gradients come back. The bridge compares both as in a real run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mimo_role.bridge.activation_spec import SPEC_NUMBERS
@@ -42,6 +42,18 @@ class RehearsalLedger(BatchLedger):
             description = other.description[:_AGREED_BYTES] + header.description[_AGREED_BYTES:]
             header = header._replace(description=description, position=other.position, returns=other.returns)
         self._frames.arrive(expected.peer, FrameKind.BATCH, header.content())
+
+    def wait_for_specs(self, peers: Sequence[int], bridge: int, number: int, place: str) -> list[list[int]]:
+        """Refuse: what the senders know of a batch is in no plan.
+
+        Raises:
+            BridgeError: always, where this rank would wait for others.
+        """
+        if peers:
+            raise self.fail(
+                f"{place}: exchange_spec() cannot be rehearsed: only the senders know the spec; pass it on both sides"
+            )
+        return super().wait_for_specs(peers, bridge, number, place)
 
     def send(self, peer: int, header: BatchHeader, sent: Sent | None) -> None:
         """As in a real run; the header is remembered for the other side's rehearsal."""

@@ -179,6 +179,19 @@ assert all(torch.equal(value, before[name]) for name, value in model.state_dict(
     assert not any(own.iterdir())
 
 
+def test_what_only_senders_know_of_a_batch_is_refused(rehearse):
+    script = (
+        "import torch, mimo_role\nfrom mimo_role import ActivationSpec\nfrom mimo_role.resharding.samples import Samples\n"
+        "ctx = mimo_role.current()\nbridge = ctx.bridge('vision')\n"
+        "if bridge.is_sender:\n    bridge.exchange_spec(ActivationSpec.of(4, (3, 4), torch.float32))\n"
+        "elif bridge.is_receiver:\n    bridge.exchange_spec(samples=Samples(4))\n"
+    )
+    done = rehearse(script)
+    assert done.returncode == 1
+    assert "language.pp0 (2 ranks, 2-3): mimo_role.errors.BridgeError" in done.stderr
+    assert "exchange_spec() cannot be rehearsed" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "tensor_parallel", "pipelining"])
 def test_scripts_that_know_torch_alone_are_rehearsed_unchanged(rehearse, job, name):
     job.config = (
