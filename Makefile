@@ -56,7 +56,7 @@ test-megatron: $(MEGATRON_VENV)/.installed
 test-torch-free:
 	$(PYTHON) -m venv --clear $(TORCH_FREE)
 	$(TORCH_FREE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		omegaconf tabulate pytest pytest-timeout hypothesis jsonschema
+		omegaconf rich tabulate pytest pytest-timeout hypothesis jsonschema
 	$(TORCH_FREE)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	$(TORCH_FREE)/bin/python -m pytest -m "not ranks and not slow and not peer and not cluster"
 

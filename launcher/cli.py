@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from launcher.command_line import parse
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import ConfigError, LaunchError, UsageError
 from launcher.exit_code import ExitCode
 from launcher.formatting import counted, describe_ranks
 from launcher.host.interpreter_exit import exit_without_teardown
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from launcher.config.schema import JobConfig
     from launcher.plan.launch_plan import LaunchPlan
+
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600
 
 
 def entry() -> NoReturn:
@@ -98,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from launcher.agent import lifecycle
-    from launcher.console import FOLD_S, Console
+    from launcher.console import FOLD_S, Console, LogsToMessages
     from launcher.coordination import node_identity
     from launcher.host.init_process import become_child_of_init
     from launcher.plan.debugging import with_debuggers
@@ -121,7 +123,10 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = replace(plan, verbose=arguments.verbose, preflight=not arguments.no_preflight)
     plan = with_debuggers(plan, arguments.debug, arguments.debug_port, has_terminal=_is_terminal(sys.stdin))
     fold_s = FOLD_S if arguments.log_fold == "on" else 0.0
-    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s, redraws=arguments.debug is None)
+    redraws, has_status = arguments.debug is None, arguments.progress != "off"
+    console = Console.of_process(sys.stdout, sys.stderr, _say, fold_s, redraws=redraws, has_status=has_status)
+    if console.bottom is not None:
+        logging.basicConfig(level=logging.root.level, handlers=[LogsToMessages(console.say)], format="%(message)s", force=True)
     outcome = lifecycle.run_node(plan, place, config_text, console)
     if outcome.message is not None:
         _say(outcome.message)
@@ -236,6 +241,25 @@ def _status(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _top(arguments: argparse.Namespace) -> int:
+    if not MIN_INTERVAL_S <= arguments.interval <= MAX_INTERVAL_S:
+        raise UsageError(f"--interval {arguments.interval:g}: give between {MIN_INTERVAL_S} and {MAX_INTERVAL_S} seconds")
+    if _is_torchx_handle(arguments.job):
+        raise LaunchError(f"{arguments.job}: give the run directory instead")
+    from launcher.top import command
+
+    source = command.source_of(arguments.job)
+    if arguments.once:
+        print(command.once(source, sys.stdout, as_json=arguments.json), end="")
+    elif arguments.json or not command.can_redraw(sys.stdout):
+        for line in command.lines(source, arguments.interval, as_json=arguments.json):
+            print(line, flush=True)
+    else:
+        last = command.watch(source, sys.stdout, sys.stdin, arguments.interval)
+        print(last, end="")
+    return ExitCode.SUCCESS
+
+
 def _logs(arguments: argparse.Namespace) -> int:
     if _is_torchx_handle(arguments.job):
         raise LaunchError(f"{arguments.job}: torchx has its logs: torchx log {arguments.job}")
@@ -267,6 +291,32 @@ def _trace(arguments: argparse.Namespace) -> int:
         _say(f"no recording of {describe_ranks(plan.topology, written.without)}")
     print(f"wrote {written.path}: {counted(written.spans, 'span')} of {counted(written.ranks, 'rank')}")
     print("open it in https://ui.perfetto.dev or chrome://tracing")
+    return ExitCode.SUCCESS
+
+
+def _advise(arguments: argparse.Namespace) -> int:
+    if _is_torchx_handle(arguments.job):
+        raise LaunchError(f"{arguments.job}: give the run directory instead")
+    from launcher import jobs
+    from launcher.advise.options import request_from
+    from launcher.advise.render import as_json, as_text
+    from launcher.advise.run_advice import advise_run
+    from launcher.trace.writer import steps_from
+
+    request = request_from(
+        top=arguments.top,
+        samples=arguments.samples,
+        pp=arguments.pp,
+        layers=arguments.layers,
+        tp_efficiency=arguments.tp_efficiency,
+    )
+    steps = steps_from(arguments.steps)
+    job = jobs.find(arguments.job)
+    files, plan = job.files(), job.plan()
+    if files is None or plan is None:
+        raise LaunchError(f"{arguments.job}: no run directory of mimo-launch found for it; give the directory instead")
+    advice = advise_run(files, plan, request, steps)
+    print(as_json(advice) if arguments.json else as_text(advice))
     return ExitCode.SUCCESS
 
 
@@ -311,8 +361,10 @@ _COMMANDS = {
     "rehearse": _rehearse,
     "submit": _submit,
     "status": _status,
+    "top": _top,
     "logs": _logs,
     "trace": _trace,
+    "advise": _advise,
     "cancel": _cancel,
     "schema": _schema,
 }

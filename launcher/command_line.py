@@ -130,8 +130,10 @@ def _parser() -> _Parser:
     _add_rehearse(parser, commands)
     _add_submit(parser, commands)
     _add_status(parser, commands)
+    _add_top(parser, commands)
     _add_logs(parser, commands)
     _add_trace(parser, commands)
+    _add_advise(parser, commands)
     _add_job_command(parser, commands, "cancel", "end a submitted job")
     _add_command(parser, commands, "schema", "print the JSON Schema of a config, for editors")
     return parser
@@ -156,6 +158,12 @@ def _add_run(parser: _Parser, commands: _Commands) -> None:
     run.add_argument("--no-preflight", action="store_true", help="do not compare the ranks' versions and files first")
     run.add_argument("--debug", metavar="N[,N-M...]", help="let pdb of these ranks use this terminal; nothing times out")
     run.add_argument("--debug-port", metavar="PORT", type=int, help="let debugpy of --debug's ranks, or rank 0, listen here")
+    run.add_argument(
+        "--progress",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: show the step, speed and loss in the last line of a terminal; off: do not (default: auto)",
+    )
     run.add_argument(
         "--log-fold",
         choices=["on", "off"],
@@ -193,6 +201,14 @@ def _add_status(parser: _Parser, commands: _Commands) -> None:
     status.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_top(parser: _Parser, commands: _Commands) -> None:
+    what = "the id that submit printed, a run directory, or the HOST:PORT at which the nodes of the run meet"
+    top = _add_job_command(parser, commands, "top", "show what a run does now, by module, until it is over", what)
+    top.add_argument("--interval", metavar="S", type=float, default=1.0, help="seconds between two looks (default: 1)")
+    top.add_argument("--once", action="store_true", help="print the present state and end")
+    top.add_argument("--json", action="store_true", help="print each state as one line of JSON")
+
+
 def _add_logs(parser: _Parser, commands: _Commands) -> None:
     logs = _add_job_command(parser, commands, "logs", "print the output of the ranks")
     logs.add_argument("--module", help="only of ranks that run this module")
@@ -205,6 +221,20 @@ def _add_trace(parser: _Parser, commands: _Commands) -> None:
     trace = _add_job_command(parser, commands, "trace", "write what the ranks did in their last steps, for Perfetto")
     trace.add_argument("--steps", metavar="N[-M]", help="only these steps (default: all that are left)")
     trace.add_argument("--out", metavar="FILE", type=Path, help="the file (default: mimo_trace.json in the run directory)")
+
+
+def _add_advise(parser: _Parser, commands: _Commands) -> None:
+    advise = _add_job_command(parser, commands, "advise", "predict the time per step with other sizes of a run's modules")
+    advise.add_argument("--top", metavar="N", type=int, default=5, help="how many layouts to show (default: 5)")
+    advise.add_argument("--steps", metavar="N[-M]", help="learn from these steps (default: all that are left)")
+    advise.add_argument("--samples", metavar="N", type=int, help="samples of a micro-batch (default: lanes divide them evenly)")
+    for option, metavar, text in (
+        ("--pp", "MODULE=N[,N...]", "sizes of a module's pp to compare (default: the run's, and its doublings)"),
+        ("--layers", "MODULE=N", "layers that a module's stages divide (default: they divide it evenly)"),
+        ("--tp-efficiency", "MODULE=E", "compare other tp: twice the tp takes 1/(2E) of the time (default: the run's tp)"),
+    ):
+        advise.add_argument(option, metavar=metavar, action="append", default=[], help=text)
+    advise.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:
@@ -229,9 +259,11 @@ def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary
     return command
 
 
-def _add_job_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:
+def _add_job_command(
+    parser: _Parser, commands: _Commands, name: str, summary: str, what: str = "the id that submit printed, or a run directory"
+) -> _Parser:
     command = _add_command(parser, commands, name, summary)
-    command.add_argument("job", metavar="JOB", help="the id that submit printed, or a run directory")
+    command.add_argument("job", metavar="JOB", help=what)
     command.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
     return command
 

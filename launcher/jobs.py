@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 from launcher.errors import ConfigError, LaunchError
 from launcher.formatting import ranges
+from launcher.live.straggler_text import describe_all
+from launcher.live.summary import read_view, summary
+from launcher.live.view import LiveView
 from launcher.logs.reader import LogFilter, lines_of
 from launcher.outcome import Outcome
 from launcher.plan.launch_plan import LaunchPlan
@@ -67,6 +71,15 @@ class Job:
         files = self.files()
         return read_report(files) if files is not None and (self.slurm is None or self.slurm.is_over) else None
 
+    def live_view(self) -> LiveView | None:
+        """What the ranks do now; `None` unless the job is going on and they have recorded something."""
+        files = self.files()
+        if files is None or read_report(files) is not None or self.is_over():
+            return None
+        with suppress(LaunchError):  # of another version
+            return read_view(files)
+        return None
+
     def is_over(self) -> bool:
         """Whether it has ended: by SLURM, else by the lock of the run directory."""
         if self.slurm is not None:
@@ -120,6 +133,8 @@ def as_table(job: Job) -> str:
     if job.run_dir is not None:
         state = f": {describe(job.run_dir)}" if job.slurm is None else ""
         lines += ["", f"run directory: {job.run_dir.path}{state}"]
+    if (view := job.live_view()) is not None:
+        lines += [f"  {line}" for line in summary(view)]
     plan, problem = _plan_or_problem(job)
     lines += ["", problem] if problem else []
     if plan is not None:
@@ -127,6 +142,8 @@ def as_table(job: Job) -> str:
             [ranges(ranks), node, pool, host, modules] for node, pool, host, ranks, modules in _node_rows(plan, job.hosts(plan))
         ]
         lines += ["", tabulate(rows, headers=["ranks", "node", "pool", "host", "modules"], disable_numparse=True)]
+    if (report := job.report()) is not None:
+        lines += ["", *describe_all(report.stragglers)]
     return "\n".join(lines).strip("\n")
 
 
@@ -134,16 +151,19 @@ def as_json(job: Job) -> str:
     """The same for programs."""
     plan, _ = _plan_or_problem(job)
     slurm, report = job.slurm, job.report()
+    view = job.live_view()
     value: dict[str, Any] = {
         "job_id": slurm.job_id if slurm is not None else None,
         "state": slurm.state if slurm is not None else ("OVER" if job.is_over() else "RUNNING"),
         "components": [asdict(part) for part in slurm.components] if slurm is not None else [],
         "run_dir": str(job.run_dir.path) if job.run_dir is not None else None,
         "report": report.summary() if report is not None else None,
+        "live": json.loads(view.to_json()) if view is not None else None,
         "nodes": [
             {"name": node, "pool": pool, "host": host or None, "ranks": list(ranks), "modules": modules.split(", ")}
             for node, pool, host, ranks, modules in (_node_rows(plan, job.hosts(plan)) if plan is not None else ())
         ],
+        "stragglers": list(map(dict, report.stragglers)) if report is not None else [],
     }
     return json.dumps(value)
 

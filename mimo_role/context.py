@@ -346,7 +346,8 @@ class RoleContext(MegatronInterfaces):
     def log(self, **values: float | torch.Tensor) -> None:
         """Record numbers of this rank and step, such as `ctx.log(loss=loss, tokens=tokens)`: `mimo-launch trace` shows them.
 
-        It does not communicate, so that ranks may record what they like; nothing is summed or averaged over ranks.
+        It does not communicate, so that ranks may record what they like; nothing is summed or averaged over ranks. Readers add
+        up `tokens` and `samples` over the ranks that record them: one of each lane, or one of the world.
 
         Args:
             values: numbers, or real tensors of no dimensions. A tensor on a CUDA device is copied without a synchronization.
@@ -356,15 +357,19 @@ class RoleContext(MegatronInterfaces):
         """
         log_scalars(self.recorder, values)
 
-    def step(self, number: int | None = None) -> None:
-        """Report the start of a training step: the next one, or the one with this number. Numbers increase.
+    def step(self, number: int | None = None, *, of: int | None = None) -> None:
+        """Report the start of a training step. Numbers increase.
 
         It takes a few microseconds and does not communicate. mimo-launch uses it to detect hangs (`runtime.stall_timeout_s`),
         to decide whether a restart made progress, to report the step of a failure, and in traces. `Schedule1F1B.step` calls it
         if the script does not.
+
+        Args:
+            number: of the step; default: the next one.
+            of: the number of the last step that the script will do, from which the time that is left is computed.
         """
         self.heartbeat.step(number)
-        self.recorder.begin_step(self.heartbeat.last_step)
+        self.recorder.begin_step(self.heartbeat.last_step, of or 0)
 
     def seed_everything(self, seed: int, *, different_over: Collection[str] = DIFFERENT_OVER) -> RandomStreams:
         """Seed `random`, NumPy and torch, on the CPU and on GPUs, without communication.

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | logs schedulers trace | hangs preflight | worker jobs | agent | rehearse | cli | __main__"
+        " | coordination run_dir | live logs schedulers trace | hangs preflight advise | worker jobs | agent top | rehearse"
+        " | cli | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
@@ -27,7 +28,7 @@ LAYERS = {
 PRIVATE_NAMES = (
     "agent.elastic_agent agent.torchelastic_private bridge.backward_pass groups.names groups.creation hf.weights"
     " host.fork_server host.interpreter_exit megatron.adapters megatron.cpu megatron.mimo_model"
-    " monitoring.flight_recorder monitoring.torch_groups pipeline.gradient_sync pipeline.profiling"
+    " monitoring.collective_waits monitoring.flight_recorder monitoring.torch_groups pipeline.gradient_sync pipeline.profiling"
     " rehearsal.objects rehearsal.process_group rehearsal.world training.flat_sums training.gradient_norm"
     " training.random_streams worker.late_variables worker.main_program"
     " worker.numa_binding worker.rank_server"
@@ -156,17 +157,20 @@ def main_with(*words):
         pytest.param("import mimo_role; mimo_role.Topology", "torch numpy omegaconf", id="import mimo_role"),
         pytest.param(PURE, "torch torchx numpy", id="pure modules"),
         pytest.param("import launcher.plan.plan_file", "torch omegaconf yaml", id="reading a plan"),
-        pytest.param("import launcher.worker.entrypoint", "torch omegaconf yaml", id="the process of a rank"),
+        pytest.param("import launcher.worker.entrypoint", "torch omegaconf yaml rich", id="the process of a rank"),
         pytest.param(
             "import launcher.worker.entrypoint, launcher.worker.rank_server; from importlib.util import find_spec\n"
             "if find_spec('torch'): import mimo_role.lifecycle, mimo_role.checkpoint.session, mimo_role.pipeline.schedule",
             "mimo_role.rehearsal launcher.worker.rehearsal",
             id="a rank of a real run",
         ),
-        pytest.param(main_with("--help"), "torch torchx numpy omegaconf", id="--help"),
-        pytest.param(main_with("run", "--help"), "torch torchx numpy omegaconf", id="run --help"),
+        pytest.param("import launcher.advise.run_advice", "torch torchx numpy", id="advise"),
+        pytest.param(main_with("--help"), "torch torchx numpy omegaconf rich", id="--help"),
+        pytest.param(main_with("run", "--help"), "torch torchx numpy omegaconf rich", id="run --help"),
         pytest.param(main_with("schema"), "torch torchx numpy omegaconf", id="schema"),
-        pytest.param(main_with("plan", CONFIG), "torch torchx numpy", id="plan"),
+        pytest.param(main_with("plan", CONFIG), "torch torchx numpy rich", id="plan"),
+        pytest.param("import launcher.agent.lifecycle, launcher.jobs", "torch rich", id="run and status"),
+        pytest.param("import launcher.top.command", "torch torchx numpy omegaconf", id="top"),
         pytest.param(main_with("plan", "--json", CONFIG), "torch torchx numpy", id="plan --json"),
     ],
 )

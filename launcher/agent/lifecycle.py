@@ -18,6 +18,7 @@ from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.fork_server import ForkServer, Preload
+from launcher.live.status_display import status_display
 from launcher.outcome import Outcome, Terminated
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight import capacity
@@ -84,9 +85,18 @@ def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str,
                 if nodes.node_rank == 0:
                     run_dir.write_nodes(plan.nodes, [member.host for member in nodes.state.members])
                 server.wait_for_modules(console.say)
-                job = NodeJob(plan=plan, nodes=nodes, server=server, run_dir=run_dir, node_dir=node_directory, say=console.say)
-                agent = ElasticAgent(JobMonitor(job), RunDirLogsSpecs(plan, run_dir, console))
-                return nodes.as_seen_by_scheduler(agent.run_job())
+                with status_display(console) as show:
+                    job = NodeJob(
+                        plan=plan,
+                        nodes=nodes,
+                        server=server,
+                        run_dir=run_dir,
+                        node_dir=node_directory,
+                        say=console.say,
+                        show=show,
+                    )
+                    agent = ElasticAgent(JobMonitor(job), RunDirLogsSpecs(plan, run_dir, console))
+                    return nodes.as_seen_by_scheduler(agent.run_job())
     except Terminated:
         return Outcome.signalled(signal.SIGTERM)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from torch.distributed import DistError
 
 from launcher.coordination.event_log import Event, EventLog
 from launcher.exit_code import ExitCode
+from launcher.formatting import listed
 from launcher.outcome import AbortReason
 
 logger = logging.getLogger(__name__)
@@ -58,15 +59,22 @@ class LivenessTracker:
 
     def __init__(self) -> None:
         self._still: Mapping[int, tuple[bytes, int]] = {}
+        self._has_lost_one = False
 
-    def find_lost(self, counters: Mapping[int, bytes], lost_after_s: float) -> int | None:
-        """The first node, other than node 0, that is lost. To be called once a heartbeat."""
+    def find_lost(self, counters: Mapping[int, bytes], lost_after_s: float) -> list[int]:
+        """The nodes, other than node 0, that are lost. To be called once a heartbeat.
+
+        They are known one heartbeat after the first: those that are lost for one reason do not stop at the same heartbeat.
+        """
         before = self._still
         self._still = {
             node: (counter, before[node][1] + 1 if (node in before and before[node][0] == counter) else 0)
             for node, counter in counters.items()
         }
-        return next((node for node, (_, still) in self._still.items() if node and still * HEARTBEAT_S > lost_after_s), None)
+        lost = [node for node, (_, still) in self._still.items() if node and still * HEARTBEAT_S > lost_after_s]
+        found = lost if self._has_lost_one else []
+        self._has_lost_one = bool(lost)
+        return found
 
 
 class Liveness:
@@ -138,8 +146,11 @@ class Liveness:
         if not self._state.members or self._state.is_over:
             return
         found = self._store.tcp.multi_get([f"heartbeat/{node}" for node in range(self._store.nodes)])
-        if (lost := tracker.find_lost(dict(enumerate(found)), LOST_AFTER_S)) is not None:
-            message = f"{self._state.members[lost]} is lost: no heartbeat for {LOST_AFTER_S:g} s"
+        if lost := tracker.find_lost(dict(enumerate(found)), LOST_AFTER_S):
+            names = listed([str(self._state.members[node]) for node in lost])
+            message = f"{names} {'is' if len(lost) == 1 else 'are'} lost: no heartbeat for {LOST_AFTER_S:g} s"
+            if 1 < len(lost) == self._store.nodes - 1:
+                message += f"; these are all nodes but {self._state.members[0]}, which may be cut off from the network itself"
             self._log.abort(AbortReason(node=0, message=message, code=ExitCode.FAILURE))
         if self._probe_trigger.fires({Progress(value.decode().partition(" ")[2]) for value in found}):
             self._log.append(Event.PROBE, self._state.probes + 1)

@@ -99,9 +99,17 @@ def _node_index(nodes: tuple[Node, ...], text: str) -> int:
 
 
 def _parse(text: str) -> Endpoint:
+    found = endpoint_from(text)
+    if found is None:
+        raise LaunchError(f"--rdzv-endpoint {text}: not HOST:PORT with a port from 1 to 65535")
+    return found
+
+
+def endpoint_from(text: str) -> Endpoint | None:
+    """The endpoint that is written `HOST:PORT` or `[ADDRESS]:PORT`; `None` for any other text."""
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\s\[\]]+)):(\d{1,5})", text, re.ASCII)
     if match is None or not 0 < int(match[3]) < 65536:
-        raise LaunchError(f"--rdzv-endpoint {text}: not HOST:PORT with a port from 1 to 65535")
+        return None
     return Endpoint(match[1] or match[2], int(match[3]))
 
 

@@ -69,6 +69,10 @@ class Store:
         found = self.ask(lambda: self.tcp.get(key) if self.tcp.check([key]) else None)
         return json.loads(found) if found is not None else None
 
+    def has(self, key: str) -> bool | None:
+        """Whether there is a value; `None` if node 0 does not answer."""
+        return self.ask(lambda: self.tcp.check([key]))
+
     def count(self, key: str, more: int) -> int:
         """Add to a number that all nodes share, and return it; 0 if node 0 does not answer."""
         return self.ask(lambda: self.tcp.add(key, more)) or 0

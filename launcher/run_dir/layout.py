@@ -9,6 +9,8 @@ run_id          the id of the run; its presence marks the directory as one of mi
 slurm_job       the id of the SLURM job that the run is part of
 logs/attempt0/  rank3.stdout.log, rank3.stderr.log, rank3.error.json, rank3.stacks.txt; one directory per attempt
                 rank3.recording.gz, what a rank has recorded; node0.clock.json, how far a node's clock is from node 0's
+metrics.jsonl   the steps so far, one line each: times by module, and scalars
+live.json       what the ranks do now, as `mimo-launch top` shows it; rewritten every second or so
 report.trace.json    the last seconds of a run that failed or hung
 mimo_trace.json      what `mimo-launch trace` has written
 rehearsal/      the run directory of `mimo-launch rehearse`: as this one, and rehearsal.json, what each kind of rank did;
@@ -98,6 +100,16 @@ class RunDirLayout(_PlanDir):
         return self.attempt_dir(attempt) / f"node{node}.clock.json"
 
     @property
+    def metrics_file(self) -> Path:
+        """The steps so far."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def live_file(self) -> Path:
+        """What the ranks do now."""
+        return self.path / "live.json"
+
+    @property
     def trace_file(self) -> Path:
         """The trace of all ranks."""
         return self.path / "mimo_trace.json"
@@ -130,7 +142,7 @@ class RunDirLayout(_PlanDir):
     def files_of_run(self) -> list[Path]:
         """The files that belong to one run and exist. The run id comes last: it marks the others as ours."""
         files = [self.config_file, self.plan_file, self.nodes_file, self.slurm_job_file, self.report_file, self.logs_dir]
-        files += [self.trace_file, self.failure_trace_file, self.rehearsal_file]
+        files += [self.metrics_file, self.live_file, self.trace_file, self.failure_trace_file, self.rehearsal_file]
         return [file for file in (*files, self.run_id_file) if file.exists()]
 
     def previous_dir(self, run_id: str) -> Path:

@@ -25,6 +25,7 @@ _VERBS = {
     Kind.SEND_ACTIVATIONS: "send activations",
     Kind.SEND_GRADIENTS: "send gradients",
     Kind.WAIT_SENT: "wait for receivers",
+    Kind.COLLECTIVE: "wait for a collective of",
 }
 
 Event = dict[str, Any]
@@ -60,7 +61,7 @@ def trace_of(
         last_s: only records of so many seconds before the last one of all ranks.
     """
     nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    offsets = {rank: _offset(found, nodes, rank) for rank in found.by_rank}
+    offsets = clock_offsets(plan, found)
     kept = {rank: _shifted(recording.records, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     running = {rank: _shifted(recording.open, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     times = [each.end_ns for records in kept.values() for each in records]
@@ -78,12 +79,19 @@ def trace_of(
     return {"traceEvents": events, "displayTimeUnit": "ms", "metadata": _metadata(plan, found, zero_ns, max(times, default=0))}
 
 
-def _offset(found: Recordings, nodes: Mapping[int, int], rank: int) -> int:
-    """What to add to a rank's times to get node 0's: as it was measured, otherwise by both nodes' time of day."""
-    if nodes[rank] in found.clocks:
-        return found.clocks[nodes[rank]].offset_ns
-    first = next((each for other, each in found.by_rank.items() if nodes[other] == 0), None)
-    return 0 if first is None or nodes[rank] == 0 else found.by_rank[rank].wall_offset_ns - first.wall_offset_ns
+def clock_offsets(plan: LaunchPlan, found: Recordings) -> dict[int, int]:
+    """By rank, what to add to its times to get node 0's, in ns: as it was measured, otherwise by both nodes' time of day."""
+    nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
+    first = next((each for rank, each in found.by_rank.items() if nodes[rank] == 0), None)
+    offsets = {}
+    for rank, recording in found.by_rank.items():
+        if nodes[rank] in found.clocks:
+            offsets[rank] = found.clocks[nodes[rank]].offset_ns
+        elif first is None or nodes[rank] == 0:
+            offsets[rank] = 0
+        else:
+            offsets[rank] = recording.wall_offset_ns - first.wall_offset_ns
+    return offsets
 
 
 def _shifted(records: Any, offset_ns: int, steps: Container[int] | None) -> list[Record]:
@@ -185,8 +193,7 @@ def _at(place: _Place, microseconds: Callable[[int], float]) -> Event:
 def _metadata(plan: LaunchPlan, found: Recordings, zero_ns: int, last_ns: int) -> dict[str, Any]:
     """What the times are, and what is missing."""
     first = found.by_rank[min(found.by_rank)]
-    nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    wall_ns = zero_ns - _offset(found, nodes, first.rank) + first.wall_offset_ns
+    wall_ns = zero_ns - clock_offsets(plan, found)[first.rank] + first.wall_offset_ns
     return {
         "run": plan.name,
         "attempt": found.attempt,

@@ -46,7 +46,7 @@ class Kind(IntEnum):
     SPAN = 1
     """A span that the script has named."""
     STEP = 2
-    """A step begins."""
+    """A step begins. `value` is the number of the last one that the script will do; 0 if it does not state it."""
     SCALAR = 3
     """A number: `value`."""
     FORWARD = 4
@@ -59,6 +59,8 @@ class Kind(IntEnum):
     """No span: something that was waited for has come from this peer too."""
     WAIT_SENT = 11
     """The wait until what was sent has been received."""
+    COLLECTIVE = 12
+    """The wait for a collective of a process group such as `language.tp`, within the other spans of its thread."""
 
     @property
     def is_span(self) -> bool:
@@ -84,7 +86,8 @@ class Record(NamedTuple):
     step: int
     """-1 before the first."""
     value: float
-    """A scalar; of a message between stages, the number of its schedule and step: the same on sender and receiver."""
+    """A scalar; of a step, the last one's number; of a message between stages, the number of its schedule and step: the same on
+    sender and receiver."""
     micro_batch: int
     """-1: none."""
     peer: int

@@ -8,6 +8,9 @@ from mimo_role.pipeline.stage_graph import StageGraph
 from mimo_role.pipeline.timeline import Action, Phase
 from mimo_role.topology.stage_links import StageId
 
+ACTIONS_AHEAD = 2
+"""On the CPU, the number of further actions whose inputs are received while one action runs."""
+
 
 class Receive(NamedTuple):
     """What one action gets from one other."""

@@ -16,7 +16,7 @@ from mimo_role.context import RoleContext
 from mimo_role.errors import ScheduleError
 from mimo_role.monitoring.records import Kind
 from mimo_role.pipeline.gradient_sync import GradientSync, Modules
-from mimo_role.pipeline.receive_order import Receive, receives_ahead, receives_of, receives_when_sent
+from mimo_role.pipeline.receive_order import ACTIONS_AHEAD, Receive, receives_ahead, receives_of, receives_when_sent
 from mimo_role.pipeline.stage_graph import Destination, StageGraph
 from mimo_role.pipeline.stage_tensors import Specs
 from mimo_role.pipeline.step_executor import Batch, Pipeline, StepExecutor, StepPlan, StepResults
@@ -24,9 +24,6 @@ from mimo_role.pipeline.timeline import SLACK, Action, run_limits, timeline
 from mimo_role.pipeline.trained_stages import TrainedStages
 from mimo_role.resharding.samples import TokenSplit
 from mimo_role.topology.stage_links import StageId, StageLink
-
-_ACTIONS_AHEAD = 2
-"""On the CPU, the number of further actions whose inputs are received while one action runs."""
 
 
 class _PlannedStep(NamedTuple):
@@ -154,6 +151,7 @@ class Schedule1F1B(Generic[Batch]):
             BridgeError: a stage's output does not have the spec of `spec_of`, or another rank has left, exited or died.
         """
         self._begin_step()
+        self._record_samples(batches)
         self._run(batches, backward=True, sync_gradients=sync_gradients)
         return [
             torch.stack(of_one).sum() if len(of_one) > 1 else of_one[0] for of_one in zip(*self.losses.values(), strict=True)
@@ -182,6 +180,12 @@ class Schedule1F1B(Generic[Batch]):
         if heartbeat.last_step != before:
             self._ctx.recorder.begin_step(heartbeat.last_step)
 
+    def _record_samples(self, batches: Sequence[Batch]) -> None:
+        """One rank records the samples of the whole step, if the micro-batches are those of a `RoleDataLoader`."""
+        samples = getattr(batches[0], "samples_in_step", None) if self._ctx.is_logging_rank and batches else None
+        if isinstance(samples, int):
+            self._ctx.recorder.scalar("samples", samples)
+
     def _plan_step(self, micro_batches: int, backward: bool, frozen: frozenset[StageId]) -> _PlannedStep:
         graph, slack, own_stages = self._pipeline.graph, self._pipeline.slack, self._pipeline.own_stages
         sizes = {name: self._micro_batches_per_run(name, micro_batches) for name in self._runs}
@@ -193,7 +197,7 @@ class Schedule1F1B(Generic[Batch]):
         receives = {action: list(receives_of(action, graph, own_stages, trained, per_run)) for action in own}
         if _receives_are_kernels(self._ctx.device):
             return _PlannedStep(plan, own, receives_when_sent(receives, own, actions))
-        return _PlannedStep(plan, own, receives_ahead(receives, own, _ACTIONS_AHEAD))
+        return _PlannedStep(plan, own, receives_ahead(receives, own, ACTIONS_AHEAD))
 
     def _micro_batches_per_run(self, module: str, micro_batches: int) -> int:
         runs = self._runs[module]

@@ -11,8 +11,12 @@ if os.geteuid() != 0:
     pytest.skip("hosts are network namespaces, which only root can make", allow_module_level=True)
 
 LOST_AFTER_S = 3.0
-NODE_0_LOST = "node0 at {} is lost: no answer"
-NODE_1_LOST = "node1 (beta) is lost: no heartbeat"
+NODE_0_LOST = "node0 at {} is lost: no answer for 3 s"
+NODE_1_LOST = "node1 (beta) is lost: no heartbeat for 3 s"
+ALL_LOST = (
+    "node1 (beta), node2 (gamma) are lost: no heartbeat for 3 s; "
+    "these are all nodes but node0 (alpha), which may be cut off from the network itself"
+)
 
 # Every rank says that it is there, and never ends by itself. They do not talk, so none ends because another has.
 WAITING = """
@@ -213,7 +217,7 @@ def _words_by_rank(out):
 @pytest.mark.parametrize(
     ("host", "lost"),
     [
-        ("alpha", [NODE_1_LOST, NODE_0_LOST, NODE_0_LOST]),
+        ("alpha", [ALL_LOST, NODE_0_LOST, NODE_0_LOST]),
         ("beta", [NODE_1_LOST, NODE_0_LOST, NODE_1_LOST]),
     ],
 )
@@ -223,7 +227,7 @@ def test_nodes_end_when_a_host_is_cut_off_from_the_network(agents, running, host
     with agents.hosts.cut_off(host):
         found = agents.finish(started, timeout_s=100)
     assert [done.code for done in found] == [1, 1, 1]
-    assert [done.said for done in found] == [f"ended: {reason.format(agents.endpoint)} for 3 s" for reason in lost]
+    assert [done.said for done in found] == [f"ended: {reason.format(agents.endpoint)}" for reason in lost]
 
 
 SAVES = """

@@ -1,12 +1,16 @@
 """A user at a terminal: types, reads, presses Ctrl-C."""
 
+import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests.launcher.jobs import Job
 
@@ -36,6 +40,10 @@ class User:
         """Type a text; a line needs its end."""
         os.write(self._terminal, text.encode())
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the terminal."""
+        _resize(self._terminal, rows, columns)
+
     def finish(self) -> int:
         """Read to the end; return the exit code."""
         deadline = time.monotonic() + _TIMEOUT_S
@@ -54,15 +62,23 @@ class User:
 
 
 @contextmanager
-def at_terminal(job: Job, script: str, *words: str) -> Iterator[User]:
+def at_terminal(job: Job, script: str, *words: str, term: str = "dumb") -> Iterator[User]:
     """Run a job at a terminal, and end it with the block."""
     job.write(script)
+    with command_at_terminal(job.command(*words), job.folder, job.whole_environ() | {"TERM": term}) as user:
+        yield user
+
+
+@contextmanager
+def command_at_terminal(command: list[str], folder: Path, environ: dict[str, str]) -> Iterator[User]:
+    """Run a command at a terminal of 24 rows and 80 columns, and end it with the block."""
     own, terminal = pty.openpty()
+    _resize(terminal, 24, 80)
     process = subprocess.Popen(
         # A shell starts what it puts into the background with SIGINT ignored, the test run itself perhaps.
-        ["env", "--default-signal=INT,HUP,QUIT", "setsid", "--ctty", *job.command(*words)],
-        cwd=job.folder,
-        env=job.whole_environ() | {"TERM": "dumb"},
+        ["env", "--default-signal=INT,HUP,QUIT", "setsid", "--ctty", *command],
+        cwd=folder,
+        env=environ,
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -76,3 +92,8 @@ def at_terminal(job: Job, script: str, *words: str) -> Iterator[User]:
             process.wait(_TIMEOUT_S)
         process.kill()
         os.close(own)
+
+
+def _resize(terminal: int, rows: int, columns: int) -> None:
+    # termios.tcsetwinsize: from Python 3.11 on
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

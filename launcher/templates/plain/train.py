@@ -62,7 +62,7 @@ if loaded is not None:
 
 epochs = chain.from_iterable(repeat(loader))
 for step, (batch,) in enumerate(islice(epochs, max(steps - done, 0)), done + 1):
-    ctx.step(step)  # reports progress, so that a hang is detected
+    ctx.step(step, of=steps)  # reports progress, so that a hang is detected
     images, answers = batch[module]  # the samples of this replica
     optimizer.zero_grad()
     losses = []
@@ -77,6 +77,7 @@ for step, (batch,) in enumerate(islice(epochs, max(steps - done, 0)), done + 1):
     optimizer.step()
     if step == 1 or step % 20 == 0:
         loss = ctx.mean_loss(losses)  # of the whole batch; called on all ranks
+        ctx.log(loss=loss)  # for the status line, mimo-launch top and traces
         if ctx.is_logging_rank:
             print(f"step {step}: loss {loss.item():.3f}")
     if step % 50 == 0 or step == steps:

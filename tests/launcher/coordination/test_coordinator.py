@@ -178,10 +178,22 @@ def test_a_lost_node_0_does_not_abort_a_job_that_is_done():
     assert state.abort_reason.node == 2
 
 
-def test_a_node_whose_heartbeat_stands_still_is_lost_but_never_node_0():
+@pytest.mark.parametrize(
+    ("counters", "lost"),
+    [
+        ({1: "7777777", 2: "0123456"}, [[], [], [], [1], [1], [1], [1]]),
+        ({1: "7777777", 2: "1222222"}, [[], [], [], [1, 2], [1, 2], [1, 2], [1, 2]]),
+        ({1: "1222222", 2: "7777777"}, [[], [], [], [1, 2], [1, 2], [1, 2], [1, 2]]),
+        ({1: "7778888", 2: "0123456"}, [[], [], [], [], [], [], [1]]),
+        ({1: "0123456", 2: "0123456"}, [[], [], [], [], [], [], []]),
+    ],
+    ids=["one", "both, the second later", "both, the first later", "one that comes back, and is lost then", "none"],
+)
+def test_nodes_whose_heartbeats_stand_still_are_lost_together_but_never_node_0(counters, lost):
     tracker = LivenessTracker()
-    found = [tracker.find_lost({0: b"1", 1: b"7", 2: str(beat).encode()}, 3.0) for beat in range(4)]
-    assert found == [None, None, 1, 1]
+    beats = zip(*counters.values(), strict=True)
+    found = [tracker.find_lost({0: b"1", **dict(enumerate(map(str.encode, beat), 1))}, 3.0) for beat in beats]
+    assert found == lost
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from mimo_role.errors import RecordingError
 from mimo_role.monitoring.device_clock import DeviceClock
-from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.recorder import SHORTEST_WAIT_NS, Recorder
 from mimo_role.monitoring.records import Flag, Kind
 from mimo_role.monitoring.ring import Ring, read
 from mimo_role.monitoring.script_records import ScriptSpan, log_scalars
@@ -41,6 +41,12 @@ def test_spans_are_recorded_as_they_end_with_their_step(recorder, path):
     assert outer.begin_ns <= inner.begin_ns <= inner.end_ns <= outer.end_ns
 
 
+def test_a_step_has_the_number_of_the_last_one_if_the_script_states_it(recorder, path):
+    recorder.begin_step(4, 100)
+    recorder.begin_step(5)
+    assert [(each.step, each.value) for each in read(path).records] == [(4, 100.0), (5, 0.0)]
+
+
 def test_a_span_around_a_function_is_one_for_each_call(recorder, path):
     @ScriptSpan(recorder, "factorial")
     def factorial(number):
@@ -55,6 +61,19 @@ def test_a_span_that_an_exception_ends_is_marked_and_closed(recorder, path):
     with pytest.raises(KeyError), ScriptSpan(recorder, "data"):
         raise KeyError
     assert (read(path).records[0].flags, read(path).open) == (Flag.FAILED, [])
+
+
+def test_short_waits_for_collectives_are_not_recorded(recorder, path, monkeypatch):
+    now_ns = 0
+    monkeypatch.setattr("mimo_role.monitoring.recorder.monotonic_ns", lambda: now_ns)
+    with recorder.span(Kind.FORWARD, "language.0"):
+        for took_ns in (SHORTEST_WAIT_NS - 1, SHORTEST_WAIT_NS):
+            begin_ns = recorder.begin_wait(recorder.collective("language.tp"))
+            assert [read(path).names[each.name] for each in read(path).open] == ["language.0", "language.tp"]
+            now_ns += took_ns
+            recorder.end_wait(recorder.collective("language.tp"), begin_ns)
+    assert found(path) == [("COLLECTIVE", "language.tp", -1), ("FORWARD", "language.0", -1)]
+    assert read(path).open == []
 
 
 def test_threads_have_numbers_and_do_not_show_as_running(recorder, path):
@@ -91,6 +110,8 @@ def test_without_an_agent_nothing_is_recorded():
     with ScriptSpan(recorder, "data"):
         log_scalars(recorder, {"loss": 1.0})
     recorder.arrival("vision stage 0 -> language stage 0", 0, 1)
+    about = recorder.collective("language.tp")
+    recorder.end_wait(about, recorder.begin_wait(about))
 
 
 @pytest.mark.parametrize(
