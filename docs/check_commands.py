@@ -2,11 +2,11 @@
 
     python docs/check_commands.py
 
-In ```sh blocks, `mimo-launch init`, `plan` and `--help` are run, `mimo-launch run` is planned with the same arguments,
-`submit` is a dry run, and `make` targets and scripts for sbatch must exist; other commands must be on a list of ones that
-need no check. Commands about a job are run by tests/cluster, which has one. ```yaml blocks that begin with `name:` are
-loaded. Links, and Python files and documents named in `code`, must exist. docs/structure.md must list the layers that
-tests/test_architecture.py checks, and docs/reference/config.md every key of the schema.
+In ```sh blocks, `mimo-launch init`, `plan` and `--help` are run, `run` and `rehearse` are planned with the same
+arguments, `submit` is a dry run, and `make` targets and scripts for sbatch must exist; other commands must be on a list of
+ones that need no check. Commands about a job are run by tests/cluster, which has one. ```yaml blocks that begin with
+`name:` are loaded. Links, and Python files and documents named in `code`, must exist. docs/structure.md must list the
+layers that tests/test_architecture.py checks, and docs/reference/config.md every key of the schema.
 """
 
 import ast
@@ -100,6 +100,10 @@ def planned(arguments: list[str]) -> list[str]:
         options = [index for index, word in enumerate(rest) if word in ("--node-rank", "--rdzv-endpoint")]
         rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
         command = "plan"
+    elif command == "rehearse":
+        options = [index for index, word in enumerate(rest) if word in ("--jobs", "--steps")]
+        rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
+        rest, command = [word for word in rest if word not in ("--shrink", "--traffic")], "plan"
     elif command == "submit" and "--dry-run" not in rest:
         rest = [*rest, "--dry-run"]
     elif command in ("status", "top", "logs", "trace", "advise", "cancel"):

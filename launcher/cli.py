@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -130,6 +131,43 @@ def _run(arguments: argparse.Namespace) -> int:
     if outcome.message is not None:
         _say(outcome.message)
     return outcome.exit_code
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from launcher.errors import UsageError
+    from launcher.host.init_process import become_child_of_init
+    from launcher.outcome import Outcome, Terminated
+    from launcher.rehearse.rehearsal import rehearse
+
+    if arguments.jobs < 1 or arguments.steps < 0:
+        raise UsageError("--jobs is 1 or more, and --steps 0 or more; mimo-launch rehearse --help lists the arguments")
+    become_child_of_init()
+    plan, config_text, config = _planned(arguments)
+    if arguments.shrink:
+        from launcher.rehearse.shrink import overrides_of
+
+        print(" ".join(overrides_of(plan.topology, has_pools=config.pools is not None)))
+        return ExitCode.SUCCESS
+    _warn(plan)
+    try:
+        found = rehearse(
+            plan,
+            config_text,
+            jobs=arguments.jobs,
+            steps=arguments.steps,
+            say=_say,
+            report=lambda result: _say(f"{result.kind.name}: {result.exit.ending}, {result.seconds:.2f} s"),
+        )
+    except Terminated:
+        _say("ended by SIGTERM")
+        return Outcome.signalled(signal.SIGTERM).exit_code
+    print(found.table())
+    if arguments.traffic:
+        print(f"\n{found.traffic_table()}")
+    for failure in found.failures():
+        _say(failure)
+    _say(found.summary())
+    return found.exit_code
 
 
 def _is_terminal(stream: "TextIO | None") -> bool:
@@ -320,6 +358,7 @@ _COMMANDS = {
     "init": _init,
     "plan": _plan,
     "run": _run,
+    "rehearse": _rehearse,
     "submit": _submit,
     "status": _status,
     "top": _top,

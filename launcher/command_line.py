@@ -39,7 +39,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         arguments.overrides = [*arguments.overrides, *more]
         arguments.script_args = script_args
     elif script_args:
-        raise UsageError(f"unexpected argument {script_args[0]}; arguments of the script follow plan, run and submit only")
+        raise UsageError(
+            f"unexpected argument {script_args[0]}; arguments of the script follow plan, run, rehearse and submit only"
+        )
     return arguments
 
 
@@ -125,6 +127,7 @@ def _parser() -> _Parser:
     _add_init(parser, commands)
     _add_plan(parser, commands)
     _add_run(parser, commands)
+    _add_rehearse(parser, commands)
     _add_submit(parser, commands)
     _add_status(parser, commands)
     _add_top(parser, commands)
@@ -167,6 +170,19 @@ def _add_run(parser: _Parser, commands: _Commands) -> None:
         default="on",
         help="on: print a line that several ranks write at the same moment once; off: once for each (default: on)",
     )
+
+
+def _add_rehearse(parser: _Parser, commands: _Commands) -> None:
+    summary = "run one rank of each kind at full world size on this machine, without GPUs and peers"
+    rehearse = _add_config_command(parser, commands, "rehearse", summary)
+    rehearse.add_argument("--jobs", metavar="N", type=int, default=1, help="processes at the same time (default: 1)")
+    rehearse.add_argument(
+        "--steps", metavar="N", type=int, default=2, help="training steps of each; 0: until the script ends (default: 2)"
+    )
+    rehearse.add_argument(
+        "--shrink", action="store_true", help="print the overrides of the smallest real job with every kind; run nothing"
+    )
+    rehearse.add_argument("--traffic", action="store_true", help="print calls and bytes of each stage by group and operation")
 
 
 def _add_submit(parser: _Parser, commands: _Commands) -> None:

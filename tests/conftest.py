@@ -13,6 +13,7 @@ if find_spec("torch") is None:
         "launcher/coordination": "coordinator reports single_node",
         "launcher/logs": "progress_bars reader",
         "launcher/preflight": "check",
+        "launcher/rehearse": "rehearse traffic",
         "launcher/run_dir": "reader",
         "launcher/schedulers": "*",
         "mimo_role": "context joining rehearsal torch_interop",
@@ -24,6 +25,7 @@ if find_spec("torch") is None:
         "mimo_role/monitoring": "diagnostics",
         "mimo_role/pipeline": "gradient_sync schedule",
         "mimo_role/preemption": "notice",
+        "mimo_role/rehearsal": "*",
         "mimo_role/training": "*",
     }.items():
         collect_ignore_glob += [f"{folder}/test_{name}.py" for name in names.split()]

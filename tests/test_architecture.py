@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | live logs schedulers trace | hangs preflight advise | worker jobs | agent top | cli"
-        " | __main__"
+        " | coordination run_dir | live logs schedulers trace | hangs preflight advise | worker jobs | agent top | rehearse"
+        " | cli | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
-        " | joining rank_store megatron | context | checkpoint data pipeline lifecycle | hf | testing"
+        " | joining rank_store megatron | context | checkpoint data pipeline lifecycle | hf rehearsal | testing"
     ),
 }
 """A module imports from its own package and from those further left."""
@@ -29,7 +29,8 @@ PRIVATE_NAMES = (
     "agent.elastic_agent agent.torchelastic_private bridge.backward_pass groups.names groups.creation hf.weights"
     " host.fork_server host.interpreter_exit megatron.adapters megatron.cpu megatron.mimo_model"
     " monitoring.collective_waits monitoring.flight_recorder monitoring.torch_groups pipeline.gradient_sync pipeline.profiling"
-    " training.flat_sums training.gradient_norm training.random_streams worker.late_variables worker.main_program"
+    " rehearsal.objects rehearsal.process_group rehearsal.world training.flat_sums training.gradient_norm"
+    " training.random_streams worker.late_variables worker.main_program"
     " worker.numa_binding worker.rank_server"
 )
 """Where private names of Python, torch and Megatron-Core stand."""
@@ -157,6 +158,12 @@ def main_with(*words):
         pytest.param(PURE, "torch torchx numpy", id="pure modules"),
         pytest.param("import launcher.plan.plan_file", "torch omegaconf yaml", id="reading a plan"),
         pytest.param("import launcher.worker.entrypoint", "torch omegaconf yaml rich", id="the process of a rank"),
+        pytest.param(
+            "import launcher.worker.entrypoint, launcher.worker.rank_server; from importlib.util import find_spec\n"
+            "if find_spec('torch'): import mimo_role.lifecycle, mimo_role.checkpoint.session, mimo_role.pipeline.schedule",
+            "mimo_role.rehearsal launcher.worker.rehearsal",
+            id="a rank of a real run",
+        ),
         pytest.param("import launcher.advise.run_advice", "torch torchx numpy", id="advise"),
         pytest.param(main_with("--help"), "torch torchx numpy omegaconf rich", id="--help"),
         pytest.param(main_with("run", "--help"), "torch torchx numpy omegaconf rich", id="run --help"),

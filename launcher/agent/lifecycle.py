@@ -68,7 +68,7 @@ def _write_last_seconds(run_dir: RunDir, plan: LaunchPlan, outcome: Outcome) -> 
 
 def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str, console: Console) -> Outcome:
     try:
-        with limits.threads_as_os_errors(), _session(plan, node, agent_id) as (node_directory, server):
+        with limits.threads_as_os_errors(), session(plan, node, agent_id) as (node_directory, server):
             _import_torch()
             from launcher.agent.elastic_agent import ElasticAgent
             from launcher.agent.job_monitor import JobMonitor
@@ -113,7 +113,7 @@ def _take_run_dir(
 
 
 @contextlib.contextmanager
-def _session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple[Path, ForkServer]]:
+def session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple[Path, ForkServer]]:
     """What this process needs to start ranks: signal handlers, environment, the node directory and the fork server.
 
     No process of the run outlives the session.

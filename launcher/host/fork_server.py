@@ -38,7 +38,7 @@ class Request:
     """What a rank's process runs."""
 
     kind: str
-    """`run`: a forked process, the main program of `words`; `exec`: a command."""
+    """`run` and `rehearse`: a forked process, the main program of `words`; `exec`: a command."""
     words: tuple[str, ...]
 
 

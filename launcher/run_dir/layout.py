@@ -13,6 +13,8 @@ metrics.jsonl   the steps so far, one line each: times by module, and scalars
 live.json       what the ranks do now, as `mimo-launch top` shows it; rewritten every second or so
 report.trace.json    the last seconds of a run that failed or hung
 mimo_trace.json      what `mimo-launch trace` has written
+rehearsal/      the run directory of `mimo-launch rehearse`: as this one, and rehearsal.json, what each kind of rank did;
+                files/rank3/ is the run directory that the script of rank 3 sees
 previous/ID/    the same files of earlier runs, by run id
 .lock           locked while a run is going on
 jobs/ID/        one directory per submission: `SubmissionLayout`
@@ -117,6 +119,21 @@ class RunDirLayout(_PlanDir):
         """The trace of the last seconds of a run that failed or hung."""
         return self.path / "report.trace.json"
 
+    @property
+    def rehearsal(self) -> "RunDirLayout":
+        """The run directory of rehearsals of this job."""
+        return RunDirLayout(self.path / "rehearsal")
+
+    @property
+    def rehearsal_file(self) -> Path:
+        """In a rehearsal's run directory: what each kind of rank did."""
+        return self.path / "rehearsal.json"
+
+    @property
+    def rehearsed_files_dir(self) -> Path:
+        """In a rehearsal's run directory: the run directories that scripts see, one for each rank."""
+        return self.path / "files"
+
     def attempts(self) -> list[int]:
         """The attempts that have left output, in order."""
         found = (re.fullmatch(r"attempt(\d+)", path.name, re.ASCII) for path in self.logs_dir.glob("attempt*"))
@@ -125,7 +142,7 @@ class RunDirLayout(_PlanDir):
     def files_of_run(self) -> list[Path]:
         """The files that belong to one run and exist. The run id comes last: it marks the others as ours."""
         files = [self.config_file, self.plan_file, self.nodes_file, self.slurm_job_file, self.report_file, self.logs_dir]
-        files += [self.metrics_file, self.live_file, self.trace_file, self.failure_trace_file]
+        files += [self.metrics_file, self.live_file, self.trace_file, self.failure_trace_file, self.rehearsal_file]
         return [file for file in (*files, self.run_id_file) if file.exists()]
 
     def previous_dir(self, run_id: str) -> Path:

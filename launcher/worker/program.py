@@ -28,8 +28,12 @@ def _run() -> None:
     if command == "serve":
         from launcher.worker import rank_server
 
-        arguments = rank_server.serve(int(arguments[0]), *arguments[1:], started_with=_STARTED_WITH)
-        command = "run"
+        command, *arguments = rank_server.serve(int(arguments[0]), *arguments[1:], started_with=_STARTED_WITH)
+    if command == "rehearse":
+        from launcher.worker import rehearsal
+
+        rehearsal.run(*arguments, started_with=_STARTED_WITH)
+        return
     from launcher.worker import entrypoint
 
     if command == "exec":

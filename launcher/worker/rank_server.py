@@ -42,7 +42,7 @@ def serve(descriptor: int, kind: str, modules: str = "", *, started_with: Collec
         started_with: the modules that were imported before mimo-launch's own.
 
     Returns:
-        The arguments of the rank's program.
+        The command of the rank's program, and its arguments.
     """
     ignored = _leave_the_terminal()
     server = _Server(socket.socket(fileno=descriptor), ignored)
@@ -114,7 +114,7 @@ class _Server:
         self._children: set[int] = set()
 
     def run(self) -> list[str] | None:
-        """Answer requests. In a forked rank it returns the rank's arguments, in the server `None` at the end."""
+        """Answer requests. In a forked rank it returns the rank's command and arguments, in the server `None` at the end."""
         with _child_signals() as woken:
             while True:
                 ready = select.select([self._socket.fileno(), woken], [], [])[0]
@@ -179,7 +179,7 @@ class _Server:
         words: list[str] = request["words"]
         if request["kind"] == "exec":
             _execute(words)
-        return words
+        return [request["kind"], *words]
 
     def _restore_signals(self) -> None:
         """Those of a process that the agent's own parent would have started. A rank ignores SIGUSR1 until it handles it: a

@@ -10,7 +10,7 @@ from mimo_role.bridge.frames import FrameKind
 _TIMEOUT_S = 5.0
 """How long a rank that leaves waits for its peers to leave too."""
 _POLL_S = 0.1
-_PHASES = 8
+PHASES = 8
 """A rank completes a phase when all its peers have completed the one before, so a failure reaches ranks that many hops away."""
 
 
@@ -46,7 +46,7 @@ class Departure:
         """
         self._channel.broadcast(frames.leaving())
         deadline = time.monotonic() + _TIMEOUT_S
-        for phase in range(_PHASES):
+        for phase in range(PHASES):
             while not all(self._has_completed(peer, phase) for peer in self._channel.peers()) and time.monotonic() < deadline:
                 self._channel.poll(_POLL_S)
             self._channel.broadcast(frames.done())

@@ -37,6 +37,12 @@ def tag_of(bridge: int, purpose: Purpose, batch: int, message: torch.Tensor) -> 
     return ((bridge * len(Purpose) + purpose) * BATCHES + batch % BATCHES) * _SIGNATURES + signature
 
 
+def sender_of(tag: int) -> tuple[int, Purpose]:
+    """The number of the bridge, and the purpose, of a message with a tag that `tag_of` has made."""
+    bridge, purpose = divmod(tag // _SIGNATURES // BATCHES, len(Purpose))
+    return bridge, Purpose(purpose)
+
+
 @lru_cache(maxsize=4096)
 def _signature(elements: int, dtype: torch.dtype) -> int:
     digest = blake2b(f"{elements} {dtype}".encode(), digest_size=4).digest()

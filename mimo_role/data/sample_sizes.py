@@ -88,9 +88,20 @@ def exchange_sizes(
         if ctx.role.is_first_stage(module):
             _fill(ctx, module, micro_batches, (own or {}).get(module), mine[row])
     mine = mine.to(ctx.device)
-    work = dist.all_reduce(mine, async_op=True)
+    return SampleSizes(modules, micro_batches, mine, sum_over_ranks(modules, counts, mine))
+
+
+def sum_over_ranks(modules: Sequence[str], counts: Sequence[int], found: torch.Tensor) -> dist.Work:  # noqa: ARG001
+    """Begin to sum what each rank knows. A rehearsal, whose peers do not exist, replaces it.
+
+    Args:
+        modules: whose sizes they are.
+        counts: samples of each micro-batch.
+        found: int64 `[modules, samples of the step]`, summed in place.
+    """
+    work: dist.Work | None = dist.all_reduce(found, async_op=True)
     assert work is not None
-    return SampleSizes(modules, micro_batches, mine, work)
+    return work
 
 
 def _fill(

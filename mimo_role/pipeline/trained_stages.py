@@ -80,7 +80,7 @@ class TrainedStages:
         stages = list(self._graph.after)
         own = [at in self._own_stages and self._may_train(at) for at in stages]
         found = torch.tensor(own, dtype=torch.int32, device=self._device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        largest_over_ranks(found)
         trained = self._graph.reached_from([at for at, flag in zip(stages, found.tolist(), strict=True) if flag])
         if not trained:
             raise ScheduleError(
@@ -90,6 +90,11 @@ class TrainedStages:
 
     def _may_train(self, at: StageId) -> bool:
         return at not in self._roots or _has_trained(self._roots[at])
+
+
+def largest_over_ranks(found: torch.Tensor) -> None:
+    """The largest of all ranks' flags, in place. A rehearsal, whose peers do not exist, replaces it."""
+    dist.all_reduce(found, dist.ReduceOp.MAX)
 
 
 def _has_trained(roots: Sequence[nn.Module]) -> bool:

@@ -349,7 +349,10 @@ def test_more_ranks_than_gpus_are_refused(job, capsys, monkeypatch):
         (["plan"], "CONFIG is missing, and this folder has no job.yaml; mimo-launch plan --help lists the arguments"),
         (["run", "modules.vision.dp=2"], "CONFIG is missing, and this folder has no job.yaml"),
         (["status", "one", "two"], "unexpected argument two; mimo-launch status --help lists the arguments"),
-        (["status", "one", "--", "two"], "unexpected argument two; arguments of the script follow plan, run and submit only"),
+        (
+            ["status", "one", "--", "two"],
+            "unexpected argument two; arguments of the script follow plan, run, rehearse and submit only",
+        ),
         (["logs", "job", "--stage", "x"], "argument --stage: invalid int value: 'x'"),
         (["run", "--dri-run"], "unknown option --dri-run; did you mean --dry-run of mimo-launch submit? (arguments of"),
         (["run", "job.yaml", "-x"], "unknown option -x; arguments of the script follow --"),

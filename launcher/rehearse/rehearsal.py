@@ -1,0 +1,66 @@
+"""A rehearsal of a job on this machine, from its start to its result."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime, timezone
+from pathlib import Path
+
+from launcher.agent.lifecycle import session
+from launcher.console import Say
+from launcher.coordination.node_identity import LocalNode
+from launcher.errors import ConfigError, LaunchError
+from launcher.plan.launch_plan import LaunchPlan
+from launcher.rehearse.kinds import kinds_of
+from launcher.rehearse.rehearsed_rank import rehearsed_plan
+from launcher.rehearse.result import KindResult, RehearsalResult
+from launcher.rehearse.runner import Runner
+from launcher.run_dir.layout import RunDirLayout
+from launcher.run_dir.writer import RunDir
+from mimo_role.host.files import write_whole
+
+
+def rehearse(
+    plan: LaunchPlan, config_text: str, *, jobs: int, steps: int, say: Say, report: Callable[[KindResult], None]
+) -> RehearsalResult:
+    """Run the script once for each kind of rank, in a world of the plan's size without communication.
+
+    Args:
+        plan: of the job.
+        config_text: from which it was made.
+        jobs: processes at the same time.
+        steps: training steps after which scripts end; 0: when they end by themselves.
+        say: prints a message for a user who waits.
+        report: called for each kind when it has ended.
+
+    Raises:
+        ConfigError: the job runs a command.
+        LaunchError: the run directory cannot be written, or is that of another rehearsal that is going on; a module of
+            `runtime.preload` cannot be imported.
+    """
+    if plan.entry.command is not None:
+        raise ConfigError(
+            "entry.command cannot be rehearsed, only entry.script and entry.module: it may not be a Python program"
+        )
+    began = time.time()
+    run_id = f"{datetime.fromtimestamp(began, timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
+    plan = rehearsed_plan(plan)
+    path = RunDirLayout(Path(plan.run_dir)).rehearsal.path
+    with (
+        closing(RunDir(path, config_text, plan.to_json(), run_id, run_id)) as run_dir,
+        session(plan, LocalNode(), run_id) as (
+            node_directory,
+            server,
+        ),
+    ):
+        server.wait_for_modules(say)
+        runner = Runner(plan, run_dir, node_directory, server)
+        try:
+            results = runner.run(kinds_of(plan.topology), jobs=jobs, steps=steps, report=report)
+        except OSError as error:
+            raise LaunchError(f"rehearsal: {error.strerror or error}") from None
+        found = RehearsalResult(plan=plan, results=results, seconds=time.time() - began)
+        write_whole(run_dir.rehearsal_file, json.dumps(found.as_dict(), indent=1))
+        return found

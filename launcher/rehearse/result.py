@@ -1,0 +1,165 @@
+"""What a rehearsal has found: for people and for programs."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+
+from launcher.exit_code import ExitCode
+from launcher.failures.rank_exit import RankExit
+from launcher.failures.report import FailureReport
+from launcher.formatting import counted
+from launcher.plan.launch_plan import LaunchPlan
+from launcher.rehearse.kinds import Kind, described
+from mimo_role.topology.stage_links import stage_links
+
+_MIB = 1 << 20
+_LONGEST_ENDING = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindResult:
+    """The end of one kind's process."""
+
+    kind: Kind
+    exit: RankExit
+    seconds: float
+    """From the start of its process to its end."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What the process has recorded at its end (`mimo_role/rehearsal/world.py`)."""
+
+    @property
+    def overhead(self) -> float | None:
+        """Seconds beside those of the script; `None` of a process that was killed."""
+        return self.seconds - self.record["script_seconds"] if "script_seconds" in self.record else None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the real job would fail on these ranks."""
+        return self.exit.code not in (ExitCode.SUCCESS, ExitCode.REQUEUE)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "kind": self.kind.name,
+            "stage": self.kind.stage,
+            "ranks": described(self.kind.ranks),
+            "rank_count": len(self.kind.ranks),
+            "rehearsed_rank": self.kind.representative,
+            "exit_code": self.exit.code,
+            "ending": self.exit.ending,
+            "seconds": round(self.seconds, 3),
+            "overhead_seconds": None if self.overhead is None else round(self.overhead, 3),
+            **self.record,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsalResult:
+    """The ends of all kinds."""
+
+    plan: LaunchPlan
+    results: Sequence[KindResult]
+    """In the order of the kinds."""
+    seconds: float
+    """Of the whole rehearsal."""
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that the real job would have."""
+        failed = [result for result in self.results if result.has_failed]
+        return failed[0].exit.job_code if failed else max((result.exit.code for result in self.results), default=0)
+
+    def summary(self) -> str:
+        """`10,240 ranks are 17 kinds; none failed`."""
+        failed = sum(len(result.kind.ranks) for result in self.results if result.has_failed)
+        outcome = f"{failed:,} ranks would fail" if failed else "none failed"
+        count = counted(len(self.results), "kind")
+        world = self.plan.topology.world_size
+        return f"{world:,} ranks are {count}, rehearsed in {self.seconds:.1f} s; {outcome}"
+
+    def table(self) -> str:
+        """A line for each kind."""
+        rows = [
+            [
+                result.kind.name,
+                f"{len(result.kind.ranks):,}",
+                result.kind.representative,
+                result.record.get("steps", "-"),
+                f"{result.seconds:.2f}",
+                f"{result.record['peak_bytes'] / _MIB:,.0f}" if "peak_bytes" in result.record else "-",
+                "ok" if result.exit.code == 0 else result.exit.ending[:_LONGEST_ENDING],
+            ]
+            for result in self.results
+        ]
+        headers = ["kind", "ranks", "rehearsed", "steps", "seconds", "peak MiB", "result"]
+        return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+
+    def traffic_table(self) -> str:
+        """Calls and bytes over all steps, of the first kind of each stage; what a rank passes to an operation is counted."""
+        rows = []
+        for stage in dict.fromkeys(result.kind.stage for result in self.results):
+            first = next(result for result in self.results if result.kind.stage == stage)
+            for entry in self._traffic(first):
+                shown = f"{entry['calls']:,}", f"{entry['bytes'] / _MIB:,.3f}"
+                rows.append([stage, entry["group"], entry["size"], entry["operation"], *shown])
+        headers = ["stage", "group", "ranks", "operation", "calls", "MiB"]
+        return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+
+    def failures(self) -> list[str]:
+        """The failures, each with the ranks that it would hit; kinds that fail alike are one."""
+        return [self._failure(alike) for alike in self._alike()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "world_size": self.plan.topology.world_size,
+            "plan": self.plan.digest,
+            "seconds": round(self.seconds, 3),
+            "exit_code": self.exit_code,
+            "kinds": [result.as_dict() | {"traffic": self._traffic(result)} for result in self.results],
+            "failures": self.failures(),
+        }
+
+    def _traffic(self, result: KindResult) -> list[dict[str, Any]]:
+        """The record's traffic, with bridges by the stages that they connect."""
+        links = stage_links(self.plan.topology)
+        found = []
+        for entry in result.record.get("traffic", ()):
+            group = entry["group"]
+            if match := re.fullmatch(r"bridge (\d+) (\w+)", group):
+                tensor, number = divmod(int(match[1]), len(links))
+                group = f"{links[number]}{f' tensor {tensor}' if tensor else ''}, {match[2].replace('_', ' ')}"
+            found.append({**entry, "group": group})
+        return found
+
+    def _alike(self) -> Iterator[list[KindResult]]:
+        found: dict[tuple[object, ...], list[KindResult]] = {}
+        for result in self.results:
+            if result.has_failed:
+                found.setdefault(result.exit.signature, []).append(result)
+        yield from found.values()
+
+    def _failure(self, alike: Sequence[KindResult]) -> str:
+        first = alike[0]
+        report = FailureReport.of(self.plan.topology, [first.exit], first.exit, oom_kills=0, joined_by_launcher=True).text()
+        ranks = [rank for result in alike for rank in result.kind.ranks]
+        where = " and ".join(self._names(alike))
+        _, _, *rest = report.splitlines()  # which rank failed first, and on which host: of a real run
+        step = "" if first.exit.step is None else f", in step {first.exit.step}"
+        rehearsed = f"  rehearsed as rank {first.exit.rank} ({self.plan.topology.label_of(first.exit.rank)}){step}"
+        return "\n".join([f"{where} ({described(ranks)}): {first.exit.ending}", rehearsed, *rest])
+
+    def _names(self, alike: Sequence[KindResult]) -> Iterator[str]:
+        """The stages that fail, and how much of them."""
+        for stage in dict.fromkeys(result.kind.stage for result in alike):
+            failed = [result.kind for result in alike if result.kind.stage == stage]
+            count = sum(result.kind.stage == stage for result in self.results)
+            if len(failed) == count:
+                yield stage
+            elif len(failed) == 1:
+                yield failed[0].name.replace(" (", ", ").rstrip(")")
+            else:
+                yield f"{len(failed)} of {count} kinds of {stage}"

@@ -1,0 +1,134 @@
+"""Runs one rank of each kind, over the fork server of a real run."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from launcher.failures.rank_exit import read_rank_exit
+from launcher.host.fork_server import ForkServer
+from launcher.plan.launch_plan import LaunchPlan
+from launcher.rehearse.kinds import Kind
+from launcher.rehearse.rehearsed_rank import RehearsedRank
+from launcher.rehearse.result import KindResult
+from launcher.run_dir.writer import RunDir
+from mimo_role.host import environ, node_dir
+from mimo_role.monitoring.heartbeat import read_pulse
+
+_POLL_S = 0.01
+
+
+class Runner:
+    """Starts the processes of the kinds, several at a time, and collects how they end."""
+
+    def __init__(self, plan: LaunchPlan, run_dir: RunDir, node_directory: Path, server: ForkServer) -> None:
+        """
+        Args:
+            plan: of the rehearsal.
+            run_dir: of the rehearsal.
+            node_directory, server: of this process.
+        """
+        self._plan = plan
+        self._run_dir = run_dir
+        self._node_dir = node_directory
+        self._server = server
+        self._started: dict[int, tuple[Kind, float]] = {}
+        """By process id, the kind and when it was started."""
+
+    def run(self, kinds: Sequence[Kind], *, jobs: int, steps: int, report: Callable[[KindResult], None]) -> list[KindResult]:
+        """Run all kinds.
+
+        A kind starts once those whose output it takes have ended: it checks what it receives against what they have sent. One
+        that got Python objects from a rank that had not been rehearsed yet is run once more.
+
+        Args:
+            kinds: in the order in which activations pass through them.
+            jobs: how many run at the same time.
+            steps: training steps after which scripts end; 0: when they end by themselves.
+            report: called for each kind when it has ended.
+
+        Returns:
+            The results, in the order of the kinds.
+        """
+        shutil.rmtree(self._run_dir.rehearsed_files_dir, ignore_errors=True)
+        self._run_dir.attempt_dir(0).mkdir()
+        results: dict[int, KindResult] = {}
+        for wave in _waves(kinds):
+            for result in self._run_wave(wave, list(results), jobs, steps):
+                results[result.kind.representative] = result
+                report(result)
+        # What a rank gets from one behind it was not known yet: once more, the last stage first.
+        again = [kind for kind in reversed(kinds) if results[kind.representative].record.get("objects_not_known")]
+        for wave in _waves(again):
+            for result in self._run_wave(wave, list(results), jobs, steps):
+                results[result.kind.representative] = result
+                report(result)
+        return [results[kind.representative] for kind in kinds]
+
+    def _run_wave(self, kinds: Sequence[Kind], earlier: Sequence[int], jobs: int, steps: int) -> Iterator[KindResult]:
+        """Run kinds that do not wait for each other."""
+        waiting = list(kinds)
+        while waiting or self._started:
+            while waiting and len(self._started) < jobs:
+                self._start(waiting.pop(0), earlier, steps)
+            yield from self._ended()
+            time.sleep(_POLL_S)
+
+    def _start(self, kind: Kind, earlier: Sequence[int], steps: int) -> None:
+        rank = self._rank(kind)
+        rank.clear()
+        request = rank.write(earlier, steps)
+        began = time.monotonic()
+        logs = (self._run_dir.log_file(0, kind.representative, stream) for stream in ("stdout", "stderr"))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        streams = [os.open(os.devnull, os.O_RDONLY), *(os.open(log, flags, 0o666) for log in logs)]
+        try:
+            pid = self._server.start_rank(request, dict(environ.variables()) | rank.variables(), streams)
+        finally:
+            for stream in streams:
+                os.close(stream)
+        self._started[pid] = kind, began
+
+    def _ended(self) -> Iterator[KindResult]:
+        for pid, (kind, began) in list(self._started.items()):
+            code = self._server.exit_code(pid)
+            if code is not None:
+                del self._started[pid]
+                yield self._result(kind, code, time.monotonic() - began)
+
+    def _result(self, kind: Kind, code: int, seconds: float) -> KindResult:
+        rank, run_dir = kind.representative, self._run_dir
+        pulse = read_pulse(node_dir.heartbeat_file(self._node_dir, rank))
+        found = read_rank_exit(
+            rank,
+            code,
+            order=len(self._started),
+            host=socket.gethostname(),
+            ended_at=time.time(),
+            step=None if pulse is None else pulse.last_step,
+            logs=(run_dir.log_file(0, rank, "stderr"), run_dir.log_file(0, rank, "stdout")),
+            error_files=(run_dir.error_file(0, rank), node_dir.error_file(self._node_dir, rank)),
+            stacks=node_dir.stacks_file(self._node_dir, rank),
+        )
+        record: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # a process that was killed leaves none
+            record = json.loads(self._rank(kind).record_file.read_text(encoding="utf-8"))
+        return KindResult(kind=kind, exit=found, seconds=seconds, record=record)
+
+    def _rank(self, kind: Kind) -> RehearsedRank:
+        return RehearsedRank(plan=self._plan, rank=kind.representative, run_dir=self._run_dir, node_dir=self._node_dir)
+
+
+def _waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:
+    """Kinds that run at the same time. The first of each stage, which often decides for the others, runs alone."""
+    for _, of_stage in groupby(kinds, key=lambda kind: kind.stage):
+        first, *others = of_stage
+        yield [first]
+        if others:
+            yield others

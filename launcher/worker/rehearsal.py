@@ -1,0 +1,64 @@
+"""The process of one rank in a rehearsal: a rank of the real job, in a world whose other ranks do not exist."""
+
+import atexit
+import json
+import os
+import resource
+import time
+from collections.abc import Collection
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from launcher.worker import entrypoint, main_program, process_end
+from mimo_role.host.files import write_whole
+
+
+def run(task_file: str, *, started_with: Collection[str]) -> None:
+    """Prepare the rank as in a real run, and run the script as the main program.
+
+    Args:
+        task_file: JSON that `launcher/rehearse/rehearsed_rank.py` has written.
+        started_with: the modules that were imported before mimo-launch's own.
+    """
+    from mimo_role.rehearsal import world  # late: a real rank does without it
+    from mimo_role.rehearsal.board import Board
+
+    task: dict[str, Any] = json.loads(Path(task_file).read_text(encoding="utf-8"))
+    installed = world.install(
+        Board(Path(task["board"])), task["rank"], task["world_size"], earlier=task["earlier"], steps=task["steps"]
+    )
+    clock = _ScriptClock()
+    rank = os.getpid()
+
+    def record() -> None:
+        if os.getpid() == rank:
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            found = {"peak_bytes": peak, "cpu_seconds": time.process_time(), "script_seconds": clock.seconds}
+            write_whole(Path(task["record"]), json.dumps(installed.close() | found))
+            process_end.end_if_succeeded()
+
+    # Registered before the exit functions of the script and of mimo_role, so that it is called after them.
+    atexit.register(record)
+    vars(entrypoint).update(run_as_main=clock.around(main_program.run_as_main))
+    entrypoint.run_python(task["plan"], task["run_id"], task["node"], started_with=started_with)
+
+
+class _ScriptClock:
+    """Measures the time that the script takes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, run_as_main: Any) -> Any:
+        """What replaces the function that runs the script."""
+
+        @wraps(run_as_main)
+        def timed(*arguments: Any, **settings: Any) -> None:
+            began = time.monotonic()
+            try:
+                run_as_main(*arguments, **settings)
+            finally:
+                self.seconds = time.monotonic() - began
+
+        return timed

@@ -1,0 +1,223 @@
+"""A process group whose other members have what this rank has."""
+# mypy: disable-error-code="override, assignment"
+# torch describes these methods by the overloads of its own groups; those that it calls of a group in Python are fewer.
+# ruff: noqa: ARG002, B008, N802
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C import _distributed_c10d as bindings
+from torch._C._distributed_c10d import (  # the options' defaults, as torch's own groups in Python have them
+    AllgatherOptions,
+    AllreduceOptions,
+    AllToAllOptions,
+    BarrierOptions,
+    BroadcastOptions,
+    GatherOptions,
+    ReduceOptions,
+    ReduceScatterOptions,
+    ScatterOptions,
+)
+from torch.distributed import distributed_c10d as c10d
+
+from mimo_role.rehearsal.reduction import reduce_equal
+from mimo_role.rehearsal.traffic import Traffic
+
+NAME = "rehearsal"
+
+Tensors = Sequence[torch.Tensor]
+
+
+class RehearsalGroup(dist.ProcessGroup):
+    """All peers have what this rank has: sums are multiples, gathered tensors repeat, and received ones are zero.
+
+    All operations are complete when they return. The names of methods and their arguments are those by which torch calls a
+    group that is written in Python.
+    """
+
+    def __init__(self, rank: int, size: int, traffic: Traffic) -> None:
+        super().__init__(rank, size)  # type: ignore[call-arg]
+        self._rank = rank
+        self._size = size
+        self._traffic = traffic
+
+    def size(self) -> int:
+        """The number of ranks."""
+        return self._size
+
+    def rank(self) -> int:
+        """This rank's place in the group."""
+        return self._rank
+
+    @property
+    def group_name(self) -> Any:
+        """The group's name, by which functional collectives find it."""
+        return c10d._world.pg_names[self]
+
+    def getBackendName(self) -> str:
+        """The backend's name."""
+        return NAME
+
+    def allreduce(self, tensors: Tensors, opts: Any = AllreduceOptions()) -> dist.Work:
+        self._count("all_reduce", tensors)
+        for tensor in tensors:
+            reduce_equal(tensor.detach(), opts.reduceOp, self._size)
+        return _done(tensors)
+
+    allreduce_coalesced = allreduce
+
+    def reduce(self, tensors: Tensors, opts: Any = ReduceOptions()) -> dist.Work:
+        self._count("reduce", tensors)
+        if opts.rootRank == self._rank:
+            for tensor in tensors:
+                reduce_equal(tensor.detach(), opts.reduceOp, self._size)
+        return _done(tensors)
+
+    def broadcast(self, tensors: Tensors, opts: Any = BroadcastOptions()) -> dist.Work:
+        if opts.rootRank == self._rank:
+            self._count("broadcast", tensors)
+        return _done(tensors)
+
+    def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
+        self._count("all_gather", inputs)
+        for output, own in zip(outputs, inputs, strict=True):
+            _repeat(output, own)
+        return _done(outputs)
+
+    def all_gather_single(self, output: torch.Tensor, own: torch.Tensor, opts: Any = AllgatherOptions()) -> dist.Work:
+        self._count("all_gather", [own])
+        _repeat_into(output, own)
+        return _done(output)
+
+    _allgather_base = all_gather_single
+
+    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
+        self._count("all_gather", inputs)
+        for output, own in zip(outputs, inputs, strict=True):
+            _repeat_into(output, own)
+        return _done(outputs)
+
+    allgather_into_tensor_coalesced = all_gather_single_coalesced
+
+    def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = GatherOptions()) -> dist.Work:
+        self._count("gather", inputs)
+        if opts.rootRank == self._rank:
+            for output, own in zip(outputs, inputs, strict=True):
+                _repeat(output, own)
+        return _done(outputs)
+
+    def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ScatterOptions()) -> dist.Work:
+        for number, output in enumerate(outputs):
+            if opts.rootRank == self._rank:
+                self._count("scatter", inputs[number])
+                output.detach().copy_(inputs[number][self._rank])
+            else:
+                output.detach().zero_()
+        return _done(outputs)
+
+    def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ReduceScatterOptions()) -> dist.Work:
+        for output, parts in zip(outputs, inputs, strict=True):
+            self._count("reduce_scatter", parts)
+            self._reduce_into(output, parts[self._rank], opts)
+        return _done(outputs)
+
+    def reduce_scatter_single(self, output: torch.Tensor, whole: torch.Tensor, opts: Any = ReduceScatterOptions()) -> dist.Work:
+        self._count("reduce_scatter", [whole])
+        self._reduce_into(output, self._part_of(whole, output), opts)
+        return _done(output)
+
+    _reduce_scatter_base = reduce_scatter_single
+
+    def reduce_scatter_single_coalesced(
+        self, outputs: Tensors, wholes: Tensors, opts: Any = ReduceScatterOptions()
+    ) -> dist.Work:
+        self._count("reduce_scatter", wholes)
+        for output, whole in zip(outputs, wholes, strict=True):
+            self._reduce_into(output, self._part_of(whole, output), opts)
+        return _done(outputs)
+
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+
+    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = AllToAllOptions()) -> dist.Work:
+        self._count("all_to_all", inputs)
+        for output in outputs:
+            _fill(output, inputs[self._rank])
+        return _done(outputs)
+
+    def all_to_all_single(
+        self,
+        output: torch.Tensor,
+        own: torch.Tensor,
+        output_sizes: Sequence[int] | None = None,
+        input_sizes: Sequence[int] | None = None,
+        opts: Any = AllToAllOptions(),
+    ) -> dist.Work:
+        del opts
+        outputs = _split(output, output_sizes, self._size)
+        return self.alltoall(outputs, _split(own, input_sizes, self._size))
+
+    alltoall_base = all_to_all_single
+
+    def send(self, tensors: Tensors, to: int, tag: int = 0) -> dist.Work:
+        self._count("send", tensors)
+        return _done(tensors)
+
+    def recv(self, tensors: Tensors, source: int, tag: int = 0) -> dist.Work:
+        for tensor in tensors:
+            tensor.detach().zero_()
+        return _done(tensors)
+
+    def recv_anysource(self, tensors: Tensors, tag: int = 0) -> dist.Work:
+        return self.recv(tensors, 0, tag)
+
+    def barrier(self, opts: Any = BarrierOptions()) -> dist.Work:
+        self._count("barrier", ())
+        return _done([])
+
+    def _part_of(self, whole: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        size = output.numel()
+        return whole.reshape(-1)[self._rank * size : (self._rank + 1) * size].view(output.shape)
+
+    def _reduce_into(self, output: torch.Tensor, own: torch.Tensor, opts: Any) -> None:
+        reduced = output.detach()
+        reduced.copy_(own)
+        reduce_equal(reduced, opts.reduceOp, self._size)
+
+    def _count(self, operation: str, tensors: Tensors) -> None:
+        self._traffic.add(self.group_desc, self._size, operation, tensors)
+
+
+def _repeat(outputs: Tensors, own: torch.Tensor) -> None:
+    for output in outputs:
+        _fill(output, own)
+
+
+def _repeat_into(output: torch.Tensor, own: torch.Tensor) -> None:
+    """Fill a tensor of all ranks' with this rank's, again and again."""
+    if own.numel():
+        # A copy: FSDP2 gathers in place, with its shard inside of the output.
+        output.detach().view(-1, own.numel()).copy_(own.detach().reshape(1, -1).clone())
+
+
+def _fill(output: torch.Tensor, own: torch.Tensor) -> None:
+    """Copy as many elements as both have, and zeros beyond: peers' parts may have other sizes."""
+    if output.shape == own.shape:
+        output.detach().copy_(own.detach())
+        return
+    flat, given = output.detach().view(-1), own.detach().reshape(-1)
+    common = min(flat.numel(), given.numel())
+    flat[:common] = given[:common]
+    flat[common:] = 0
+
+
+def _split(tensor: torch.Tensor, sizes: Sequence[int] | None, parts: int) -> list[torch.Tensor]:
+    return list(torch.split(tensor.detach(), list(sizes) if sizes else tensor.shape[0] // parts))
+
+
+def _done(result: Any) -> dist.Work:
+    future: torch.futures.Future[Any] = torch.futures.Future()
+    future.set_result(result)
+    work: dist.Work = bindings._create_work_from_future(future)  # type: ignore[attr-defined]
+    return work

@@ -1,0 +1,140 @@
+"""Makes this process one rank of a rehearsed world: replaces functions of torch.distributed and of this package."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.checkpoint.utils import _DistWrapper
+
+from mimo_role import lifecycle
+from mimo_role.bridge import messages
+from mimo_role.data import sample_sizes
+from mimo_role.data.sample_reader import SampleReader
+from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.pipeline import trained_stages
+from mimo_role.rehearsal.agreement import Contributions, same_samples
+from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
+from mimo_role.rehearsal.links import RehearsalLinks
+from mimo_role.rehearsal.objects import ObjectCollectives
+from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.traffic import Traffic
+
+
+class StepLimit:
+    """Ends the script with exit code 0 when it begins a step too many."""
+
+    def __init__(self, steps: int) -> None:
+        """`steps`: how many it runs; 0: as many as it likes."""
+        self.begun = 0
+        """Training steps that have begun."""
+        self._steps = steps
+
+    def around(self, start: Callable[..., None]) -> Callable[..., None]:
+        """What replaces `Heartbeat._start_step`."""
+
+        def start_or_end(heartbeat: Heartbeat, number: int) -> None:
+            if self._steps and self.begun == self._steps:
+                raise SystemExit(0)
+            self.begun += 1
+            start(heartbeat, number)
+
+        return start_or_end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What this process has recorded."""
+
+    rank: int
+    board: Board
+    traffic: Traffic
+    objects: ObjectCollectives
+    headers: Headers
+    steps: StepLimit
+
+    def close(self) -> dict[str, Any]:
+        """At the end of the process: keep what the other sides of this rank's bridges have to know, and return the record."""
+        self.board.put(_headers_of(self.rank), self.headers)
+        return {
+            "steps": self.steps.begun,
+            "objects_not_known": self.objects.not_known,
+            "traffic": self.traffic.as_list(),
+        }
+
+
+def install(board: Board, rank: int, world_size: int, *, earlier: Iterable[int] = (), steps: int = 0) -> Rehearsal:
+    """Make this process the rank; it joins a world whose other ranks do not exist.
+
+    Args:
+        board: what other ranks have sent in this rehearsal.
+        rank: of the world.
+        world_size: of the real job.
+        earlier: the ranks that have been rehearsed.
+        steps: training steps after which the script ends with exit code 0; 0: when it ends by itself.
+    """
+    traffic, objects = Traffic(), ObjectCollectives(board)
+    dist.Backend.register_backend(
+        NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
+    )
+    create = _with_our_backend(c10d._new_process_group_helper)
+    _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
+    for module in (dist, c10d):
+        _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
+    _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
+    RehearsalLedger.seen = _seen(board, earlier)
+    headers = RehearsalLedger.sent = {}
+    contributions = Contributions(board)
+    _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
+    _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
+    _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
+    _replace(messages, _post_one=traffic.around(messages._post_one))
+    _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
+    limit = StepLimit(steps)
+    _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
+    return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
+
+
+def _headers_of(rank: int) -> str:
+    return f"headers of rank {rank}"
+
+
+def _seen(board: Board, ranks: Iterable[int]) -> Headers:
+    found: Headers = {}
+    for rank in ranks:
+        for key, header in board.get(_headers_of(rank), {}).items():
+            found.setdefault(key, header)
+    return found
+
+
+def _replace(place: Any, **values: Any) -> None:
+    """Set attributes of a module or class."""
+    for name, value in values.items():
+        setattr(place, name, value)
+
+
+def _of_the_same_sample(read: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda reader, request: read(reader, same_samples(request))
+
+
+def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Whatever backend a group is asked for with, such as gloo for checkpoints."""
+
+    def create_rehearsed(size: int, rank: int, ranks: Any, backend: Any, store: Any, *rest: Any, **settings: Any) -> Any:
+        del backend
+        return create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
+
+    return create_rehearsed
+
+
+def _uncoordinated(make: Callable[..., Any]) -> Callable[..., Any]:
+    """DCP without a coordinator: each rank writes and reads its part as if it were alone."""
+
+    def make_alone(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:
+        del use_dist, coordinator_rank
+        make(self, group, False, 0)
+
+    return make_alone

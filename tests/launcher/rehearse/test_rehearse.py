@@ -1,0 +1,236 @@
+"""`mimo-launch rehearse`: the user's script, once for each kind of rank."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.launcher.jobs import ROOT
+
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
+
+CONFIG = """\
+name: small
+layout: non_colocated
+modules:
+  vision: {dp: 2}
+  language: {pp: 2, tp: 2}
+entry: {script: script.py}
+"""
+AT_SCALE = ["modules.vision.dp=1024", "modules.language.dp=2304"]
+
+BRIDGED = """\
+import sys
+import torch, mimo_role
+ctx = mimo_role.current()
+width = {"vision": 4, "language": 4}
+batch = 4096
+for step in range(100):
+    ctx.step(step)
+    vision, stages = ctx.bridge("vision"), ctx.bridge("language", stage=0)
+    lane, lanes = ctx.lane(*ctx.role.modules)
+    rows = (lane + 1) * batch // lanes - lane * batch // lanes
+    if "vision" in ctx.role.modules:
+        given = torch.ones(rows, 3, width["vision"], requires_grad=True)
+        vision(given, batch_size=batch).backward()
+        assert given.grad.shape == given.shape
+    elif ctx.role.is_first_stage("language"):
+        hidden = vision(batch_size=batch, sample_shape=(3, width["language"]), dtype=torch.float32)
+        assert hidden.shape == (rows, 3, 4)
+        stages(hidden * 2, batch_size=batch).backward()
+    else:
+        stages(batch_size=batch, sample_shape=(3, 4), dtype=torch.float32).sum().backward()
+"""
+
+
+@pytest.fixture
+def rehearse(job):
+    """Rehearse a script; returns the process that has ended, with what it has written as `found`."""
+    job.config = CONFIG
+
+    def run(script, *words, timeout_s=150):
+        job.write(script)
+        done = subprocess.run(
+            [*job.program, "rehearse", job.name, "--jobs", "2", *words],
+            cwd=job.folder,
+            env=job.whole_environ(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        path = job.folder / "runs" / "small" / "rehearsal" / "rehearsal.json"
+        done.found = json.loads(path.read_text()) if path.exists() else None
+        return done
+
+    return run
+
+
+def test_each_kind_runs_the_script_and_ends_after_the_steps(rehearse, job):
+    done = rehearse(BRIDGED, "--steps", "3")
+    assert done.returncode == 0, done.stderr
+    assert "6 ranks are 6 kinds" in done.stderr
+    assert "none failed" in done.stderr
+    assert [kind["steps"] for kind in done.found["kinds"]] == [3] * 6
+    assert [kind["rehearsed_rank"] for kind in done.found["kinds"]] == [0, 1, 2, 3, 4, 5]
+    (sent,) = [entry for entry in done.found["kinds"][0]["traffic"] if entry["operation"] == "send"]
+    assert sent["group"] == "vision stage 0 -> language stage 0, forward"
+    assert sent["bytes"] == 3 * 2048 * 3 * 4 * 4  # each element once: tp ranks divide them
+    assert (job.folder / "runs" / "small" / "rehearsal" / "logs" / "attempt0" / "rank5.stderr.log").exists()
+
+
+def test_ten_thousand_ranks_are_rehearsed_in_their_real_places(rehearse):
+    script = BRIDGED + 'print("not reached")\n'
+    check = "import torch.distributed as dist\nassert dist.get_world_size() == 10240\nassert dist.get_rank() == ctx.rank\n"
+    done = rehearse(script.replace("width =", f"{check}width ="), *AT_SCALE, "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.found["world_size"] == 10_240
+    assert sum(kind["rank_count"] for kind in done.found["kinds"]) == 10_240
+    assert "not reached" not in done.stdout
+
+
+def test_a_failure_names_all_ranks_that_it_would_hit(rehearse):
+    script = BRIDGED + "".join(
+        [
+            "    if ctx.role.is_last_stage('language') and ctx.role.has_language_module:\n",
+            "        raise ValueError('no head here')\n",
+        ]
+    )
+    done = rehearse(script, *AT_SCALE)
+    assert done.returncode == 1
+    assert "mimo-launch: language.pp1 (4,608 ranks, 5632-10239): ValueError: no head here" in done.stderr
+    assert "script.py:" in done.stderr
+    assert "rehearsal/logs/attempt0/rank" in done.stderr
+    (failure,) = done.found["failures"]
+    assert failure.startswith("language.pp1 (4,608 ranks, 5632-10239): ValueError")
+
+
+def test_a_role_that_cannot_import_something_is_found(rehearse):
+    done = rehearse("import mimo_role\nif mimo_role.current().role.has_language_module: import not_installed_here\n")
+    assert done.returncode == 1
+    assert (
+        "language.pp0 and language.pp1 (4 ranks, 2-5): ModuleNotFoundError: No module named 'not_installed_here'" in done.stderr
+    )
+
+
+def test_modules_that_disagree_on_a_shape_are_found_before_they_meet(rehearse):
+    done = rehearse(BRIDGED.replace('"vision": 4', '"vision": 8'))
+    assert done.returncode == 1
+    assert "language.pp0 (2 ranks, 2-3): mimo_role.errors.BridgeError" in done.stderr
+    assert "expects samples of torch.float32 [3, 4] in batch 0" in done.stderr
+    assert "has samples of torch.float32 [3, 8]" in done.stderr
+
+
+def test_a_batch_that_the_lanes_of_one_module_do_not_divide_is_found(rehearse):
+    script = (
+        "import mimo_role\nctx = mimo_role.current()\n"
+        "assert ctx.role.has_language_module or 1000 % ctx.lane('vision').lanes == 0\n"
+    )
+    done = rehearse(script, "modules.vision.dp=3")
+    assert done.returncode == 1
+    assert "vision (3 ranks, 0-2): AssertionError" in done.stderr
+
+
+def test_only_the_kind_that_fails_is_named(rehearse):
+    script = (
+        "import mimo_role\nctx = mimo_role.current()\nassert ctx.role.has_language_module or ctx.lane('vision').number == 0\n"
+    )
+    done = rehearse(script, "modules.vision.dp=3")
+    assert "2 of 3 kinds of vision (2 ranks, 1-2): AssertionError" in done.stderr
+
+
+def test_the_exit_code_is_the_scripts(rehearse):
+    assert rehearse("import sys; sys.exit(3)").returncode == 3
+    assert rehearse("import sys, mimo_role; sys.exit(mimo_role.REQUEUE_EXIT_CODE)").returncode == 75
+
+
+def test_a_first_rank_decides_for_the_others(rehearse):
+    script = (
+        "import torch.distributed as dist\n"
+        "name = ['chosen by rank 0'] if dist.get_rank() == 0 else [None]\n"
+        "dist.broadcast_object_list(name, src=0)\n"
+        "assert name == ['chosen by rank 0']\n"
+    )
+    done = rehearse(script)
+    assert done.returncode == 0, done.stderr
+    assert all(kind["objects_not_known"] == 0 for kind in done.found["kinds"])
+
+
+def test_checkpoints_are_saved_and_loaded_apart_from_the_jobs_own(rehearse, job):
+    script = """\
+import torch, mimo_role
+from mimo_role import checkpoint
+ctx = mimo_role.current()
+model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ctx.role.modules})
+folder = ctx.run_dir / "checkpoints"
+assert checkpoint.load(ctx, folder, model) is None
+checkpoint.save(ctx, folder, 1, model)
+before = {name: value.clone() for name, value in model.state_dict().items()}
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.zero_()
+assert checkpoint.load(ctx, folder, model).step == 1
+assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+"""
+    own = job.folder / "runs" / "small" / "checkpoints"
+    own.mkdir(parents=True)
+    done = rehearse(script, "modules.language={pp: 2}")
+    assert done.returncode == 0, done.stderr
+    assert not any(own.iterdir())
+
+
+def test_what_only_senders_know_of_a_batch_is_refused(rehearse):
+    script = (
+        "import torch, mimo_role\nfrom mimo_role import ActivationSpec\nfrom mimo_role.resharding.samples import Samples\n"
+        "ctx = mimo_role.current()\nbridge = ctx.bridge('vision')\n"
+        "if bridge.is_sender:\n    bridge.exchange_spec(ActivationSpec.of(4, (3, 4), torch.float32))\n"
+        "elif bridge.is_receiver:\n    bridge.exchange_spec(samples=Samples(4))\n"
+    )
+    done = rehearse(script)
+    assert done.returncode == 1
+    assert "language.pp0 (2 ranks, 2-3): mimo_role.errors.BridgeError" in done.stderr
+    assert "exchange_spec() cannot be rehearsed" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "tensor_parallel", "pipelining"])
+def test_scripts_that_know_torch_alone_are_rehearsed_unchanged(rehearse, job, name):
+    job.config = (
+        "name: small\nlayout: colocated\nmodules:\n  language: {pp: 2}\nentry: {script: script.py}\nruntime: {join: script}\n"
+    )
+    done = rehearse((ROOT / "tests" / "unchanged" / "scripts" / f"{name}.py").read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["entry={command: [bash, -c, 'true']}"], "entry.command cannot be rehearsed"),
+        (["--steps", "-1"], "--steps 0 or more"),
+        (["modules.vision.dp=0"], "modules.vision.dp"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused(rehearse, words, message):
+    done = rehearse("", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
+    pools = ["pools={a: {nodes: 1290, procs_per_node: 8}}"]
+    done = rehearse("", *AT_SCALE, *pools, "--shrink")
+    assert (
+        done.stdout
+        == "modules.vision.dp=3 modules.language.dp=4 pools=null modules.vision.pool=null modules.language.pool=null\n"
+    )
+    planned = subprocess.run(
+        [*job.program, "plan", job.name, *AT_SCALE, *pools, *done.stdout.split()],
+        cwd=job.folder,
+        env=job.whole_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert "19 ranks" in planned.stdout
