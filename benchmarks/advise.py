@@ -5,8 +5,8 @@ Real runs under mimo-launch over gloo, of benchmarks/sleeping_stages.py:
 - `case N`: a random workload (costs of two or three modules, micro-batches, frozen encoders, whether ranks meet between steps)
   runs in a random layout; the step of another random layout on as many ranks is predicted from its recordings, and measured.
   The last line has the share of the cases in which the prediction is within 5 % of it.
-- `workload N`: ten layouts of a workload run. From the recordings of one of them all ten are predicted. The last line has the
-  share of the workloads in which the fastest as measured is among the first two as predicted.
+- `workload N`: ten layouts of a workload run. From the recordings of each of them all ten are predicted. The last line has the
+  share of these rankings in which the fastest as measured is among the first two as predicted.
 
 A run in which forwards and backwards take much longer than their sleeps was disturbed by other load of the machine. It is
 repeated, and of three tries the least disturbed counts.
@@ -208,24 +208,23 @@ def cases(number: int, seed: int, steps: int, keep: Path | None) -> Iterator[Cas
 
 
 def rankings(count: int, seed: int, steps: int, keep: Path | None) -> Iterator[dict[str, Any]]:
-    """By workload: which place the fastest layout has among the predicted ones, and all times."""
+    """By workload and layout that ran: which place the fastest layout has among the predicted ones, and all times."""
     for at in range(count):
         workload, layouts = workload_with(LAYOUTS, random.Random(f"ranking {seed} {at}"), steps)
         ran = [run(workload, sizes, keep and keep / f"workload{at}-{number}") for number, sizes in enumerate(layouts)]
         measured_ms = [1000 * each.step_s for each in ran]
-        predicted_ms = [predict(ran[0], sizes) for sizes in layouts]
-        order = sorted(range(LAYOUTS), key=predicted_ms.__getitem__)
         best = min(range(LAYOUTS), key=measured_ms.__getitem__)
-        place = order.index(best) + 1
-        lost = min(measured_ms[each] for each in order[:2]) / measured_ms[best] - 1
+        places = []
+        for measured in ran:
+            predicted_ms = [predict(measured, sizes) for sizes in layouts]
+            places.append(sorted(range(LAYOUTS), key=predicted_ms.__getitem__).index(best) + 1)
+            yield {"workload": at, "place": places[-1], "measured_ms": measured_ms, "predicted_ms": predicted_ms}
         print(
-            f"workload {at}: {workload.world} ranks, {workload.micro_batches} micro-batches, from {text_of(layouts[0])}: the "
-            f"fastest, {text_of(layouts[best])}, is number {place} of the predicted; the better of the first two takes "
-            f"{lost:+.1%}",
+            f"workload {at}: {workload.world} ranks, {workload.micro_batches} micro-batches: the fastest of {LAYOUTS}, "
+            f"{text_of(layouts[best])}, has these places as predicted from each of them: {', '.join(map(str, places))}",
             file=sys.stderr,
             flush=True,
         )
-        yield {"place": place, "lost": lost, "measured_ms": measured_ms, "predicted_ms": predicted_ms}
 
 
 def main() -> None:
@@ -252,7 +251,7 @@ def main() -> None:
         )
     if ranked:
         first_two = sum(each["place"] <= 2 for each in ranked)
-        print(f"{first_two} of {len(ranked)} workloads have their fastest layout among the first two")
+        print(f"{first_two} of {len(ranked)} rankings have the fastest layout among the first two")
 
 
 if __name__ == "__main__":

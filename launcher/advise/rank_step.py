@@ -1,4 +1,4 @@
-"""What one rank did in one recorded step: its runs, what it sent in them, and what lies between them. Pure."""
+"""What one rank did in one recorded step: its runs, what it sent in them, and the gaps between them. Pure."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
