@@ -121,10 +121,11 @@ class Evidence:
         if self._unmeasured < max(_MEASURED_EVERY, len(self._noise) // _MEASURED_EVERY) or self.is_slow:
             return
         self._unmeasured = 0
-        if len(self._noise) >= _LEAST_NOISE_STEPS:
-            self._scale = max(1.0, noise_of(list(self._noise)) / _QUIET)
-        elif len(self._pending) >= _LEAST_NOISE_STEPS:
-            self._scale = max(1.0, noise_of([log_ratio for log_ratio, _ in self._pending]) / _QUIET)
+        before = list(self._noise)
+        logs = before if len(before) >= _LEAST_NOISE_STEPS else [log_ratio for log_ratio, _ in self._pending]
+        if len(logs) >= _LEAST_NOISE_STEPS:
+            # Of few steps it is measured inexactly: twice as much is assumed of the least number.
+            self._scale = max(1.0, noise_of(logs) * (1 + _LEAST_NOISE_STEPS / len(logs)) / _QUIET)
 
 
 def noise_of(logs: Sequence[float]) -> float:
