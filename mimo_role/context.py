@@ -356,15 +356,19 @@ class RoleContext(MegatronInterfaces):
         """
         log_scalars(self.recorder, values)
 
-    def step(self, number: int | None = None) -> None:
-        """Report the start of a training step: the next one, or the one with this number. Numbers increase.
+    def step(self, number: int | None = None, *, of: int | None = None) -> None:
+        """Report the start of a training step. Numbers increase.
 
         It takes a few microseconds and does not communicate. mimo-launch uses it to detect hangs (`runtime.stall_timeout_s`),
         to decide whether a restart made progress, to report the step of a failure, and in traces. `Schedule1F1B.step` calls it
         if the script does not.
+
+        Args:
+            number: of the step; default: the next one.
+            of: the number of the last step that the script will do, from which the time that is left is computed.
         """
         self.heartbeat.step(number)
-        self.recorder.begin_step(self.heartbeat.last_step)
+        self.recorder.begin_step(self.heartbeat.last_step, of or 0)
 
     def seed_everything(self, seed: int, *, different_over: Collection[str] = DIFFERENT_OVER) -> RandomStreams:
         """Seed `random`, NumPy and torch, on the CPU and on GPUs, without communication.

@@ -57,7 +57,7 @@ class Training:
         progress = Progress(self._run_dir, first_step=first, steps=options.steps) if ctx.is_logging_rank else None
         batches = chain.from_iterable(repeat(self._loader))
         for step in range(first, options.steps + 1):
-            ctx.step(step)
+            ctx.step(step, of=options.steps)
             if ctx.seconds_left() is not None:
                 self._save(step - 1)
                 raise SystemExit(REQUEUE_EXIT_CODE)

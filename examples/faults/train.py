@@ -38,7 +38,7 @@ def go_wrong(fault: str) -> None:
 def train(ctx: RoleContext, fault: str) -> None:
     """Go through the steps; every rank waits for all others in each."""
     for step in range(1, STEPS + 1):
-        ctx.step(step)
+        ctx.step(step, of=STEPS)
         if step == FAILING_STEP and ctx.rank == ctx.world_size - 1:
             go_wrong(fault)
         if ctx.role.has_language_module:

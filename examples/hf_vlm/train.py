@@ -122,7 +122,7 @@ def evaluate():
 
 epochs = chain.from_iterable(repeat(loader))
 for step in range(done + 1, args.steps + 1):
-    ctx.step(step)  # progress: for hangs, restarts and reports
+    ctx.step(step, of=args.steps)  # progress: for hangs, restarts and reports
     losses = model.step(next(epochs))  # forwards and backwards over all modules
     ctx.sum_gradients(model.modules)
     norm = ctx.clip_grad_norm_(model.modules, args.max_norm)  # the norm over all modules

@@ -54,7 +54,7 @@ def main() -> None:
     elif (checkpoints / "latest").exists():
         done = trainer.load(checkpoints)
     for step in range(done + 1, options.steps + 1):
-        ctx.step(step)
+        ctx.step(step, of=options.steps)
         loss, norm = trainer.step(step)
         if ctx.is_logging_rank and (step % options.log_every == 0 or step == options.steps):
             print(f"step {step:4d}  loss {loss:.6f}  norm {norm:.6f}", flush=True)

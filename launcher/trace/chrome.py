@@ -1,7 +1,7 @@
 """The recordings of all ranks as one trace in Chrome's format, which Perfetto opens. Pure.
 
 The format: "Trace Event Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU. One process
-per rank, one thread for the host, one for the device, and one for each further thread of the script.
+per rank, one thread for the host, one for the device, one for collectives, and one for each further thread of the script.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from launcher.coordination.clock_offset import ClockOffset
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.trace.recordings import Recordings
-from mimo_role.monitoring.records import NONE, Flag, Kind, Record, Recording
+from mimo_role.monitoring.records import COLLECTIVES, NONE, Flag, Kind, Record, Recording
 
 _DEVICE_THREAD = 1_000_000
 _SENDS = {Kind.SEND_ACTIVATIONS: Kind.WAIT_ACTIVATIONS, Kind.SEND_GRADIENTS: Kind.WAIT_GRADIENTS}
@@ -100,7 +100,7 @@ def _names(rank: int, name: str, records: list[Record]) -> Iterator[Event]:
     yield {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": name}}
     yield {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}}
     for thread in sorted({0, *map(_thread, records)}):
-        title = {0: "host", _DEVICE_THREAD: "device"}.get(thread, f"thread {thread}")
+        title = {0: "host", COLLECTIVES: "collectives", _DEVICE_THREAD: "device"}.get(thread, f"thread {thread}")
         yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": {"name": title}}
 
 

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any
 
 from mimo_role.monitoring.device_clock import DeviceClock, Mark
-from mimo_role.monitoring.records import NONE, Flag, Kind
+from mimo_role.monitoring.records import COLLECTIVES, NONE, Flag, Kind
 from mimo_role.monitoring.ring import Ring, What, what
 
 _UNRECORDED = nullcontext()
-_MOST_THREADS = 2**16 - 1
+_MOST_THREADS = COLLECTIVES - 1
 """Further threads share the last number."""
 _STEPS_PER_SCHEDULE = 2**32
 """A schedule and its step are one number, which a float64 has exactly for two million schedules."""
@@ -41,12 +41,12 @@ class Recorder:
             itself = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _stop(itself()))
 
-    def begin_step(self, number: int) -> None:
-        """A step of the script, or of a schedule that counts them, begins."""
+    def begin_step(self, number: int, last: int = 0) -> None:
+        """A step of the script, or of a schedule that counts them, begins; `last` is the number of the last one, if known."""
         self._step = number
         if self._ring is not None:
             now_ns = time.monotonic_ns()
-            self._ring.add(what(Kind.STEP), now_ns, now_ns, number)
+            self._ring.add(what(Kind.STEP), now_ns, now_ns, number, float(last))
             self._resolve()
 
     def count_schedule(self) -> int:

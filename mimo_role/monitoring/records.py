@@ -38,6 +38,8 @@ RECORDS_AT = NAMES_AT + MAX_NAMES * NAME_BYTES
 RECORD = struct.Struct("=qqqdiiHHHBBq4x")
 """begin, end, step, value, micro-batch, peer, name, micro-batches, thread, kind, flags; at its end, the record's number."""
 NONE = -1
+COLLECTIVES = 2**16 - 1
+"""The number of the thread to which collectives are recorded, whichever called them."""
 
 
 class Kind(IntEnum):
@@ -46,7 +48,7 @@ class Kind(IntEnum):
     SPAN = 1
     """A span that the script has named."""
     STEP = 2
-    """A step begins."""
+    """A step begins. `value` is the number of the last one that the script will do; 0 if it does not state it."""
     SCALAR = 3
     """A number: `value`."""
     FORWARD = 4
@@ -59,6 +61,9 @@ class Kind(IntEnum):
     """No span: something that was waited for has come from this peer too."""
     WAIT_SENT = 11
     """The wait until what was sent has been received."""
+    COLLECTIVE = 12
+    """A collective of a process group such as `language.tp`, from its call until it is complete. Its thread is `COLLECTIVES`,
+    since it may last longer than the spans around it."""
 
     @property
     def is_span(self) -> bool:
@@ -84,7 +89,8 @@ class Record(NamedTuple):
     step: int
     """-1 before the first."""
     value: float
-    """A scalar; of a message between stages, the number of its schedule and step: the same on sender and receiver."""
+    """A scalar; of a step, the last one's number; of a message between stages, the number of its schedule and step: the same on
+    sender and receiver."""
     micro_batch: int
     """-1: none."""
     peer: int

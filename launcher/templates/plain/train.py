@@ -62,7 +62,7 @@ if loaded is not None:
 
 epochs = chain.from_iterable(repeat(loader))
 for step, (batch,) in enumerate(islice(epochs, max(steps - done, 0)), done + 1):
-    ctx.step(step)  # reports progress, so that a hang is detected
+    ctx.step(step, of=steps)  # reports progress, so that a hang is detected
     images, answers = batch[module]  # the samples of this replica
     optimizer.zero_grad()
     losses = []

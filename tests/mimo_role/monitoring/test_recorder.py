@@ -41,6 +41,12 @@ def test_spans_are_recorded_as_they_end_with_their_step(recorder, path):
     assert outer.begin_ns <= inner.begin_ns <= inner.end_ns <= outer.end_ns
 
 
+def test_a_step_has_the_number_of_the_last_one_if_the_script_states_it(recorder, path):
+    recorder.begin_step(4, 100)
+    recorder.begin_step(5)
+    assert [(each.step, each.value) for each in read(path).records] == [(4, 100.0), (5, 0.0)]
+
+
 def test_a_span_around_a_function_is_one_for_each_call(recorder, path):
     @ScriptSpan(recorder, "factorial")
     def factorial(number):
