@@ -102,7 +102,7 @@ def planned(arguments: list[str]) -> list[str]:
         command = "plan"
     elif command == "submit" and "--dry-run" not in rest:
         rest = [*rest, "--dry-run"]
-    elif command in ("status", "logs", "trace", "cancel"):
+    elif command in ("status", "logs", "trace", "report", "cancel"):
         rest = [*rest, "--help"]
     return [*MIMO_LAUNCH, command, *rest]
 

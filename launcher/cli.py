@@ -89,7 +89,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     from launcher.plan.render import as_json, as_table
 
     plan, _, _ = _planned(arguments)
-    print(as_json(plan) if arguments.json else as_table(plan))
+    if arguments.svg:
+        from launcher.run_report.layout_svg import layout_svg
+
+        print(layout_svg(plan), end="")
+    else:
+        print(as_json(plan) if arguments.json else as_table(plan))
     return ExitCode.SUCCESS
 
 
@@ -232,6 +237,30 @@ def _trace(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    if _is_torchx_handle(arguments.job):
+        raise LaunchError(f"{arguments.job}: give the run directory instead")
+    for option, given in (("--step", arguments.step), ("--out", arguments.out)):
+        if given is not None and not arguments.html:
+            raise LaunchError(f"{option}: only with --html")
+    from launcher import jobs
+    from launcher.run_report import text
+    from launcher.run_report.page import write_page
+    from launcher.run_report.run_record import read_run, with_timelines
+
+    job = jobs.find(arguments.job)
+    files, plan = job.files(), job.plan()
+    if files is None or plan is None:
+        raise LaunchError(f"{arguments.job}: no run directory of mimo-launch found for it; give the directory instead")
+    record = read_run(files, plan, job.hosts(plan))
+    if arguments.html:
+        page = write_page(with_timelines(record, files, arguments.step), arguments.out or files.page_file)
+        print(f"wrote {page}")
+    else:
+        print(text.as_json(record) if arguments.json else text.as_text(record))
+    return ExitCode.SUCCESS
+
+
 def _cancel(arguments: argparse.Namespace) -> int:
     if _is_torchx_handle(arguments.job):
         from launcher.schedulers.submit import cancel
@@ -274,6 +303,7 @@ _COMMANDS = {
     "status": _status,
     "logs": _logs,
     "trace": _trace,
+    "report": _report,
     "cancel": _cancel,
     "schema": _schema,
 }

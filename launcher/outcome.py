@@ -129,7 +129,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, as in report.json."""
-        return {**self.summary(), "restarts": list(self.restarts), **self.details}
+        return {**self.summary(), "restarts": list(self.restarts), "message": self.message, **self.details}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Outcome":

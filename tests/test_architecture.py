@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | live logs schedulers trace | hangs preflight | worker jobs | agent | cli | __main__"
+        " | coordination run_dir | live logs schedulers trace | hangs preflight run_report | worker jobs | agent | cli | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
@@ -161,6 +161,7 @@ def main_with(*words):
         pytest.param(main_with("schema"), "torch torchx numpy omegaconf", id="schema"),
         pytest.param(main_with("plan", CONFIG), "torch torchx numpy", id="plan"),
         pytest.param(main_with("plan", "--json", CONFIG), "torch torchx numpy", id="plan --json"),
+        pytest.param(main_with("plan", "--svg", CONFIG), "torch torchx numpy", id="plan --svg"),
     ],
 )
 def test_heavy_packages_are_not_loaded_by(code, packages):

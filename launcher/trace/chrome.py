@@ -13,19 +13,10 @@ from typing import Any, NamedTuple
 from launcher.coordination.clock_offset import ClockOffset
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.trace.recordings import Recordings
-from mimo_role.monitoring.records import COLLECTIVES, NONE, Flag, Kind, Record, Recording
+from launcher.trace.spans import clock_offset, nodes_of_ranks, title_of, track_name, track_of
+from mimo_role.monitoring.records import NONE, Flag, Kind, Record, Recording
 
-_DEVICE_THREAD = 1_000_000
 _SENDS = {Kind.SEND_ACTIVATIONS: Kind.WAIT_ACTIVATIONS, Kind.SEND_GRADIENTS: Kind.WAIT_GRADIENTS}
-_VERBS = {
-    Kind.FORWARD: "forward",
-    Kind.BACKWARD: "backward",
-    Kind.WAIT_ACTIVATIONS: "wait for activations",
-    Kind.WAIT_GRADIENTS: "wait for gradients",
-    Kind.SEND_ACTIVATIONS: "send activations",
-    Kind.SEND_GRADIENTS: "send gradients",
-    Kind.WAIT_SENT: "wait for receivers",
-}
 
 Event = dict[str, Any]
 
@@ -59,8 +50,8 @@ def trace_of(
         steps: only records of these steps.
         last_s: only records of so many seconds before the last one of all ranks.
     """
-    nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    offsets = {rank: _offset(found, nodes, rank) for rank in found.by_rank}
+    nodes = nodes_of_ranks(plan)
+    offsets = {rank: clock_offset(found, nodes, rank) for rank in found.by_rank}
     kept = {rank: _shifted(recording.records, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     running = {rank: _shifted(recording.open, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     times = [each.end_ns for records in kept.values() for each in records]
@@ -78,14 +69,6 @@ def trace_of(
     return {"traceEvents": events, "displayTimeUnit": "ms", "metadata": _metadata(plan, found, zero_ns, max(times, default=0))}
 
 
-def _offset(found: Recordings, nodes: Mapping[int, int], rank: int) -> int:
-    """What to add to a rank's times to get node 0's: as it was measured, otherwise by both nodes' time of day."""
-    if nodes[rank] in found.clocks:
-        return found.clocks[nodes[rank]].offset_ns
-    first = next((each for other, each in found.by_rank.items() if nodes[other] == 0), None)
-    return 0 if first is None or nodes[rank] == 0 else found.by_rank[rank].wall_offset_ns - first.wall_offset_ns
-
-
 def _shifted(records: Any, offset_ns: int, steps: Container[int] | None) -> list[Record]:
     """On node 0's clock, those that begin first and, of these, the longest first."""
     found = [
@@ -99,20 +82,15 @@ def _shifted(records: Any, offset_ns: int, steps: Container[int] | None) -> list
 def _names(rank: int, name: str, records: list[Record]) -> Iterator[Event]:
     yield {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": name}}
     yield {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}}
-    for thread in sorted({0, *map(_thread, records)}):
-        title = {0: "host", COLLECTIVES: "collectives", _DEVICE_THREAD: "device"}.get(thread, f"thread {thread}")
-        yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": {"name": title}}
-
-
-def _thread(record: Record) -> int:
-    return _DEVICE_THREAD if record.flags & Flag.DEVICE else record.thread
+    for thread in sorted({0, *map(track_of, records)}):
+        yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": {"name": track_name(thread)}}
 
 
 def _events_of(
     rank: int, recording: Recording, records: list[Record], running: list[Record], microseconds: Callable[[int], float]
 ) -> Iterator[Event]:
     for record in sorted([*records, *running], key=lambda each: each.begin_ns):
-        kind, at = Kind(record.kind), {"pid": rank, "tid": _thread(record), "ts": microseconds(record.begin_ns)}
+        kind, at = Kind(record.kind), {"pid": rank, "tid": track_of(record), "ts": microseconds(record.begin_ns)}
         name = recording.names[record.name]
         if kind is Kind.STEP:
             yield {"ph": "i", "name": f"step {record.step}", "cat": "step", "s": "p", **at}
@@ -122,11 +100,7 @@ def _events_of(
             yield {"ph": "i", "name": f"{name} is {record.value}", "cat": "scalar", "s": "t", **at}
         elif kind.is_span:
             more = {"ph": "X", "dur": (record.end_ns - record.begin_ns) / 1000} if record.end_ns else {"ph": "B"}
-            yield {"name": _title(kind, name), "cat": kind.name.lower(), **at, **more, "args": _arguments(record)}
-
-
-def _title(kind: Kind, name: str) -> str:
-    return f"{_VERBS[kind]} {name}" if kind in _VERBS else name
+            yield {"name": title_of(kind, name), "cat": kind.name.lower(), **at, **more, "args": _arguments(record)}
 
 
 def _arguments(record: Record) -> dict[str, Any]:
@@ -185,8 +159,8 @@ def _at(place: _Place, microseconds: Callable[[int], float]) -> Event:
 def _metadata(plan: LaunchPlan, found: Recordings, zero_ns: int, last_ns: int) -> dict[str, Any]:
     """What the times are, and what is missing."""
     first = found.by_rank[min(found.by_rank)]
-    nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    wall_ns = zero_ns - _offset(found, nodes, first.rank) + first.wall_offset_ns
+    nodes = nodes_of_ranks(plan)
+    wall_ns = zero_ns - clock_offset(found, nodes, first.rank) + first.wall_offset_ns
     return {
         "run": plan.name,
         "attempt": found.attempt,
