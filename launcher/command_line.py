@@ -201,8 +201,10 @@ def _add_report(parser: _Parser, commands: _Commands) -> None:
     report.options += ["--json", "--html"]
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--html", action="store_true", help="write one HTML file, which needs no other file and no network")
-    report.add_argument("--step", metavar="N", type=int, help="with --html: the step of the timeline (default: the last whole one)")
-    report.add_argument("--out", metavar="FILE", type=Path, help="with --html: the file (default: report.html in the run directory)")
+    report.add_argument("--step", metavar="N", type=int, help="with --html: the timeline's step (default: the last whole one)")
+    report.add_argument(
+        "--out", metavar="FILE", type=Path, help="with --html: the file (default: the run directory's report.html)"
+    )
 
 
 def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | live logs schedulers trace | hangs preflight run_report | worker jobs | agent | cli | __main__"
+        " | coordination run_dir | live logs schedulers trace | hangs preflight run_report | worker jobs | agent | cli"
+        " | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"

@@ -8,8 +8,8 @@ from launcher.run_report.markup import data_block, element
 from launcher.run_report.shares import PARTS, ModuleShares
 from launcher.run_report.ticks import number_text, ticks
 
-_WIDTH, _HEIGHT = 520, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 10, 10, 26
+_WIDTH, _HEIGHT = 400, 170
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 10, 10, 26
 """Room for the axes' numbers, in pixels."""
 
 
@@ -52,18 +52,19 @@ def charts(found: Sequence[Curves], attempts: Sequence[tuple[int, int]], colors:
 def _data(series: Series) -> object:
     """Rounded, since nobody reads more digits: a page of 10,000 steps is half as large."""
     rows = [
-        [each.first, each.last, *(float(f"{value:.5g}") for value in (each.low, each.mean, each.high))] for each in series.buckets
+        [each.first, each.last, *(float(f"{value:.5g}") for value in (each.low, each.mean, each.high))]
+        for each in series.buckets
     ]
     return {"name": series.name, "buckets": rows}
 
 
-def _chart(
-    curves: Curves, steps: tuple[int, int], attempts: Sequence[tuple[int, int]], colors: Mapping[str, int]
-) -> Element:
+def _chart(curves: Curves, steps: tuple[int, int], attempts: Sequence[tuple[int, int]], colors: Mapping[str, int]) -> Element:
     low, high = curves.bounds
     values = [bucket for series in curves.series for bucket in series.buckets]
     ends = f"{number_text(values[0].mean)} at step {values[0].first}, {number_text(values[-1].mean)} at step {values[-1].last}"
-    title = f"{curves.title} by step, from {number_text(min(b.low for b in values))} to {number_text(max(b.high for b in values))}"
+    title = (
+        f"{curves.title} by step, from {number_text(min(b.low for b in values))} to {number_text(max(b.high for b in values))}"
+    )
     picture = element(
         "svg",
         {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "aria-label": f"{title}; {ends}"},
@@ -102,7 +103,7 @@ def _axes(steps: tuple[int, int], bounds: tuple[float, float]) -> list[Element]:
         y = _y(value, bounds)
         parts.append(element("line", {"x1": _LEFT, "x2": _WIDTH - _RIGHT, "y1": y, "y2": y, "class": "grid"}))
         parts.append(element("text", {"x": _LEFT - 6, "y": y + 4, "text-anchor": "end"}, number_text(value)))
-    for step in ticks(*steps, 6):
+    for step in ticks(*steps, 5):
         if step == int(step):
             text = {"x": _x(step, steps), "y": _HEIGHT - 8, "text-anchor": "middle"}
             parts.append(element("text", text, f"{step:,.0f}"))

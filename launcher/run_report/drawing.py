@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from launcher.run_report.markup import Child, elided, element
+from launcher.run_report.markup import Child, element, elided
 
 MARGIN = 16
 """Pixels around a picture."""

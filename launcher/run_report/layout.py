@@ -26,7 +26,7 @@ class RoleCount(NamedTuple):
     modules: tuple[str, ...]
     name: str
     """As `language.pp1`."""
-    count: int
+    ranks: int
 
 
 class RankCell(NamedTuple):

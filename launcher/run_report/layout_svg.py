@@ -8,7 +8,7 @@ from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_report.layout import Layout, layout_of
 from launcher.run_report.markup import as_xml, element
 from launcher.run_report.module_svg import draw_modules
-from launcher.run_report.node_svg import draw_pools
+from launcher.run_report.node_svg import draw_pools, pools_width
 from mimo_role.role import MIMO_LANGUAGE_MODULE_KEY
 
 _LEAST_WIDTH = 640
@@ -21,7 +21,8 @@ def _rules(colors: Sequence[str]) -> str:
     pairs = [color.split() for color in colors]
     fills = [f".m{at} {{ fill: {fill}; stroke: {line} }}" for at, (fill, line) in enumerate(pairs)]
     lines = [
-        f".l{at} {{ stroke: {line}; color: {line} }} .band.l{at} {{ fill: {line}; stroke: none }} .s{at} {{ background: {line} }}"
+        f".l{at} {{ stroke: {line}; color: {line} }}\n.band.l{at} {{ fill: {line}; stroke: none }}\n"
+        f".s{at} {{ background: {line} }}"
         for at, (_, line) in enumerate(pairs)
     ]
     return "\n".join([*fills, *lines])
@@ -72,12 +73,18 @@ def draw_layout(layout: Layout) -> Element:
     """The picture as an `svg` element, without its style, which is `STYLE`."""
     color_of = color_numbers(each.name for each in layout.modules).__getitem__
     modules = draw_modules(layout, color_of)
-    width = max(modules.width, _LEAST_WIDTH)
+    width = max(modules.width, pools_width(layout), _LEAST_WIDTH)
     pools = draw_pools(layout, color_of, top=modules.height, width=width)
     title = f"{layout.name}: {counted(layout.world_size, 'rank')}, {layout.kind}"
     return element(
         "svg",
-        {"viewBox": f"0 0 {width:g} {pools.height:g}", "width": width, "height": pools.height, "role": "img", "class": "layout"},
+        {
+            "viewBox": f"0 0 {width:g} {pools.height:g}",
+            "width": width,
+            "height": pools.height,
+            "role": "img",
+            "class": "layout",
+        },
         element("title", None, title),
         *modules.parts,
         *pools.parts,

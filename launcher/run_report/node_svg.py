@@ -14,8 +14,17 @@ _LEAST_CARD_WIDTH, _CARD_GAP = 236, 10
 _ROW_HEIGHT = 24
 _MOST_ROWS = 8
 """Of more kinds of ranks on a node, the first ones are listed."""
+_MOST_WIDTH = 974
+"""Unless the modules need more: two nodes of eight ranks beside each other."""
+_INSET = MARGIN + 12.0
 _PADDING, _HEADING, _POOL_HEADING = 10, 30, 34
 _Colors = Callable[[str], int]
+
+
+def pools_width(layout: Layout) -> float:
+    """The width in which the nodes of each pool fit beside each other, but at most `_MOST_WIDTH`."""
+    beside = [[_size(group, _LEAST_CARD_WIDTH)[0] + _CARD_GAP for group in pool.groups] for pool in layout.pools]
+    return min(_MOST_WIDTH, max(map(sum, beside)) - _CARD_GAP + 2 * _INSET)
 
 
 def draw_pools(layout: Layout, color_of: _Colors, *, top: float, width: float) -> Drawing:
@@ -33,14 +42,14 @@ def _pool_heading(pool: PoolBox, y: float, width: float) -> list[Element]:
     left_out = f", {counted(pool.left_out, 'further group')} of nodes not drawn" if pool.left_out else ""
     size = f"{counted(pool.nodes, 'node')}, {counted(pool.ranks, 'rank')}{left_out}"
     return [
-        label(MARGIN + 12, y + 22, f"pool {pool.name}", "strong", limit=40),
-        label(width - MARGIN - 12, y + 22, size, "small quiet", "end"),
+        label(_INSET, y + 22, f"pool {pool.name}", "strong", limit=40),
+        label(width - _INSET, y + 22, size, "small quiet", "end"),
     ]
 
 
 def _flow(pool: PoolBox, color_of: _Colors, top: float, width: float) -> tuple[list[Element], float]:
     """The nodes of a pool in rows, and the lower end of the pool."""
-    left, right = MARGIN + 12.0, width - MARGIN - 12
+    left, right = _INSET, width - _INSET
     columns = int((right - left + _CARD_GAP) // (_LEAST_CARD_WIDTH + _CARD_GAP))
     folded_width = (right - left + _CARD_GAP) / columns - _CARD_GAP
     parts: list[Element] = []
@@ -68,7 +77,7 @@ def _size(group: NodeGroup, folded_width: float) -> tuple[float, float]:
 def _card(group: NodeGroup, color_of: _Colors, x: float, y: float, width: float, height: float) -> Element:
     first, last = group.nodes[0], group.nodes[-1]
     name = first.name if first is last else f"{first.name} … {last.name}"
-    ranks = f"{first.first_rank}–{last.ranks[-1]}" if last.ranks[-1] > first.first_rank else str(first.first_rank)
+    ranks = f"{first.first_rank}-{last.ranks[-1]}" if last.ranks[-1] > first.first_rank else str(first.first_rank)
     parts = [box(x, y, width, height, "card"), label(x + _PADDING, y + 20, name, "strong small", limit=int(width / 8.5))]
     if group.cells:
         parts += _cells(group.cells, color_of, x + _PADDING, y + _HEADING)
@@ -106,7 +115,7 @@ def _rows(contents: Sequence[RoleCount], color_of: _Colors, x: float, y: float, 
     for index, role in enumerate(contents[:_MOST_ROWS]):
         at = y + index * (_ROW_HEIGHT + 4)
         parts += _ground(role.modules, color_of, x, at, width, _ROW_HEIGHT)
-        words = f"{counted(role.count, 'rank')} of {role.name}"
+        words = f"{counted(role.ranks, 'rank')} of {role.name}"
         parts.append(label(x + 8, at + 16, words, "small", limit=32))
     if len(contents) > _MOST_ROWS:
         more = f"… {len(contents) - _MOST_ROWS} more kinds of ranks"

@@ -4,10 +4,24 @@ const SVG = "http://www.w3.org/2000/svg";
 const read = (figure, kind) => JSON.parse(figure.querySelector(`script.${kind}`).textContent);
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
+const digits = (value, most) => Number(value.toPrecision(most));
+
 function duration(us) {
   if (us < 1000) return `${us} us`;
-  if (us < 1e6) return `${(us / 1e3).toPrecision(4)} ms`;
-  return `${(us / 1e6).toPrecision(4)} s`;
+  return us < 1e6 ? `${digits(us / 1e3, 4)} ms` : `${digits(us / 1e6, 5)} s`;
+}
+
+function draw(name, attributes, text = "") {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.textContent = text;
+  return made;
+}
+
+/* The multiple of 1, 2 or 5 times a power of ten that is at least `least`. */
+function roundStep(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= least * (1 - 1e-9));
 }
 
 const tip = document.createElement("div");
@@ -31,15 +45,13 @@ class Timeline {
     this.data = read(figure, "timeline-data");
     this.scroller = figure.querySelector(".scroller");
     this.picture = figure.querySelector(".picture");
-    this.bars = figure.querySelector(".bars");
     this.labels = [...figure.querySelectorAll(".labels li")];
     this.details = figure.querySelector(".details");
     this.zoom = 1;
     this.row = -1;
     this.index = -1;
-    this.frame = document.createElementNS(SVG, "rect");
-    this.frame.setAttribute("class", "chosen-span");
-    this.frame.setAttribute("visibility", "hidden");
+    this.axis = figure.querySelector(".axis");
+    this.frame = draw("rect", { class: "chosen-span", visibility: "hidden" });
     this.picture.append(this.frame);
     this.scroller.addEventListener("keydown", (event) => this.onKey(event));
     this.scroller.addEventListener("pointermove", (event) => this.onMove(event));
@@ -125,15 +137,27 @@ class Timeline {
     const [begin, length, , , peer] = this.spans()[this.index];
     const row = this.data.rows.findIndex((each) => each.rank === peer && each.spans.length);
     if (row >= 0) this.select(row, this.at(row, begin + length).index);
-    else if (peer >= 0) this.details.textContent = `rank ${peer} is not shown`;
+    else this.details.textContent = peer >= 0 ? `rank ${peer} is not shown` : "this span waits for no message";
   }
 
   zoomBy(way) {
     const centre = (this.scroller.scrollLeft + this.scroller.clientWidth / 2) / this.zoom;
     this.zoom = way === "all" ? 1 : clamp(this.zoom * (way === "in" ? 2 : 0.5), 1, 64);
     this.picture.style.width = `${100 * this.zoom}%`;
+    this.drawAxis();
     this.scroller.scrollLeft = centre * this.zoom - this.scroller.clientWidth / 2;
     if (this.row >= 0 && way !== "all") this.show(this.spans()[this.index]);
+  }
+
+  drawAxis() {
+    const { duration: whole, shape } = this.data, bottom = this.picture.getAttribute("height");
+    const step = Math.max(1, roundStep(whole / (6 * this.zoom)));
+    this.axis.replaceChildren();
+    for (let at = 0; at <= whole; at += step) {
+      const x = `${(100 * at) / whole}%`, anchor = at === 0 ? "start" : at > (1 - 0.05 / this.zoom) * whole ? "end" : "middle";
+      this.axis.append(draw("line", { x1: x, x2: x, y1: shape.axis - 4, y2: bottom, class: "grid" }));
+      this.axis.append(draw("text", { x, y: 14, "text-anchor": anchor }, at ? duration(at) : "0"));
+    }
   }
 
   under(event) {
@@ -191,7 +215,7 @@ class Curves {
   }
 
   text([first, last, low, mean, high]) {
-    const written = (value) => Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
+    const written = (value) => Math.abs(value) < 1e-4 ? String(digits(value, 4)) : value.toLocaleString("en", { maximumSignificantDigits: 4 });
     if (first === last || low === high) return written(mean);
     return `${written(mean)} (${written(low)} to ${written(high)} in steps ${first} to ${last})`;
   }

@@ -72,7 +72,9 @@ def _title(part: Element) -> str:
 
 def _policy(style: str, script: str) -> str:
     """A policy under which nothing is loaded, and only this style and this script are used (W3C, CSP 3)."""
-    return f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _digest(text: str) -> str:

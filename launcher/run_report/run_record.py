@@ -9,6 +9,8 @@ from launcher.errors import LaunchError
 from launcher.live.metrics import StepMetrics, read_metrics
 from launcher.live.view import Straggler
 from launcher.plan.launch_plan import LaunchPlan
+from launcher.run_dir.layout import RunDirLayout
+from launcher.run_dir.reader import describe, is_locked
 from launcher.run_report.step_timeline import (
     StepTimeline,
     last_complete_step,
@@ -16,8 +18,6 @@ from launcher.run_report.step_timeline import (
     steps_begun,
     timeline_of,
 )
-from launcher.run_dir.layout import RunDirLayout
-from launcher.run_dir.reader import describe, is_locked
 from launcher.trace.recordings import Recordings, load, load_running
 
 _PROBES = 4

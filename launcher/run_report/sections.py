@@ -83,18 +83,24 @@ def failure_section(record: RunRecord) -> Element | None:
     report = record.report
     if report is None or report.get("headline") is None:
         return None
-    first = report.get("first") if isinstance(report.get("first"), dict) else {}
-    crash = first.get("crash") if isinstance(first, dict) and isinstance(first.get("crash"), dict) else {}
-    hint = element("p", {"class": "hint"}, element("strong", None, "Hint: "), str(report["hint"])) if report.get("hint") else None
+    first = _object(report.get("first"))
     return section(
         "failure",
         "Failure",
         element("pre", {"class": "message"}, str(report.get("message") or report["headline"])),
-        hint,
-        _folded("Traceback of the rank that failed first", crash.get("traceback") if isinstance(crash, dict) else None),
-        _folded("End of its output", _lines(first.get("tail") if isinstance(first, dict) else None)),
+        _hint(report.get("hint")),
+        _folded("Traceback of the rank that failed first", _object(first.get("crash")).get("traceback")),
+        _folded("End of its output", _lines(first.get("tail"))),
         _others(report.get("others")),
     )
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _hint(text: object) -> Element | None:
+    return element("p", {"class": "hint"}, element("strong", None, "Hint: "), str(text)) if text else None
 
 
 def _folded(title: str, text: object) -> Element | None:
@@ -129,7 +135,7 @@ def layout_section(plan: LaunchPlan) -> Element:
     return section(
         "layout",
         "Layout",
-        element("div", {"class": "wide", "tabindex": 0, "role": "region", "aria-label": "layout"}, draw_layout(layout_of(plan))),
+        _wide(draw_layout(layout_of(plan)), "layout"),
         element("h3", None, "Warnings") if warnings else None,
         element("ul", None, *warnings) if warnings else None,
     )
@@ -141,9 +147,12 @@ def shares_section(record: RunRecord) -> Element:
     if not found:
         reason = "No step has times of modules: Schedule1F1B records them." if record.steps else _NO_METRICS
         return section("shares", "Time by module", _missing(reason))
-    note = f"Parts of the time of {counted(len(record.steps), 'step')}, means over the ranks of a module."
+    note = f"Parts of the time of {len(record.steps):,} steps, means over the ranks of a module."
     return section(
-        "shares", "Time by module", element("p", {"class": "quiet"}, note), element("div", {"class": "wide"}, share_table(found))
+        "shares",
+        "Time by module",
+        element("p", {"class": "quiet"}, note),
+        _wide(share_table(found), "time by module"),
     )
 
 
@@ -182,7 +191,7 @@ def stragglers_section(record: RunRecord) -> Element:
         return section("stragglers", "Stragglers", element("p", None, "No rank computed longer than its peers."))
     heads = ["rank", "role", "node", "time beside its peers", "from step", "until step", "cost of a step"]
     rows = [_straggler_row(each) for each in found]
-    return section("stragglers", "Stragglers", element("div", {"class": "wide"}, table(heads, rows)))
+    return section("stragglers", "Stragglers", _wide(table(heads, rows), "stragglers"))
 
 
 def _straggler_row(each: Straggler) -> list[str]:
@@ -197,7 +206,7 @@ def nodes_section(record: RunRecord) -> Element:
     rows = [[each.name, each.pool, record.hosts.get(each.name, "unknown"), ranges(each.ranks)] for each in shown]
     left_out = len(record.plan.nodes) - len(shown)
     note = element("p", {"class": "quiet"}, f"{counted(left_out, 'further node')}: see nodes.json.") if left_out else None
-    found = element("div", {"class": "wide"}, table(["node", "pool", "host", "ranks"], rows))
+    found = _wide(table(["node", "pool", "host", "ranks"], rows), "nodes")
     return section("nodes", f"Nodes ({len(record.plan.nodes):,})", found, note, is_open=len(rows) <= 16)
 
 
@@ -206,6 +215,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Element:
     head = element("tr", None, *(element("th", {"scope": "col"}, each) for each in heads))
     body = [element("tr", None, *(element("td", None, each) for each in row)) for row in rows]
     return element("table", None, element("thead", None, head), element("tbody", None, *body))
+
+
+def _wide(content: Element, name: str) -> Element:
+    """What may be wider than the window: a region that the keyboard can scroll."""
+    return element("div", {"class": "wide", "tabindex": 0, "role": "region", "aria-label": name}, content)
 
 
 def _missing(reason: str) -> Element:

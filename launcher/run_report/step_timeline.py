@@ -142,9 +142,7 @@ def timeline_of(plan: LaunchPlan, found: Recordings, step: int, wanted: Sequence
     ]
     kept, more = _without_the_shortest(rows)
     duration_us = max(1, (end_ns - zero_ns) // 1000)
-    return StepTimeline(
-        step=step, attempt=found.attempt, duration_us=duration_us, rows=tuple(kept), notes=(*notes, *more)
-    )
+    return StepTimeline(step=step, attempt=found.attempt, duration_us=duration_us, rows=tuple(kept), notes=(*notes, *more))
 
 
 def _of_step(recording: Recording, step: int, offset_ns: int) -> list[Record]:
@@ -161,7 +159,9 @@ def _choice(plan: LaunchPlan, spans: Mapping[int, list[Record]], wanted: Sequenc
     world_size, topology = plan.topology.world_size, plan.topology
     if world_size <= MOST_RANKS:
         missing = world_size - len(spans)
-        return dict.fromkeys(sorted(spans), ""), [f"{counted(missing, 'rank')} recorded nothing in this step."] if missing else []
+        return dict.fromkeys(sorted(spans), ""), [
+            f"{counted(missing, 'rank')} recorded nothing in this step."
+        ] if missing else []
     by_stage: dict[str, list[int]] = {}
     for rank in sorted(spans):
         by_stage.setdefault(stage_of(topology, rank), []).append(rank)
@@ -172,8 +172,8 @@ def _choice(plan: LaunchPlan, spans: Mapping[int, list[Record]], wanted: Sequenc
         remarks.setdefault(in_order[-1], f"slowest of {len(in_order)} read")
         remarks |= {rank: remarks.get(rank) or "reported" for rank in ranks if rank in wanted}
     note = (
-        f"Of {world_size:,} ranks, the recordings of {len(spans):,} were read. Shown are two of each stage, the typical and the "
-        "slowest by its forwards and backwards in this step, and ranks that the report names."
+        f"Of {world_size:,} ranks, the recordings of {len(spans):,} were read. Shown are two of each stage, the typical and "
+        "the slowest by its forwards and backwards in this step, and ranks that the report names."
     )
     return dict(sorted(remarks.items())), [note]
 

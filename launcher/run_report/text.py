@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.formatting import counted
+from launcher.formatting import counted, printable
 from launcher.run_report.run_record import RunRecord
 from launcher.run_report.ticks import duration_text, number_text
 
@@ -12,7 +12,9 @@ from launcher.run_report.ticks import duration_text, number_text
 def as_text(record: RunRecord) -> str:
     """How the run ended and why, its restarts, its steps so far, and its stragglers."""
     title = f"{record.plan.name}: {record.state}"
-    return "\n".join([title, *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)])
+    return "\n".join(
+        [*map(printable, title.splitlines()), *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
+    )
 
 
 def as_json(record: RunRecord) -> str:
@@ -24,13 +26,13 @@ def as_json(record: RunRecord) -> str:
 def _restarts(record: RunRecord) -> Iterator[str]:
     restarts = (record.report or {}).get("restarts")
     for number, reason in enumerate(restarts if isinstance(restarts, list) else [], 1):
-        yield f"restart {number}: {reason}"
+        yield f"restart {number}: {printable(str(reason))}"
 
 
 def _message(record: RunRecord) -> Iterator[str]:
     message = (record.report or {}).get("message")
     if isinstance(message, str) and "\n" in message:  # its first line is in the state
-        yield from ["", *message.splitlines()]
+        yield from ["", *map(printable, message.splitlines())]
 
 
 def _steps(record: RunRecord) -> Iterator[str]:
@@ -40,7 +42,8 @@ def _steps(record: RunRecord) -> Iterator[str]:
     last = record.steps[-1]
     scalars = "".join(f", {name} {number_text(value)}" for name, value in last.scalars.items())
     yield ""
-    yield f"{counted(len(seconds), 'step')}, {duration_text(seconds[len(seconds) // 2])} each (median); step {last.step}{scalars}"
+    median = duration_text(seconds[len(seconds) // 2])
+    yield f"{counted(len(seconds), 'step')}, {median} each (median); step {last.step}{scalars}"
 
 
 def _stragglers(record: RunRecord) -> Iterator[str]:

@@ -14,11 +14,8 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def number_text(value: float) -> str:
-    """Four significant digits: `0.1235`, `1,235`, `1.235e+08`."""
-    if value == 0 or 1e-3 <= abs(value) < 1e7:
-        whole = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-        return whole
-    return f"{value:.3e}"
+    """Four significant digits, and all those of whole numbers below ten million: `0.1235`, `12,345`, `1.235e+08`."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def duration_text(seconds: float) -> str:

@@ -42,13 +42,15 @@ def timeline_figure(timeline: StepTimeline, title: str) -> Element:
 def _tools(timeline: StepTimeline) -> Element:
     used = {span.category for row in timeline.rows for span in row.spans}
     legend = [
-        element("li", None, element("span", {"class": f"swatch {each.value}"}), _TITLES[each]) for each in Category if each in used
+        element("li", None, element("span", {"class": f"swatch {each.value}"}), _TITLES[each])
+        for each in Category
+        if each in used
     ]
     if any(span.note for row in timeline.rows for span in row.spans):
         legend.append(element("li", None, element("span", {"class": "swatch troubled"}), "failed or unfinished"))
     buttons = [
         element("button", {"type": "button", "data-zoom": zoom, "aria-label": name}, sign)
-        for zoom, name, sign in (("out", "zoom out", "−"), ("in", "zoom in", "+"), ("all", "show the whole step", "all"))
+        for zoom, name, sign in (("out", "zoom out", "-"), ("in", "zoom in", "+"), ("all", "show the whole step", "all"))
     ]
     return element(
         "div", {"class": "tools"}, element("ul", {"class": "legend"}, *legend), element("div", {"class": "zoom"}, *buttons)
@@ -81,20 +83,21 @@ def _scroller(timeline: StepTimeline, title: str) -> Element:
         *_bars(timeline),
     )
     picture = element(
-        "svg", {"class": "picture", "width": "100%", "height": height + _AXIS_HEIGHT}, *_axis(timeline, height), bars
+        "svg", {"class": "picture", "width": "100%", "height": height + _AXIS_HEIGHT}, _axis(timeline, height), bars
     )
     attributes = {"class": "scroller", "tabindex": 0, "role": "application", "aria-label": f"{title}. {_KEYS}"}
     return element("div", attributes, picture)
 
 
-def _axis(timeline: StepTimeline, height: int) -> list[Element]:
+def _axis(timeline: StepTimeline, height: int) -> Element:
+    """Lines at round times; page.js draws more of them where the picture is enlarged."""
     parts = []
     for at_us in ticks(0, timeline.duration_us, 6):
         x = f"{100 * at_us / timeline.duration_us:.3f}%"
         parts.append(element("line", {"x1": x, "x2": x, "y1": _AXIS_HEIGHT - 4, "y2": height + _AXIS_HEIGHT, "class": "grid"}))
         anchor = "start" if not at_us else "end" if at_us > 0.95 * timeline.duration_us else "middle"
         parts.append(element("text", {"x": x, "y": 14, "text-anchor": anchor}, duration_text(at_us / 1e6)))
-    return parts
+    return element("g", {"class": "axis"}, *parts)
 
 
 def _bars(timeline: StepTimeline) -> list[Element]:
