@@ -77,6 +77,8 @@ class Outcome:
     attempts: int = 1
     restarts: Sequence[str] = ()
     """Why the ranks were restarted, each time that a rank of this node was the reason."""
+    stragglers: Sequence[Mapping[str, Any]] = ()
+    """On node 0: the ranks that were found to compute longer than their peers, with the attempt."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """For programs."""
     by_signal: int | None = None
@@ -129,7 +131,8 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, as in report.json."""
-        return {**self.summary(), "restarts": list(self.restarts), "message": self.message, **self.details}
+        lists = {"restarts": list(self.restarts), "stragglers": list(map(dict, self.stragglers))}
+        return {**self.summary(), "message": self.message, **lists, **self.details}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Outcome":
@@ -145,6 +148,7 @@ class Outcome:
             message=headline and str(headline),
             attempts=int(value["attempts"]),
             restarts=tuple(map(str, value.get("restarts", ()))),
+            stragglers=tuple(map(dict, value.get("stragglers", ()))),
         )
 
 

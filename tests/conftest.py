@@ -10,7 +10,7 @@ if find_spec("torch") is None:
     collect_ignore_glob = ["cluster/*", "examples/*", "faults/*", "gpu", "unchanged/*"]
     for folder, names in {
         "launcher/agent": "*",
-        "launcher/coordination": "coordinator single_node",
+        "launcher/coordination": "coordinator reports single_node",
         "launcher/logs": "progress_bars reader",
         "launcher/preflight": "check",
         "launcher/run_dir": "reader",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 class Progress:
-    """Prints, and keeps `metrics.jsonl` in the run folder. A new run starts the file anew, a resumed one continues it."""
+    """Prints, and keeps `losses.jsonl` in the run folder. A new run starts the file anew, a resumed one continues it."""
 
     def __init__(self, run_folder: Path, *, first_step: int, steps: int) -> None:
-        self._path = run_folder / "metrics.jsonl"
+        self._path = run_folder / "losses.jsonl"
         self._steps = steps
         self._samples = 0
         self._since = self._until = time.perf_counter()

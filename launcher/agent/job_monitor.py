@@ -9,6 +9,7 @@ from signal import Signals
 
 from launcher.agent.failure_collector import FailureCollector
 from launcher.agent.interrupts import Interrupts
+from launcher.agent.live_reporter import LiveReporter
 from launcher.agent.node_job import NodeJob
 from launcher.agent.rank_processes import RankProcesses
 from launcher.agent.recording_keeper import RecordingKeeper
@@ -54,6 +55,7 @@ class JobMonitor:
         self._hangs = HangDetector(job.plan, job.node_dir, job.run_dir, job.nodes, job.say)
         self._failures = FailureCollector(job)
         self._recordings = RecordingKeeper(job)
+        self._live = LiveReporter(job)
         self._reason: AbortReason | None = None
         """Why this node aborts the job though no rank has failed."""
         self._done_attempt = -1
@@ -71,6 +73,7 @@ class JobMonitor:
         self._preflight.stop()
         if attempt:
             self._end_leftovers()
+            self._live.end(self.attempt)
             self._recordings.save(self.attempt)
         self._hangs.begin_attempt(attempt)
         node_dir.clear(self.job.node_dir)
@@ -80,6 +83,7 @@ class JobMonitor:
         self._ranks = self._track(attempt, pids, exit_codes)
         self._preflight = self._new_preflight(attempt)
         self._preflight.start()
+        self._live.begin(attempt)
         logger.info("attempt %d: started %d ranks", attempt, len(pids))
 
     def decide(self, exit_codes: Mapping[int, int | None]) -> Decision:
@@ -168,6 +172,7 @@ class JobMonitor:
         if not self._is_done:
             self._done_attempt = self.attempt
             requeue = self._requeue.is_complete(self.attempt, exit_codes)
+            self._live.end_ranks()  # before node 0 may leave
             self.job.nodes.report_done(self.attempt, requeue=requeue)
 
     def _decision_of_all_nodes(self) -> Decision:
@@ -236,9 +241,10 @@ class JobMonitor:
         return reason
 
     def _complete(self, outcome: Outcome) -> Outcome:
-        self._recordings.save(self.attempt)  # once the other nodes know how the job ends
+        self._live.end(self.attempt)  # once the other nodes know how the job ends
+        self._recordings.save(self.attempt)
         restarts = [headline(self.job.plan.topology, failure) for failure in self.restarts.restarted]
-        return replace(outcome, attempts=self.attempt + 1, restarts=restarts)
+        return replace(outcome, attempts=self.attempt + 1, restarts=restarts, stragglers=self._live.stragglers)
 
 
 def _first_failure(exits: list[RankExit]) -> RankExit | None:

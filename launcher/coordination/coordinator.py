@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from typing import Any
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed import Store as TorchStore  # type: ignore[attr-defined]
@@ -16,6 +17,7 @@ from launcher.coordination.liveness import Liveness, Progress
 from launcher.coordination.member import Member
 from launcher.coordination.membership import Membership
 from launcher.coordination.node_identity import LocalNode
+from launcher.coordination.reports import Reports
 from launcher.errors import LaunchError
 from launcher.exit_code import ExitCode
 from launcher.outcome import AbortReason, Outcome
@@ -48,6 +50,7 @@ class Coordinator:
         self._log = EventLog(self.store, self.state)
         self._membership = Membership(self._log, self.member, names, timeout_s, deadline)
         self._liveness = Liveness(self._log)
+        self._reports = Reports(self.store)
         self._clock_server = ClockServer(self.store.tcp) if node.node_rank == 0 else None
         self._clock: ClockOffset | None = None
         """As it was last measured."""
@@ -63,6 +66,7 @@ class Coordinator:
         Raises:
             LaunchError: a node is missing, came twice, or has another plan.
         """
+        self._reports.open()
         self._membership.join()
         self._liveness.start()
         if self._clock_server is not None:
@@ -127,6 +131,14 @@ class Coordinator:
     def report_progress(self, progress: Progress) -> None:
         """What this node's ranks do. Once no node makes progress, `state.probes` grows."""
         self._liveness.progress = progress
+
+    def send_report(self, report: Any) -> None:
+        """Send a JSON value to node 0, which nobody waits for. It is lost if node 0 does not collect for too long."""
+        self._reports.send(report)
+
+    def collect_reports(self) -> list[Any]:
+        """On node 0: what nodes have sent since the last call, of each node in its order."""
+        return self._reports.collect()
 
     def send_verdict(self, attempt: int, verdict: str) -> None:
         """On node 0: whether the ranks of an attempt may go on."""

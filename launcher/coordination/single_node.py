@@ -1,6 +1,7 @@
 """A job on one node, with the interface of `Coordinator`: there is nobody to wait for."""
 
 import time
+from typing import Any
 
 from torch.distributed import Store as TorchStore  # type: ignore[attr-defined]
 
@@ -8,6 +9,7 @@ from launcher.coordination.clock_offset import ClockOffset
 from launcher.coordination.event_log import Event, JobState
 from launcher.coordination.liveness import ProbeTrigger, Progress
 from launcher.coordination.member import Member
+from launcher.coordination.reports import LocalReports
 from launcher.coordination.store import LocalStore
 from launcher.outcome import AbortReason, Outcome
 from launcher.plan.launch_plan import LaunchPlan
@@ -28,6 +30,7 @@ class SingleNode:
         self.member = Member(node=0, name=plan.nodes[0].name, host=host, digest=plan.digest)
         self.state.run_id, self.state.members = run_id, (self.member,)
         self._probe_trigger = ProbeTrigger()
+        self._reports = LocalReports()
 
     def abort(self, reason: AbortReason) -> AbortReason:
         """End the job. Returns the reason that was given first."""
@@ -55,6 +58,14 @@ class SingleNode:
         """What the ranks do. Once they make no progress, `state.probes` grows."""
         if self._probe_trigger.fires({progress}):
             self.state.apply(Event.PROBE, self.state.probes + 1)
+
+    def send_report(self, report: Any) -> None:
+        """Keep a value until it is collected."""
+        self._reports.send(report)
+
+    def collect_reports(self) -> list[Any]:
+        """What was sent since the last call."""
+        return self._reports.collect()
 
     def send_verdict(self, attempt: int, verdict: str) -> None:
         """Whether the ranks of an attempt may go on."""

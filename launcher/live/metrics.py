@@ -10,7 +10,7 @@ class ModuleStep:
     """One module in one step. Seconds are means over its ranks."""
 
     compute_s: float
-    """Forwards and backwards, without waits for collectives within them where these are recorded."""
+    """Forwards and backwards, without waits for collectives within them where these are recorded; 0 without a schedule."""
     collectives_s: float = 0.0
     bridge_wait_s: float = 0.0
     """Waits for other modules."""
@@ -33,7 +33,7 @@ class StepMetrics:
     scalars: Mapping[str, float] = field(default_factory=dict)
     """By name, a mean over the ranks that recorded it; without those that are not finite."""
     modules: Mapping[str, ModuleStep] = field(default_factory=dict)
-    """Empty where the script has no schedule."""
+    """Those with a schedule, or of which ranks record samples or tokens."""
 
     def to_json(self) -> str:
         """One line, without its end."""

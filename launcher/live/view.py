@@ -94,6 +94,8 @@ class LiveView:
     modules: Mapping[str, ModuleView] = field(default_factory=dict)
     stragglers: tuple[Straggler, ...] = ()
     """Those of this moment."""
+    is_last: bool = False
+    """Whether the ranks of the attempt have ended: no further one is written of it."""
 
     def to_json(self) -> str:
         """The JSON form, one line."""

@@ -40,4 +40,4 @@ def train(layout: str, run_dir: Path, *script_args: str, overrides: Sequence[str
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:
     """What the run recorded."""
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (run_dir / "losses.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -110,7 +110,7 @@ def interrupted(saved, tmp_path):
     run_dir, _ = saved
     shutil.copytree(run_dir / "checkpoints" / "step_000010", tmp_path / "checkpoints" / "step_000010")
     (tmp_path / "checkpoints" / "step_000020.tmp").mkdir()
-    shutil.copy(run_dir / "metrics.jsonl", tmp_path)
+    shutil.copy(run_dir / "losses.jsonl", tmp_path)
     return tmp_path
 
 

@@ -44,7 +44,7 @@ def test_training_goes_on_from_the_checkpoint_before_the_one_that_was_not_finish
         bound_s=150,
     )
     run = suffer(job, fault)
-    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run.folder / "losses.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == list(range(1, STEPS + 1))
     saved = {path.name: path.stat().st_mtime_ns for path in (run.folder / "checkpoints").iterdir()}
     assert sorted(saved) == [f"step_{step:06}" for step in range(STEPS - 2, STEPS + 1)]

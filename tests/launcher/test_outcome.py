@@ -73,6 +73,7 @@ def test_an_outcome_survives_json_but_for_the_details():
         "attempts": 2,
         "restarts": ["once"],
         "message": "first\nmore",
+        "stragglers": [],
         "hint": None,
     }
     assert Outcome.from_dict(value) == Outcome(kind="failed", exit_code=7, message="first", attempts=2, restarts=("once",))

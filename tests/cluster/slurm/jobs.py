@@ -58,6 +58,6 @@ class Submitted:
 
     def metrics(self) -> dict[int, float]:
         """Each step's loss, as far as it has been written."""
-        path = self.run_dir / "metrics.jsonl"
+        path = self.run_dir / "losses.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return {record["step"]: record["loss"] for record in records if "loss" in record}

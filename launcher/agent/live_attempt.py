@@ -1,0 +1,107 @@
+"""What the ranks do in one attempt: sampled on every node, and on node 0 written to the run directory."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from launcher.agent.live_sampler import LiveSampler
+from launcher.agent.node_job import NodeJob
+from launcher.coordination.reports import report_interval_s
+from launcher.live.collector import Attempt, Collector
+from launcher.live.files import LiveFiles
+from launcher.live.straggler_text import describe
+from launcher.live.view import Straggler
+
+logger = logging.getLogger(__name__)
+
+_OTHERS_S = 2.0
+"""How long node 0 waits for the last reports of other nodes, whose ranks have ended already or are being ended."""
+_POLL_S = 0.02
+_JOIN_S = 15.0
+
+
+class LiveAttempt:
+    """A thread that samples until the attempt ends."""
+
+    def __init__(self, job: NodeJob, number: int, files: LiveFiles) -> None:
+        self._job = job
+        self._files = files
+        self._interval_s = report_interval_s(len(job.plan.nodes))
+        self._sampler = LiveSampler(job, number)
+        self._collector = self._new_collector(number) if job.nodes.node_rank == 0 else None
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mimo-launch live", daemon=True)
+
+    def start(self) -> None:
+        """Start to sample."""
+        self._thread.start()
+
+    def end_ranks(self) -> None:
+        """Report the rest of this node's steps, as its ranks have ended. Those of other nodes may still run."""
+        self._guarded(self._sampler.end)
+
+    def close(self) -> None:
+        """End the thread. On node 0, collect and write what is left."""
+        self._is_closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN_S)
+        self.end_ranks()
+        if not self._thread.is_alive():
+            self._guarded(self._write_last)
+
+    @property
+    def stragglers(self) -> Sequence[Straggler]:
+        """On node 0, all that were found."""
+        return self._collector.stragglers if self._collector is not None else ()
+
+    def _new_collector(self, number: int) -> Collector:
+        job, members = self._job, self._job.nodes.state.members
+        places = {
+            rank: member.name if member.host == member.name else str(member)
+            for node, member in zip(job.plan.nodes, members, strict=True)
+            for rank in node.ranks
+        }
+        return Collector(Attempt(job.plan, number, time.time(), self._interval_s, places))
+
+    def _run(self) -> None:
+        while not self._is_closing.wait(self._interval_s):
+            if not self._guarded(self._sample):
+                return
+
+    def _guarded(self, action: Callable[[], None]) -> bool:
+        """Do something whose failure shall not end the run; return whether it was done."""
+        try:
+            action()
+        except Exception:
+            logger.exception("live.json and metrics.jsonl are not written any more")
+            return False
+        return True
+
+    def _sample(self) -> None:
+        self._sampler.sample()
+        if self._collector is not None:
+            self._collect(self._collector)
+            self._write(self._collector)
+
+    def _write_last(self) -> None:
+        collector, nodes = self._collector, self._job.nodes
+        if collector is None:
+            return
+        deadline = time.monotonic() + _OTHERS_S
+        self._collect(collector)
+        while not collector.has_all and not nodes.store.is_lost and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            self._collect(collector)
+        self._write(collector, is_last=True)
+
+    def _collect(self, collector: Collector) -> None:
+        for report in self._job.nodes.collect_reports():
+            collector.add(report, time.monotonic())
+
+    def _write(self, collector: Collector, *, is_last: bool = False) -> None:
+        metrics, changed = collector.advance(time.monotonic(), is_over=is_last)
+        self._files.append(metrics)
+        self._files.write(collector.view(time.time(), is_last=is_last))
+        for straggler in changed:
+            self._job.say(describe(straggler))

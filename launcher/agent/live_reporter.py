@@ -1,0 +1,42 @@
+"""Keeps live.json and metrics.jsonl up to date over all attempts of a run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from launcher.agent.live_attempt import LiveAttempt
+from launcher.agent.node_job import NodeJob
+from launcher.live.files import LiveFiles
+
+
+class LiveReporter:
+    """One node's part of it: one attempt after the other."""
+
+    def __init__(self, job: NodeJob) -> None:
+        self._job = job
+        self._files = LiveFiles(job.run_dir)
+        self._attempt: LiveAttempt | None = None
+        self._stragglers: list[dict[str, Any]] = []
+        """Of the attempts that have ended."""
+
+    def begin(self, attempt: int) -> None:
+        """The ranks of an attempt have started."""
+        self._attempt = LiveAttempt(self._job, attempt, self._files)
+        self._attempt.start()
+
+    def end_ranks(self) -> None:
+        """The ranks of this node have ended, others may run."""
+        if self._attempt is not None:
+            self._attempt.end_ranks()
+
+    def end(self, attempt: int) -> None:
+        """The ranks of all nodes have ended, or are being ended."""
+        if self._attempt is not None:
+            self._attempt.close()
+            self._stragglers += [{"attempt": attempt, **asdict(each)} for each in self._attempt.stragglers]
+            self._attempt = None
+
+    @property
+    def stragglers(self) -> Sequence[dict[str, Any]]:
+        """On node 0: the ranks that were found to be slow in the attempts that have ended, as in report.json."""
+        return self._stragglers

@@ -1,0 +1,49 @@
+"""Samples what the ranks of this node record while they run, and reports it to node 0."""
+
+import threading
+
+from launcher.agent.node_job import NodeJob
+from launcher.live.node_report import NodeReport, thinned
+from launcher.live.span_names import SpanNames
+from launcher.live.step_times import StepTimes
+from mimo_role.host import node_dir
+from mimo_role.monitoring.ring_reader import RingReader
+
+
+class LiveSampler:
+    """The ranks of one attempt on this node. Any thread may call it."""
+
+    def __init__(self, job: NodeJob, attempt: int) -> None:
+        names = SpanNames(job.plan.topology)
+        self._job = job
+        self._attempt = attempt
+        self._ranks = [
+            (RingReader(node_dir.recording_file(job.node_dir, rank)), StepTimes(rank, names)) for rank in job.node.ranks
+        ]
+        self._lock = threading.Lock()
+        self._has_ended = False
+
+    def sample(self) -> None:
+        """Report the steps that the ranks have ended since the last call."""
+        with self._lock:
+            if not self._has_ended:
+                self._report(is_last=False)
+
+    def end(self) -> None:
+        """Report the rest, once the ranks have ended."""
+        with self._lock:
+            if not self._has_ended:
+                self._has_ended = True
+                self._report(is_last=True)
+                for reader, _ in self._ranks:
+                    reader.close()
+
+    def _report(self, *, is_last: bool) -> None:
+        nodes, found = len(self._job.plan.nodes), []
+        for reader, times in self._ranks:
+            new = reader.read()
+            steps = times.add(new) if new is not None else []
+            found += thinned([*steps, *times.finish()] if is_last else steps, nodes)
+        recording = [rank for rank, (_, times) in zip(self._job.node.ranks, self._ranks, strict=True) if times.has_records]
+        report = NodeReport(self._job.nodes.node_rank, self._attempt, recording, found, is_last)
+        self._job.nodes.send_report(report.to_value())

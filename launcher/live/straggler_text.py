@@ -1,0 +1,14 @@
+"""A straggler in one line."""
+
+from launcher.live.view import Straggler
+
+
+def describe(found: Straggler) -> str:
+    """Which rank is slow, by how much and since when; or that it is not any more."""
+    who = f"rank {found.rank} ({found.label}, {found.node})"
+    since = f"since step {found.since_step:,}"
+    if found.until_step is not None:
+        return f"{who} computes as fast as its peers again since step {found.until_step:,}; {found.ratio:.2f}x {since}"
+    return (
+        f"{who} computes {found.ratio:.2f}x its peers' median {since}; {100 * found.share:.0f} % of each step of the whole job"
+    )
