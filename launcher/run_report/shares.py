@@ -29,13 +29,14 @@ class ModuleShares:
 
 
 def shares_of(steps: Sequence[StepMetrics]) -> list[ModuleShares]:
-    """The shares of each module over all steps in which it is recorded. Parts that overlap are scaled to 1 together."""
+    """The shares of each module with a schedule, over all its steps. Parts that overlap are scaled to 1 together."""
     found = []
     for module in dict.fromkeys(name for each in steps for name in each.modules):
         own = [each for each in steps if module in each.modules]
         total_s = sum(each.seconds for each in own)
-        if total_s > 0:
-            parts = {name: sum(getattr(each.modules[module], name) for each in own) / total_s for name in PARTS}
+        spent_s = {name: sum(getattr(each.modules[module], name) for each in own) for name in PARTS}
+        if total_s > 0 and any(spent_s.values()):
+            parts = {name: seconds / total_s for name, seconds in spent_s.items()}
             scale = max(1.0, sum(parts.values()))
             found.append(ModuleShares(module, {name: part / scale for name, part in parts.items()}))
     return found

@@ -129,7 +129,7 @@ def timeline_of(plan: LaunchPlan, found: Recordings, step: int, wanted: Sequence
     """
     nodes = nodes_of_ranks(plan)
     records = {rank: _of_step(each, step, clock_offset(found, nodes, rank)) for rank, each in found.by_rank.items()}
-    times = [at for each in records.values() for record in each for at in (record.begin_ns, record.end_ns) if at]
+    times = [at for each in records.values() for record in each for at in (record.begin_ns, record.end_ns or record.begin_ns)]
     spans = {rank: each for rank, each in records.items() if any(Kind(record.kind).is_span for record in each)}
     if not spans:
         return None

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.formatting import counted, printable
+from launcher.live import straggler_text
 from launcher.run_report.run_record import RunRecord
 from launcher.run_report.ticks import duration_text, number_text
 
 
 def as_text(record: RunRecord) -> str:
     """How the run ended and why, its restarts, its steps so far, and its stragglers."""
-    title = f"{record.plan.name}: {record.state}"
-    return "\n".join(
+    parts = [f"{record.plan.name}: {record.state}", *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
+    return "\n".join(printable(line) for part in parts for line in part.split("\n"))
         [*map(printable, title.splitlines()), *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
     )
 
@@ -26,13 +27,13 @@ def as_json(record: RunRecord) -> str:
 def _restarts(record: RunRecord) -> Iterator[str]:
     restarts = (record.report or {}).get("restarts")
     for number, reason in enumerate(restarts if isinstance(restarts, list) else [], 1):
-        yield f"restart {number}: {printable(str(reason))}"
+        yield f"restart {number}: {reason}"
 
 
 def _message(record: RunRecord) -> Iterator[str]:
     message = (record.report or {}).get("message")
     if isinstance(message, str) and "\n" in message:  # its first line is in the state
-        yield from ["", *map(printable, message.splitlines())]
+        yield f"\n{message}"
 
 
 def _steps(record: RunRecord) -> Iterator[str]:
@@ -48,8 +49,4 @@ def _steps(record: RunRecord) -> Iterator[str]:
 
 def _stragglers(record: RunRecord) -> Iterator[str]:
     for each in record.stragglers:
-        until = f"to step {each.until_step}" if each.until_step is not None else "on"
-        yield (
-            f"straggler: rank {each.rank} ({each.label}) on {each.node}, {number_text(each.ratio)} times its peers from step "
-            f"{each.since_step} {until}"
-        )
+        yield f"straggler: {straggler_text.describe(each)}"

@@ -7,9 +7,11 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     """At most about `most` numbers from `low` to `high`, which are multiples of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
-    raw = (high - low) / most
+    raw = high / most - low / most  # the difference of two finite numbers may be infinite
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    if not math.isfinite(step):
+        return [low]
     return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

@@ -28,7 +28,9 @@ def test_a_step_has_medians_over_ranks_and_means_of_scalars():
 def test_times_are_means_over_the_ranks_of_a_module():
     one, other = ModuleTimes(0.2, 0.1, 0.4, 0.0), ModuleTimes(0.4, 0.0, 0.2, 0.0)
     found = metrics(step(0, modules={"vision": one}), step(1, modules={"vision": other}))
-    assert found.modules == {"vision": ModuleStep(compute_s=pytest.approx(0.3), collectives_s=0.05, bridge_wait_s=pytest.approx(0.3))}
+    assert found.modules == {
+        "vision": ModuleStep(compute_s=pytest.approx(0.3), collectives_s=0.05, bridge_wait_s=pytest.approx(0.3))
+    }
 
 
 def test_samples_and_tokens_count_once_per_lane_on_the_first_stage_that_has_them():
