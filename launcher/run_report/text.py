@@ -12,10 +12,9 @@ from launcher.run_report.ticks import duration_text, number_text
 
 def as_text(record: RunRecord) -> str:
     """How the run ended and why, its restarts, its steps so far, and its stragglers."""
-    parts = [f"{record.plan.name}: {record.state}", *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
+    title = f"{record.plan.name}: {record.state}"
+    parts = [title, *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
     return "\n".join(printable(line) for part in parts for line in part.split("\n"))
-        [*map(printable, title.splitlines()), *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
-    )
 
 
 def as_json(record: RunRecord) -> str:
