@@ -21,9 +21,11 @@ from mimo_role.groups.process_groups import share as share_groups
 from mimo_role.groups.rounds import schedule
 from mimo_role.host import environ, node_dir
 from mimo_role.joining import check_same_topology, connect_peers, device_of, join
+from mimo_role.monitoring.collective_waits import CollectiveWaits
 from mimo_role.monitoring.device_clock import DeviceClock
 from mimo_role.monitoring.diagnostics import enable_diagnostics
 from mimo_role.monitoring.heartbeat import Heartbeat, recorded_joining
+from mimo_role.monitoring.peak_memory import PeakMemory
 from mimo_role.monitoring.recorder import Recorder
 from mimo_role.monitoring.ring import Ring
 from mimo_role.monitoring.torch_groups import keep_in_forked_children
@@ -110,6 +112,10 @@ def init(
     contract = _contract(topology, context.rank, backend, timeout_s, options, found)
     ranks = {"RANK": str(context.rank), "WORLD_SIZE": str(context.world_size)}
     _session = _Session(context, owns_world, environ.export(ranks | contract.to_environ()))
+    if device.type == "cpu" and context.recorder.is_on:  # on a GPU the host does not wait
+        waits = CollectiveWaits(context.recorder)
+        waits.install()
+        context._before_close(waits.remove)
     return context
 
 
@@ -186,7 +192,10 @@ def _monitor(rank: int, device: torch.device, found: RankEnviron | None) -> tupl
     enable_diagnostics(directory, rank)
     agreement = PreemptionAgreement(device, *times, node_dir.notice_file(directory))
     ring = Ring.create(node_dir.recording_file(directory, rank), rank, environ.local_world_size())
-    recorder = Recorder(ring, DeviceClock.of_cuda() if device.type == "cuda" else None)
+    if device.type == "cuda":
+        recorder = Recorder(ring, DeviceClock.of_cuda(), PeakMemory.of_cuda())
+    else:
+        recorder = Recorder(ring, None, PeakMemory.of_process())
     return agreement, Heartbeat(node_dir.heartbeat_file(directory, rank)), recorder
 
 

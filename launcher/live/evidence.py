@@ -25,17 +25,20 @@ _LIMIT = 0.25
 _ALARM = 12 * (_LIMIT - _DRIFT)
 """Reached after 12 steps at the least."""
 _ALL_CLEAR = 12 * _DRIFT
-_QUIET = 0.12
+_QUIET = 0.16
 """Noise up to which these numbers do not grow: the standard deviation of a logarithm."""
 _RECENT_STEPS = 16
 """What is reported is a median over so many."""
 _NOISE_STEPS = 256
 _LEAST_NOISE_STEPS = 16
 _MEASURED_EVERY = 8
+"""Noise is measured again after an eighth of the steps that it is measured of, or so many."""
 _UNKNOWN_SCALE = 2.0
 """Before there are enough steps to measure noise."""
 _MAD_TO_SIGMA, _P90_TO_SIGMA = 1.4826, 1 / 1.645
-"""Of a normal distribution."""
+_BLOCK, _LEAST_BLOCKS = 8, 6
+_BLOCK_TO_SIGMA = 2.41
+"""By the standard deviation of the median of a block. All of a normal distribution."""
 
 
 class Evidence:
@@ -51,7 +54,8 @@ class Evidence:
         """Logarithms of the steps before those that the sum is of."""
         self._pending: deque[tuple[float, float]] = deque(maxlen=_NOISE_STEPS)
         """Logarithms and shares of the steps that the sum is of."""
-        self._steps = 0
+        self._unmeasured = 0
+        """Steps since the noise was measured."""
 
     def add(self, step: int, log_ratio: float, share: float) -> bool:
         """Take a step; return whether the rank has become slow with it, or as fast as its peers again.
@@ -113,17 +117,36 @@ class Evidence:
 
     def _measure(self) -> None:
         """Measure the noise now and then, not of what may be a slowdown; but of that if there is nothing else."""
-        self._steps += 1
-        if self._steps % _MEASURED_EVERY or self.is_slow:
+        self._unmeasured += 1
+        if self._unmeasured < max(_MEASURED_EVERY, len(self._noise) // _MEASURED_EVERY) or self.is_slow:
             return
+        self._unmeasured = 0
         if len(self._noise) >= _LEAST_NOISE_STEPS:
-            self._scale = max(1.0, noise_of(self._noise) / _QUIET)
+            self._scale = max(1.0, noise_of(list(self._noise)) / _QUIET)
         elif len(self._pending) >= _LEAST_NOISE_STEPS:
             self._scale = max(1.0, noise_of([log_ratio for log_ratio, _ in self._pending]) / _QUIET)
 
 
 def noise_of(logs: Sequence[float]) -> float:
-    """The standard deviation of what is normally distributed; of heavy tails, one of which a tenth of the numbers is beyond."""
-    middle = median(logs)
-    sizes = sorted(abs(each - middle) for each in logs)
-    return max(_MAD_TO_SIGMA * sizes[len(sizes) // 2], _P90_TO_SIGMA * sizes[9 * (len(sizes) - 1) // 10])
+    """How much numbers vary: the standard deviation of those that are independent and normally distributed.
+
+    More where a tenth of them is further from the middle, and where numbers that follow each other are alike: then the medians
+    of blocks vary more than those of independent numbers would.
+    """
+    sizes = _distances(logs)
+    found = max(_MAD_TO_SIGMA * sizes[len(sizes) // 2], _P90_TO_SIGMA * sizes[9 * (len(sizes) - 1) // 10])
+    blocks = [_middle(sorted(logs[at : at + _BLOCK])) for at in range(0, len(logs) - _BLOCK + 1, _BLOCK)]
+    if len(blocks) < _LEAST_BLOCKS:
+        return found
+    of_blocks = _distances(blocks)
+    return max(found, _BLOCK_TO_SIGMA * _MAD_TO_SIGMA * of_blocks[len(of_blocks) // 2])
+
+
+def _distances(values: Sequence[float]) -> list[float]:
+    """From the median, ascending."""
+    middle = _middle(sorted(values))
+    return sorted([abs(each - middle) for each in values])
+
+
+def _middle(ordered: Sequence[float]) -> float:
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2

@@ -8,7 +8,7 @@ from launcher.live.rank_step import ModuleTimes, RankStep
 
 _MOST_ROWS = 20_000
 """Steps of one rank in the reports of all nodes together, within one interval."""
-_ROWS = range(32, 1000)
+_ROWS = range(16, 1000)
 """The least and the most of one node's."""
 _MOST_SCALARS = 32
 """Of one rank in a step. Further ones are left out."""

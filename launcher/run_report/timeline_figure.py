@@ -13,9 +13,9 @@ _BARS = ((3, 16), (6, 10), (8, 6))
 _TITLES = {
     Category.FORWARD: "forward",
     Category.BACKWARD: "backward",
-    Category.WAIT: "wait",
+    Category.WAIT: "wait for a message",
     Category.SEND: "send",
-    Category.COLLECTIVE: "collective",
+    Category.COLLECTIVE: "wait for a collective",
     Category.SCRIPT: "span of the script",
 }
 _KEYS = (

@@ -1,7 +1,7 @@
 """The recordings of all ranks as one trace in Chrome's format, which Perfetto opens. Pure.
 
 The format: "Trace Event Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU. One process
-per rank, one thread for the host, one for the device, one for collectives, and one for each further thread of the script.
+per rank, one thread for the host, one for the device, and one for each further thread of the script.
 """
 
 import math

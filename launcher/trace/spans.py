@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.trace.recordings import Recordings
-from mimo_role.monitoring.records import COLLECTIVES, Flag, Kind, Record
+from mimo_role.monitoring.records import Flag, Kind, Record
 
 DEVICE_TRACK = 1_000_000
 _VERBS = {
@@ -15,6 +15,7 @@ _VERBS = {
     Kind.SEND_ACTIVATIONS: "send activations",
     Kind.SEND_GRADIENTS: "send gradients",
     Kind.WAIT_SENT: "wait for receivers",
+    Kind.COLLECTIVE: "wait for a collective of",
 }
 
 
@@ -29,8 +30,8 @@ def track_of(record: Record) -> int:
 
 
 def track_name(track: int) -> str:
-    """`host`, `device`, `collectives`, or `thread 3`."""
-    return {0: "host", COLLECTIVES: "collectives", DEVICE_TRACK: "device"}.get(track, f"thread {track}")
+    """`host`, `device`, or `thread 3`."""
+    return {0: "host", DEVICE_TRACK: "device"}.get(track, f"thread {track}")
 
 
 def nodes_of_ranks(plan: LaunchPlan) -> dict[int, int]:

@@ -11,6 +11,7 @@ from mimo_role.bridge.frames import Position, Returns
 from mimo_role.bridge.transfer import Transfer, TransferOptions
 from mimo_role.errors import BridgeError, ScheduleError
 from mimo_role.megatron.output_forms import OutputForm, ReceivingForm, SendingForm
+from mimo_role.topology.stage_links import StageId, StageLink
 
 
 class Receiving(NamedTuple):
@@ -39,12 +40,21 @@ class Crossing:
         """Spec, and shape of this rank's tensor."""
         self._sending: deque[Transfer] = deque()
 
-    def sent(self, transfer: Transfer) -> None:
-        """Something has been started to be sent. Wait for what was sent long before, so that a rank is not too far ahead."""
+    @property
+    def link(self) -> str:
+        """Both stages, the same on all ranks: `vision stage 0 -> language stage 0`."""
+        source, destination = self.bridge.source, self.bridge.destination
+        return str(StageLink(StageId(source.module, source.stage), StageId(destination.module, destination.stage)))
+
+    def sent(self, transfer: Transfer) -> Transfer | None:
+        """Something has been started to be sent.
+
+        Returns:
+            What was sent long before, if it is to be waited for so that this rank is not too far ahead.
+        """
         transfer.receive()
         self._sending.append(transfer)
-        if len(self._sending) > self._ahead:
-            self._sending.popleft().wait()
+        return self._sending.popleft() if len(self._sending) > self._ahead else None
 
     def _received(self, transfer: Transfer, spec: ActivationSpec) -> torch.Tensor:
         """Wait for what a transfer receives."""

@@ -9,6 +9,7 @@ from mimo_role.bridge.bridge import Bridge
 from mimo_role.groups.options import GroupOptions
 from mimo_role.groups.process_groups import ProcessGroups
 from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.recorder import Recorder
 from mimo_role.resharding.samples import TokenSplit
 from mimo_role.role import RankRole
 from mimo_role.topology.grid import RankGrid
@@ -26,6 +27,7 @@ class MegatronInterfaces:
     rank: int
     role: RankRole
     heartbeat: Heartbeat
+    recorder: Recorder
     _options: Mapping[str, GroupOptions]
     _groups: ProcessGroups
     group: Callable[..., dist.ProcessGroup]
@@ -103,7 +105,7 @@ class MegatronInterfaces:
 
         options = crossing_options(self.topology, config, samples, tokens, splits, frozen)
         crossings = RankCrossings(options, self.rank, self.bridge, self.group)
-        return PipelineCommunicator(self.topology, config, crossings, self.heartbeat)
+        return PipelineCommunicator(self.topology, config, crossings, self.heartbeat, self.recorder)
 
     def megatron_encoders_first(
         self,

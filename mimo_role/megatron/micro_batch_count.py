@@ -37,6 +37,11 @@ class MicroBatchCount:
         self._step = -1
         self._counts = _Counts()
 
+    @property
+    def step(self) -> int:
+        """The current step, from 0; -1 before the first."""
+        return self._step
+
     def begin_forward(self) -> None:
         """A forward, of a new step if all backwards of the last one have been run."""
         if torch.is_grad_enabled() and self._counts.received == self._counts.gradients_sent:

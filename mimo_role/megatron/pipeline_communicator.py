@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
+from mimo_role.bridge.frames import Position
 from mimo_role.bridge.transfer import Transfer, start_together
 from mimo_role.errors import BridgeError, ScheduleError
 from mimo_role.megatron.crossings import Crossing
 from mimo_role.megatron.micro_batch_count import MicroBatchCount
 from mimo_role.megatron.rank_crossings import RankCrossings
+from mimo_role.megatron.step_records import StepRecords
 from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.records import Kind
 from mimo_role.topology.stage_links import last_stage
 from mimo_role.topology.topology import Topology
 
@@ -33,13 +37,16 @@ class PipelineCommunicator:
     for each shape.
     """
 
-    def __init__(self, topology: Topology, config: Any, crossings: RankCrossings, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, topology: Topology, config: Any, crossings: RankCrossings, heartbeat: Heartbeat, recorder: Recorder
+    ) -> None:
         """
         Args:
             topology: the world.
             config: Megatron-Core's `ModelParallelConfig`.
             crossings: this rank's ends of bridges.
             heartbeat: reports its progress.
+            recorder: records its waits and sends, and what the schedule computes between them.
         """
         self.config = config
         self._topology = topology
@@ -51,6 +58,8 @@ class PipelineCommunicator:
         self.current_stage = crossings.current_stage
         """This rank's place on the longest way to it, from 0."""
         self._count = MicroBatchCount(heartbeat, self.total_stages - self.current_stage)
+        stage = "+".join(f"{at.module}.{at.stage}" for at in crossings.stages)
+        self._records = StepRecords(recorder, heartbeat, stage)
 
     @property
     def is_pp_first_stage(self) -> bool:
@@ -70,7 +79,7 @@ class PipelineCommunicator:
             BridgeError: they did not come, or something else came.
             ScheduleError: a forward-only schedule outside of `torch.no_grad()`.
         """
-        self._count.begin_forward()
+        self._records.begin_forward(self._count)
         return self._receive_forward()
 
     def send_forward(self, output_dict: Any, *_: object, **__: object) -> None:
@@ -80,15 +89,15 @@ class PipelineCommunicator:
             BridgeError: a tensor is missing or does not fit, or a peer has failed.
             ScheduleError: a frozen module trains.
         """
+        self._records.end_computing()
         position = self._count.sent()
         outputs = {name: self._output_of(name, output_dict) for name in self._outgoing}
-        _send(
-            [
-                (crossing, crossing.send(outputs[name], position))
-                for name, crossings in self._outgoing.items()
-                for crossing in crossings
-            ]
-        )
+        sent = [
+            (crossing, crossing.send(outputs[name], position))
+            for name, crossings in self._outgoing.items()
+            for crossing in crossings
+        ]
+        self._send(Kind.SEND_ACTIVATIONS, sent, position)
 
     def recv_backward(self, *_: object, **__: object) -> Gradients:
         """Receive the gradients of the earliest micro-batch that has none yet.
@@ -106,8 +115,11 @@ class PipelineCommunicator:
         start_together([each.transfer for _, _, each in receiving])
         found: Gradients = dict.fromkeys(self._outgoing)
         for name, crossing, each in receiving:
-            gradient, others = crossing.received_back(each), found[name]
+            with self._records.waiting(Kind.WAIT_GRADIENTS, crossing.link, position, each.transfer):
+                gradient, others = crossing.received_back(each), found[name]
+            self._records.received(crossing.link, position, each.transfer)
             found[name] = gradient if others is None else others + gradient
+        self._records.begin_computing(Kind.BACKWARD, position)
         return found
 
     def send_backward(self, grad_dict: Mapping[str, Any], *_: object, **__: object) -> None:
@@ -116,14 +128,14 @@ class PipelineCommunicator:
         Raises:
             BridgeError: a tensor does not fit, or a peer has failed.
         """
+        self._records.end_computing()
         position = self._count.gradient_sent()
-        _send(
-            [
-                (crossing, crossing.send_back(_single(grad_dict.get(name)), position))
-                for name, crossing in self._incoming.items()
-                if crossing.has_gradients
-            ]
-        )
+        sent = [
+            (crossing, crossing.send_back(_single(grad_dict.get(name)), position))
+            for name, crossing in self._incoming.items()
+            if crossing.has_gradients
+        ]
+        self._send(Kind.SEND_GRADIENTS, sent, position)
 
     def send_forward_recv_backward(self, output_dict: Any, *_: object, **__: object) -> Gradients:
         """`send_forward`, then `recv_backward`."""
@@ -137,9 +149,27 @@ class PipelineCommunicator:
 
     def _receive_forward(self) -> dict[str, torch.Tensor]:
         position = self._count.received()
-        receiving = {name: crossing.receive(position) for name, crossing in self._incoming.items()}
+        receiving = {}
+        for name, crossing in self._incoming.items():
+            with self._records.waiting(Kind.WAIT_ACTIVATIONS, crossing.link, position):  # for their sizes
+                receiving[name] = crossing.receive(position)
         start_together([each.transfer for each in receiving.values()])
-        return {name: self._incoming[name].received(each) for name, each in receiving.items()}
+        found = {}
+        for name, each in receiving.items():
+            link = self._incoming[name].link
+            with self._records.waiting(Kind.WAIT_ACTIVATIONS, link, position, each.transfer):
+                found[name] = self._incoming[name].received(each)
+            self._records.received(link, position, each.transfer)
+        self._records.begin_computing(Kind.FORWARD, position)
+        return found
+
+    def _send(self, kind: Kind, started: Sequence[tuple[Crossing, Transfer]], position: Position) -> None:
+        with self._records.sending(kind, [(crossing.link, transfer) for crossing, transfer in started], position):
+            start_together([transfer for _, transfer in started])
+        for crossing, transfer in started:
+            if (earlier := crossing.sent(transfer)) is not None:
+                with self._records.waiting_for_receivers():
+                    earlier.wait()
 
     def _output_of(self, module: str, outputs: Any) -> torch.Tensor:
         """What a module's stage sends. Of a frozen module it is taken out of the graph, also for the schedule."""
@@ -164,9 +194,3 @@ class PipelineCommunicator:
 def _single(tensor: Any) -> Any:
     """Megatron-Core's interfaces also take a tensor as a list of one."""
     return tensor[0] if isinstance(tensor, list) and len(tensor) == 1 else tensor
-
-
-def _send(started: Sequence[tuple[Crossing, Transfer]]) -> None:
-    start_together([transfer for _, transfer in started])
-    for crossing, transfer in started:
-        crossing.sent(transfer)

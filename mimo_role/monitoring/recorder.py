@@ -1,20 +1,24 @@
 """Records what this process does into its ring, if it has one. Without torch."""
 
 import os
-import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import get_ident
+from time import monotonic_ns
 from types import TracebackType
 from typing import Any
 
 from mimo_role.monitoring.device_clock import DeviceClock, Mark
-from mimo_role.monitoring.records import COLLECTIVES, NONE, Flag, Kind
+from mimo_role.monitoring.peak_memory import PEAK_MEMORY, PeakMemory
+from mimo_role.monitoring.records import NONE, Flag, Kind
 from mimo_role.monitoring.ring import Ring, What, what
 
 _UNRECORDED = nullcontext()
-_MOST_THREADS = COLLECTIVES - 1
+_FAILED = int(Flag.FAILED)
+SHORTEST_WAIT_NS = 50_000
+"""Waits for collectives that take less are not recorded: of gloo on one machine, those of which all ranks are there."""
+_MOST_THREADS = 2**16 - 1
 """Further threads share the last number."""
 _STEPS_PER_SCHEDULE = 2**32
 """A schedule and its step are one number, which a float64 has exactly for two million schedules."""
@@ -23,18 +27,24 @@ _STEPS_PER_SCHEDULE = 2**32
 class Recorder:
     """This process's spans, steps and scalars. Without a ring each call returns at once."""
 
-    def __init__(self, ring: Ring | None, device_clock: DeviceClock | None = None) -> None:
+    def __init__(
+        self, ring: Ring | None, device_clock: DeviceClock | None = None, peak_memory: PeakMemory | None = None
+    ) -> None:
         """
         Args:
             ring: what is written to; `None` without an agent.
             device_clock: of a device that runs what this process queues; `None` on the CPU.
+            peak_memory: recorded when a step begins; `None`: not.
         """
         self._ring = ring
         self._device_clock = device_clock
+        self._peak_memory = peak_memory
         self._step = NONE
         self._batch = 0.0
         self._schedules = 0
-        self._threads = {get_ident(): 0}
+        self._new_span: type[_Span] = _Span if device_clock is None else _DeviceSpan
+        self._first_thread = get_ident()
+        self._threads = {self._first_thread: 0}
         """Numbers of the threads, in the order of their first records."""
         if ring is not None:
             # A child shares the memory, of which there is one writer.
@@ -45,8 +55,10 @@ class Recorder:
         """A step of the script, or of a schedule that counts them, begins; `last` is the number of the last one, if known."""
         self._step = number
         if self._ring is not None:
-            now_ns = time.monotonic_ns()
+            now_ns = monotonic_ns()
             self._ring.add(what(Kind.STEP), now_ns, now_ns, number, float(last))
+            if self._peak_memory is not None and (peak := self._peak_memory.new_gib(now_ns)) is not None:
+                self.scalar(PEAK_MEMORY, peak)
             self._resolve()
 
     def count_schedule(self) -> int:
@@ -71,12 +83,24 @@ class Recorder:
             peer: the rank that sends what is waited for.
         """
         ring = self._ring
-        return _UNRECORDED if ring is None else _Span(self, (kind, ring.name_of(name), micro_batch, micro_batches, peer))
+        if ring is None:
+            return _UNRECORDED
+        number = ring.names.get(name)
+        about = kind, ring.name_of(name) if number is None else number, micro_batch, micro_batches, peer
+        return self._new_span(self, ring, about)
+
+    def collective(self, group: str) -> AbstractContextManager[Any]:
+        """Show the time that a block waits for a collective, and record it if it is long."""
+        ring = self._ring
+        if ring is None:
+            return _UNRECORDED
+        number = ring.names.get(group)
+        return _Wait(self, ring, (Kind.COLLECTIVE, ring.name_of(group) if number is None else number, NONE, 0, NONE))
 
     def arrival(self, name: str, micro_batch: int, peer: int) -> None:
         """What was waited for has come from this rank too."""
         if self._ring is not None:
-            now_ns, number = time.monotonic_ns(), self._ring.name_of(name)
+            now_ns, number = monotonic_ns(), self._ring.name_of(name)
             self._ring.add((Kind.ARRIVAL, number, micro_batch, 1, peer), now_ns, now_ns, self._step, self._batch)
 
     @property
@@ -97,7 +121,7 @@ class Recorder:
     def scalar(self, name: str, value: float) -> None:
         """Record a number."""
         if self._ring is not None:
-            now_ns, about = time.monotonic_ns(), what(Kind.SCALAR, self._ring.name_of(name))
+            now_ns, about = monotonic_ns(), what(Kind.SCALAR, self._ring.name_of(name))
             self._ring.add(about, now_ns, now_ns, self._step, value, self._thread())
 
     def scalar_when_done(self, name: str, read: Callable[[], float]) -> None:
@@ -133,34 +157,63 @@ def _stop(recorder: Recorder | None) -> None:
 
 
 class _Span:
-    """A block that is recorded with the host's times, and with the device's once they are known."""
+    """A block that is recorded with the host's times. A script enters many in a step: it calls and looks up little."""
 
-    __slots__ = ("_begin_ns", "_mark", "_recorder", "_thread", "_what")
+    __slots__ = ("_begin_ns", "_is_first_thread", "_recorder", "_ring", "_what")
 
-    def __init__(self, recorder: Recorder, about: What) -> None:
+    def __init__(self, recorder: Recorder, ring: Ring, about: What) -> None:
         self._recorder = recorder
+        self._ring = ring
         self._what = about
 
     def __enter__(self) -> None:
         recorder = self._recorder
-        ring, thread, clock = recorder._ring, recorder._thread(), recorder._device_clock
-        self._thread = thread
-        self._mark = clock.mark() if clock is not None and ring is not None and thread == 0 else None
-        self._begin_ns = begin_ns = time.monotonic_ns()
-        if thread == 0 and ring is not None:
-            ring.open(self._what, begin_ns, recorder._step)
+        self._is_first_thread = is_first = get_ident() == recorder._first_thread
+        self._begin_ns = begin_ns = monotonic_ns()
+        if is_first and recorder._ring is not None:
+            self._ring.open(self._what, begin_ns, recorder._step)
 
     def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        end_ns, recorder, thread = time.monotonic_ns(), self._recorder, self._thread
-        ring, flags = recorder._ring, Flag.FAILED if error is not None else 0
-        if ring is None:  # in a child that was forked within the span
+        end_ns, recorder = monotonic_ns(), self._recorder
+        if recorder._ring is None:  # in a child that was forked within the span
             return
-        ring.add(self._what, self._begin_ns, end_ns, recorder._step, recorder._batch, thread, flags, thread == 0)
-        if self._mark is not None:
-            self._add_when_done(ring, self._mark, flags | Flag.DEVICE)
+        flags, step, batch = _FAILED if error is not None else 0, recorder._step, recorder._batch
+        if self._is_first_thread:
+            self._ring.close(self._what, self._begin_ns, end_ns, step, batch, flags)
+        else:
+            self._ring.add(self._what, self._begin_ns, end_ns, step, batch, recorder._thread(), flags)
 
-    def _add_when_done(self, ring: Ring, begin: Mark, flags: int) -> None:
-        recorder, clock, about = self._recorder, self._recorder._device_clock, self._what
+
+class _Wait(_Span):
+    """A block that is recorded only if it takes long."""
+
+    __slots__ = ()
+
+    def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None or monotonic_ns() - self._begin_ns >= SHORTEST_WAIT_NS:
+            super().__exit__(error, value, trace)
+        elif self._is_first_thread and self._recorder._ring is not None:
+            self._ring.drop()
+
+
+class _DeviceSpan(_Span):
+    """A block that is recorded with the host's times, and in the first thread with the device's once they are known."""
+
+    __slots__ = ("_mark",)
+
+    def __enter__(self) -> None:
+        recorder, clock = self._recorder, self._recorder._device_clock
+        is_marked = clock is not None and recorder._ring is not None and get_ident() == recorder._first_thread
+        self._mark = clock.mark() if clock is not None and is_marked else None
+        super().__enter__()
+
+    def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        super().__exit__(error, value, trace)
+        if self._recorder._ring is not None and self._mark is not None:
+            self._add_when_done(self._mark, (_FAILED if error is not None else 0) | Flag.DEVICE)
+
+    def _add_when_done(self, begin: Mark, flags: int) -> None:
+        recorder, ring, clock, about = self._recorder, self._ring, self._recorder._device_clock, self._what
         assert clock is not None
         step, batch, end = recorder._step, recorder._batch, clock.mark()
 

@@ -38,8 +38,6 @@ RECORDS_AT = NAMES_AT + MAX_NAMES * NAME_BYTES
 RECORD = struct.Struct("=qqqdiiHHHBBq4x")
 """begin, end, step, value, micro-batch, peer, name, micro-batches, thread, kind, flags; at its end, the record's number."""
 NONE = -1
-COLLECTIVES = 2**16 - 1
-"""The number of the thread to which collectives are recorded, whichever called them."""
 
 
 class Kind(IntEnum):
@@ -62,8 +60,7 @@ class Kind(IntEnum):
     WAIT_SENT = 11
     """The wait until what was sent has been received."""
     COLLECTIVE = 12
-    """A collective of a process group such as `language.tp`, from its call until it is complete. Its thread is `COLLECTIVES`,
-    since it may last longer than the spans around it."""
+    """The wait for a collective of a process group such as `language.tp`, within the other spans of its thread."""
 
     @property
     def is_span(self) -> bool:

@@ -38,8 +38,10 @@ loaders need too."""
 _COUNTS = slice(COUNTS_AT, COUNTS_AT + COUNTS.size)
 _DEPTH = slice(DEPTH_AT, DEPTH_AT + DEPTH.size)
 _OPEN = slice(DEPTH_AT, OPEN_AT + MAX_OPEN * RECORD.size)
+_BEFORE_OPEN = OPEN_AT - RECORD.size
 _TRIES = 100
 OTHER_NAMES = "(further names)"
+_RECORD_BYTES = RECORD.size
 _pack_record, _pack_counts, _pack_depth, _pack_state = RECORD.pack_into, COUNTS.pack_into, DEPTH.pack_into, STATE.pack_into
 
 What: TypeAlias = tuple[Kind, int, int, int, int]
@@ -59,7 +61,8 @@ class Ring:
         self._capacity = (len(memory) - RECORDS_AT) // RECORD.size
         self._lock = RLock()
         """Among the threads of this process: it is held for a microsecond, in which a signal's handler may write too."""
-        self._names: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+        """Their numbers; `name_of` adds those that are missing."""
         self._count = self._lost_names = self._lost = self._depth = self._changes = 0
         FIXED.pack_into(memory, 0, MAGIC, self._capacity, rank, time.monotonic_ns(), time.time_ns())
         self.name_of(OTHER_NAMES)
@@ -94,7 +97,7 @@ class Ring:
 
     def name_of(self, name: str) -> int:
         """The number of a name; 0, that of `OTHER_NAMES`, once there is no place for further ones."""
-        found = self._names.get(name)
+        found = self.names.get(name)
         return found if found is not None else self._add_name(name)
 
     def add(
@@ -106,49 +109,62 @@ class Ring:
         value: float = 0.0,
         thread: int = 0,
         flags: int = 0,
-        closes: bool = False,
     ) -> None:
-        """Write a record over the oldest one; see `Record`.
+        """Write a record over the oldest one.
 
         Args:
             what: it is about.
             begin_ns, end_ns, step, value, thread, flags: as in `Record`.
-            closes: whether the innermost span that `open` began ends with it.
         """
         kind, name, micro_batch, micro_batches, peer = what
         with self._lock:
-            number = self._count
+            number, memory = self._count, self._memory
             # Arguments one by one, here and below: a tuple of them would take as long as the rest.
             # fmt: off
             _pack_record(
-                self._memory, RECORDS_AT + number % self._capacity * RECORD.size,
+                memory, RECORDS_AT + number % self._capacity * _RECORD_BYTES,
                 begin_ns, end_ns, step, value, micro_batch, peer, name, micro_batches, thread, kind, flags, number,
             )
             self._count = number = number + 1
-            if closes:
-                self._depth = depth = self._depth - 1
-                self._changes = changes = self._changes + 1
-                _pack_state(
-                    self._memory, COUNTS_AT, number, len(self._names), self._lost_names, self._lost, changes, depth
-                )
-            else:
-                _pack_counts(self._memory, COUNTS_AT, number, len(self._names), self._lost_names, self._lost)
+            _pack_counts(memory, COUNTS_AT, number, len(self.names), self._lost_names, self._lost)
             # fmt: on
 
     def open(self, what: What, begin_ns: int, step: int) -> None:
-        """A span begins. To be called by one thread only, and for each span that `add` closes."""
-        depth = self._depth
-        if depth < MAX_OPEN:
+        """A span begins. To be called by one thread only, as `close` and `drop`."""
+        self._depth = depth = self._depth + 1
+        self._changes = changes = self._changes + 1
+        memory = self._memory
+        if depth <= MAX_OPEN:
             kind, name, micro_batch, micro_batches, peer = what
             # fmt: off
             _pack_record(
-                self._memory, OPEN_AT + depth * RECORD.size,
-                begin_ns, 0, step, 0.0, micro_batch, peer, name, micro_batches, 0, kind, 0, depth,
+                memory, _BEFORE_OPEN + depth * _RECORD_BYTES,
+                begin_ns, 0, step, 0.0, micro_batch, peer, name, micro_batches, 0, kind, 0, depth - 1,
             )
             # fmt: on
-        self._depth = depth + 1
-        self._changes += 1
-        _pack_depth(self._memory, DEPTH_AT, self._changes, depth + 1)
+        _pack_depth(memory, DEPTH_AT, changes, depth)
+
+    def close(self, what: What, begin_ns: int, end_ns: int, step: int, value: float, flags: int) -> None:
+        """The innermost span that `open` began ends: `add` it, and remove it from those that run, in one write."""
+        kind, name, micro_batch, micro_batches, peer = what
+        with self._lock:
+            number, memory = self._count, self._memory
+            # fmt: off
+            _pack_record(
+                memory, RECORDS_AT + number % self._capacity * _RECORD_BYTES,
+                begin_ns, end_ns, step, value, micro_batch, peer, name, micro_batches, 0, kind, flags, number,
+            )
+            self._count = number = number + 1
+            self._depth = depth = self._depth - 1
+            self._changes = changes = self._changes + 1
+            _pack_state(memory, COUNTS_AT, number, len(self.names), self._lost_names, self._lost, changes, depth)
+            # fmt: on
+
+    def drop(self) -> None:
+        """The innermost span that `open` began ends, and is not recorded."""
+        self._depth = depth = self._depth - 1
+        self._changes = changes = self._changes + 1
+        _pack_depth(self._memory, DEPTH_AT, changes, depth)
 
     def lose(self) -> None:
         """Count a record that could not be written."""
@@ -158,20 +174,20 @@ class Ring:
 
     def _add_name(self, name: str) -> int:
         with self._lock:
-            number = self._names.get(name, len(self._names))
+            number = self.names.get(name, len(self.names))
             if number >= MAX_NAMES:
                 self._lost_names += 1
                 number = 0
-            elif number == len(self._names):
+            elif number == len(self.names):
                 text = name.encode()[:NAME_BYTES].decode(errors="ignore").encode()
                 at = NAMES_AT + number * NAME_BYTES
                 self._memory[at : at + NAME_BYTES] = text.ljust(NAME_BYTES, b"\0")
-                self._names[name] = number
+                self.names[name] = number
             self._write_counts()
             return number
 
     def _write_counts(self) -> None:
-        _pack_counts(self._memory, COUNTS_AT, self._count, len(self._names), self._lost_names, self._lost)
+        _pack_counts(self._memory, COUNTS_AT, self._count, len(self.names), self._lost_names, self._lost)
 
 
 def read(path: Path) -> Recording | None:

@@ -154,6 +154,7 @@ class Schedule1F1B(Generic[Batch]):
             BridgeError: a stage's output does not have the spec of `spec_of`, or another rank has left, exited or died.
         """
         self._begin_step()
+        self._record_samples(batches)
         self._run(batches, backward=True, sync_gradients=sync_gradients)
         return [
             torch.stack(of_one).sum() if len(of_one) > 1 else of_one[0] for of_one in zip(*self.losses.values(), strict=True)
@@ -181,6 +182,12 @@ class Schedule1F1B(Generic[Batch]):
         heartbeat.scheduled_step()
         if heartbeat.last_step != before:
             self._ctx.recorder.begin_step(heartbeat.last_step)
+
+    def _record_samples(self, batches: Sequence[Batch]) -> None:
+        """One rank records the samples of the whole step, if the micro-batches are those of a `RoleDataLoader`."""
+        samples = getattr(batches[0], "samples_in_step", None) if self._ctx.is_logging_rank and batches else None
+        if isinstance(samples, int):
+            self._ctx.recorder.scalar("samples", samples)
 
     def _plan_step(self, micro_batches: int, backward: bool, frozen: frozenset[StageId]) -> _PlannedStep:
         graph, slack, own_stages = self._pipeline.graph, self._pipeline.slack, self._pipeline.own_stages

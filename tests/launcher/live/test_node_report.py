@@ -36,7 +36,7 @@ def test_a_report_of_eight_ranks_that_take_one_step_is_small():
 def test_of_fast_steps_those_are_reported_that_a_power_of_two_divides(first, count, nodes):
     steps = [RankStep(0, number, 0.0, 0.0) for number in range(first, first + count)]
     found = [each.step for each in thinned(steps, nodes)]
-    most = max(32, min(1000, 20_000 // nodes))
+    most = max(16, min(1000, 20_000 // nodes))
     assert len(found) <= most
     stride = found[1] - found[0] if len(found) > 1 else 1
     assert stride & (stride - 1) == 0

@@ -13,6 +13,9 @@ import mimo_role
 from mimo_role import TokenSplit, Topology
 from mimo_role.megatron import run_on_cpu, set_token_counts
 from mimo_role.megatron.token_counts import token_counts
+from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.records import Kind
+from mimo_role.monitoring.ring import Ring, read
 from tests.mimo_role.fresh_worlds import LIMIT_S, Job, run_jobs
 from tests.mimo_role.megatron.pipeline_vlm import HIDDEN, LENGTH, MICRO_BATCHES, Case, RankPart, whole_model
 
@@ -160,6 +163,41 @@ def test_losses_and_gradients_are_those_of_one_process(outcomes, name):
             else:
                 torch.testing.assert_close(gradient, gradients[key], rtol=1e-12, atol=1e-12)
     assert gradients.keys() <= seen
+
+
+def record(found, case, folder):
+    """What a rank has recorded of a step and an evaluation: kind, step and micro-batch of what it has computed."""
+    run_on_cpu()
+    ctx = mimo_role.current()
+    path = Path(folder, f"rank{ctx.rank}.recording")
+    ctx.recorder = Recorder(Ring.create(path, ctx.rank, ctx.world_size))
+    config = configured(case)
+    model = RankPart(ctx, case, config)
+    communicator = communicator_of(ctx, case, config)
+    run_schedule(ctx, model, communicator)
+    with torch.no_grad():
+        run_schedule(ctx, model, communicator, forward_only=True)
+    recording = read(path)
+    found.append(recording.open)
+    found.append([(each.kind, each.step, each.micro_batch) for each in recording.records if each.kind in COMPUTED])
+
+
+COMPUTED = (Kind.FORWARD, Kind.BACKWARD)
+
+
+def test_the_schedule_records_its_forwards_and_backwards(tmp_path):
+    case = Case({}, {"pp": 2})
+    (ranks,) = run_jobs(Job(record, topology_of(case), (case, str(tmp_path))), timeout_s=200, preload=PRELOAD)
+    assert [rank.errors for rank in ranks] == [""] * len(ranks)
+    for rank in ranks:
+        running, computed = rank.found
+        assert running == []
+        for kind in COMPUTED:
+            trained = [
+                (step, micro_batch) for found, step, micro_batch in computed if (found, micro_batch < 0) == (kind, False)
+            ]
+            assert trained == [(0, micro_batch) for micro_batch in range(MICRO_BATCHES)]
+        assert [each for each in computed if each[2] < 0] == [(Kind.FORWARD, 0, -1)] * MICRO_BATCHES
 
 
 ACCEPTED = {

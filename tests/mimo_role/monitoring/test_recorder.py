@@ -10,7 +10,7 @@ import torch
 
 from mimo_role.errors import RecordingError
 from mimo_role.monitoring.device_clock import DeviceClock
-from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.recorder import SHORTEST_WAIT_NS, Recorder
 from mimo_role.monitoring.records import Flag, Kind
 from mimo_role.monitoring.ring import Ring, read
 from mimo_role.monitoring.script_records import ScriptSpan, log_scalars
@@ -61,6 +61,18 @@ def test_a_span_that_an_exception_ends_is_marked_and_closed(recorder, path):
     with pytest.raises(KeyError), ScriptSpan(recorder, "data"):
         raise KeyError
     assert (read(path).records[0].flags, read(path).open) == (Flag.FAILED, [])
+
+
+def test_short_waits_for_collectives_are_not_recorded(recorder, path, monkeypatch):
+    now_ns = 0
+    monkeypatch.setattr("mimo_role.monitoring.recorder.monotonic_ns", lambda: now_ns)
+    with recorder.span(Kind.FORWARD, "language.0"):
+        for took_ns in (SHORTEST_WAIT_NS - 1, SHORTEST_WAIT_NS):
+            with recorder.collective("language.tp"):
+                assert [read(path).names[each.name] for each in read(path).open] == ["language.0", "language.tp"]
+                now_ns += took_ns
+    assert found(path) == [("COLLECTIVE", "language.tp", -1), ("FORWARD", "language.0", -1)]
+    assert read(path).open == []
 
 
 def test_threads_have_numbers_and_do_not_show_as_running(recorder, path):

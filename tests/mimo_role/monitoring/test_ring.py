@@ -80,9 +80,9 @@ def test_spans_that_run_are_shown_until_they_end(ring, path):
     ring.open(what(Kind.SPAN, outer), 5, 1)
     ring.open(what(Kind.SPAN, inner), 6, 1)
     assert [(record.name, record.begin_ns, record.end_ns) for record in read(path).open] == [(outer, 5, 0), (inner, 6, 0)]
-    ring.add(what(Kind.SPAN, inner), 6, 8, 1, closes=True)
+    ring.close(what(Kind.SPAN, inner), 6, 8, 1, 0.0, 0)
     assert [record.name for record in read(path).open] == [outer]
-    ring.add(what(Kind.SPAN, outer), 5, 9, 1, closes=True)
+    ring.close(what(Kind.SPAN, outer), 5, 9, 1, 0.0, 0)
     assert read(path).open == []
 
 
@@ -91,7 +91,7 @@ def test_spans_inside_too_many_others_are_not_shown(ring, path):
         ring.open(what(Kind.SPAN), depth, 0)
     assert len(read(path).open) == MAX_OPEN
     for _ in range(MAX_OPEN + 3):
-        ring.add(what(Kind.SPAN), 0, 1, 0, closes=True)
+        ring.close(what(Kind.SPAN), 0, 1, 0, 0.0, 0)
     assert read(path).open == []
 
 
@@ -160,7 +160,7 @@ def write_without_end(path, ready):
         # All fields of a record follow from one number.
         ring.open(what(Kind.SPAN, name, number % 1000, number % 7), number, number)
         about = what(Kind.FORWARD, name, number % 1000, 1, number % 97)
-        ring.add(about, number, 2 * number, number, float(number), closes=True)
+        ring.close(about, number, 2 * number, number, float(number), 0)
         number += 1
 
 

@@ -8,6 +8,7 @@ import torch
 
 import mimo_role
 from mimo_role import ActivationSpec, Topology
+from mimo_role.data.micro_batch import MicroBatch
 from mimo_role.monitoring.recorder import Recorder
 from mimo_role.monitoring.records import Kind
 from mimo_role.monitoring.ring import Ring, read
@@ -24,6 +25,12 @@ KINDS = {"forward": Kind.FORWARD, "backward": Kind.BACKWARD}
 WAITS = {Kind.WAIT_ACTIVATIONS: Kind.SEND_ACTIVATIONS, Kind.WAIT_GRADIENTS: Kind.SEND_GRADIENTS}
 
 
+def micro_batch(step, number):
+    """As a data loader makes it."""
+    indices = tuple(range(4))
+    return MicroBatch(epoch=0, step=step, number=number, indices=indices, samples_in_step=4 * MICRO_BATCHES, lanes={}, data={})
+
+
 def train(folder):
     """Steps of a schedule whose ranks have rings."""
     ctx = mimo_role.current()
@@ -38,7 +45,7 @@ def train(folder):
     for number in range(STEPS):
         ctx.step(10 + number)
         with ctx.span("data"):
-            batches = list(range(MICRO_BATCHES))
+            batches = [micro_batch(number, at) for at in range(MICRO_BATCHES)]
         losses = schedule.step(batches)
         if losses:
             ctx.log(loss=sum(losses))
@@ -108,9 +115,9 @@ def test_the_second_sender_of_a_micro_batch_is_recorded_too(topology, recordings
     assert {(one.peer, other.peer) for one, other in zip(waits, arrivals, strict=True)} == {(0, 1)}
 
 
-def test_the_loss_is_recorded_where_there_is_one(recordings):
+def test_the_loss_is_recorded_where_there_is_one_and_the_samples_of_the_step_once(recordings):
     logged = [
         [(recording.names[each.name], each.step, each.value) for each in recording.records if each.kind == Kind.SCALAR]
         for recording in recordings
     ]
-    assert logged == [[], [], [], [("loss", 10, 32.0), ("loss", 11, 32.0)]]
+    assert logged == [[], [], [], [("samples", 10, 16.0), ("loss", 10, 32.0), ("samples", 11, 16.0), ("loss", 11, 32.0)]]

@@ -1,0 +1,163 @@
+"""How long this rank waits for collectives on the CPU.
+
+Ranks that share a collective are all as slow as the slowest of them; only the waits show which one that is.
+
+torch 2.13 has no hook for them. Its completion hooks exist for NCCL only, and gloo's flight recorder has when a collective was
+created and no time at which it was complete; a dump of 2,000 entries takes 40 ms. So the methods by which Python code starts
+collectives, and those by which it waits for them, are wrapped. Collectives that start in C++ are missing: those of
+DistributedDataParallel. What is private is used in this file only; `tests/mimo_role/monitoring/test_collective_waits.py` fails
+when it changes.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import _functional_collectives as functional
+from torch.distributed.device_mesh import DeviceMesh
+
+from mimo_role.monitoring.recorder import Recorder
+
+_METHODS = (
+    "allreduce",
+    "allreduce_coalesced",
+    "allgather",
+    "allgather_coalesced",
+    "allgather_into_tensor_coalesced",
+    "_allgather_base",
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "reduce_scatter",
+    "_reduce_scatter_base",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "reduce_scatter_tensor_coalesced",
+    "alltoall",
+    "alltoall_base",
+    "all_to_all_single",
+    "barrier",
+    "broadcast",
+    "gather",
+    "reduce",
+    "scatter",
+)
+"""Of `ProcessGroup`: they return a `Work`. Not every release has all of them."""
+_FUNCTIONS = (
+    "all_reduce",
+    "all_gather_single",
+    "all_gather_tensor",
+    "reduce_scatter_single",
+    "reduce_scatter_tensor",
+    "all_to_all_single",
+)
+"""Of `_functional_collectives`, by which DTensors communicate: they return a tensor that waits when it is used."""
+_MOST_RUNNING = 1024
+"""Collectives that were started and not waited for; those of a script that never waits are forgotten."""
+_WORLD = "default_pg"
+
+
+class CollectiveWaits:
+    """Records the waits of all threads of this process as spans with the name of the group."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._works: dict[int, str] = {}
+        """The groups of collectives that run, by the `Work` that is waited for."""
+        self._storages: dict[int, str] = {}
+        """The same, by the storage of the result."""
+        self._replaced: list[tuple[Any, str, Any, Any]] = []
+        """Owner, name, what was there before and what is there instead."""
+
+    def install(self) -> None:
+        """Begin to record. One object at a time."""
+        for name in _METHODS:
+            self._replace(dist.ProcessGroup, name, self._starting_work)
+        self._replace(dist.Work, "wait", self._waiting_for_work)
+        for name in _FUNCTIONS:
+            self._replace(functional, name, self._starting_tensor)
+        self._replace(functional, "wait_tensor", self._waiting_for_tensor)
+
+    def remove(self) -> None:
+        """Leave torch as it was before."""
+        for owner, name, before, ours in reversed(self._replaced):
+            if vars(owner)[name] is ours:
+                setattr(owner, name, before)
+        self._replaced.clear()
+
+    def _replace(self, owner: Any, name: str, wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        # Of a class the descriptor, not what it returns.
+        before = vars(owner).get(name)
+        if before is not None:
+            ours = functools.wraps(getattr(owner, name))(wrapped(getattr(owner, name)))
+            setattr(owner, name, ours)
+            self._replaced.append((owner, name, before, ours))
+
+    def _starting_work(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        works = self._works
+
+        def start_and_note(group: dist.ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+            work = start(group, *args, **kwargs)
+            _note(works, id(work), group)
+            return work
+
+        return start_and_note
+
+    def _waiting_for_work(self, wait: Callable[..., Any]) -> Callable[..., Any]:
+        works, recorder = self._works, self._recorder
+
+        def wait_in_span(work: dist.Work, *args: Any, **kwargs: Any) -> Any:
+            name = works.pop(id(work), None)
+            if name is None:  # a message, or a second wait
+                return wait(work, *args, **kwargs)
+            with recorder.collective(name):
+                return wait(work, *args, **kwargs)
+
+        return wait_in_span
+
+    def _starting_tensor(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        storages, place = self._storages, list(inspect.signature(start).parameters).index("group")
+
+        def start_and_note(*args: Any, **kwargs: Any) -> Any:
+            result = start(*args, **kwargs)
+            if not torch.compiler.is_compiling() and isinstance(result, functional.AsyncCollectiveTensor):
+                group = _group_of(kwargs["group"] if "group" in kwargs else args[place])
+                if group is not None and type(result.elem) is torch.Tensor:
+                    _note(storages, result.elem.untyped_storage().data_ptr(), group)
+            return result
+
+        return start_and_note
+
+    def _waiting_for_tensor(self, wait: Callable[..., Any]) -> Callable[..., Any]:
+        storages, recorder = self._storages, self._recorder
+
+        def wait_in_span(tensor: torch.Tensor) -> Any:
+            if torch.compiler.is_compiling() or not storages or type(tensor) is not torch.Tensor:
+                return wait(tensor)
+            name = storages.pop(tensor.untyped_storage().data_ptr(), None)
+            if name is None:
+                return wait(tensor)
+            with recorder.collective(name):
+                return wait(tensor)
+
+        return wait_in_span
+
+
+def _note(running: dict[int, str], key: int, group: dist.ProcessGroup) -> None:
+    if len(running) >= _MOST_RUNNING:
+        running.clear()
+    name = group.group_desc
+    running[key] = "world" if name == _WORLD else name
+
+
+def _group_of(argument: Any) -> dist.ProcessGroup | None:
+    """The group that a function of `_functional_collectives` was given: itself, a mesh, or a mesh and one of its axes."""
+    if isinstance(argument, dist.ProcessGroup):
+        return argument
+    if isinstance(argument, DeviceMesh):
+        return argument.get_group()
+    if isinstance(argument, tuple) and len(argument) == 2 and isinstance(argument[0], DeviceMesh):
+        return argument[0].get_group(argument[1])
+    return None

@@ -1,0 +1,105 @@
+import math
+import random
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.live.evidence import LEAST_RATIO, Evidence, noise_of
+
+NOISE = 0.07
+"""Of the logarithm of a ratio, as that of two ranks that vary by 5 % each."""
+
+
+def events(logs, share=0.3):
+    """What happens by step: a pair of the step in which it is seen, and the evidence's own step."""
+    evidence, found = Evidence(), []
+    for step, log in enumerate(logs):
+        if evidence.add(step, log, share):
+            found.append((step, evidence.since_step if evidence.is_slow else evidence.until_step, evidence.is_slow))
+    return found
+
+
+def noise(seed, count, sigma=NOISE):
+    generator = random.Random(seed)
+    return [generator.gauss(0, sigma) for _ in range(count)]
+
+
+def shifted(logs, ratio, begin, end=None):
+    return [log + (math.log(ratio) if begin <= step < (end or len(logs)) else 0) for step, log in enumerate(logs)]
+
+
+@given(st.integers(0, 10**6), st.integers(40, 400), st.floats(1.3, 10))
+def test_a_rank_that_becomes_slower_by_30_percent_is_found_within_20_steps(seed, begin, ratio):
+    (seen, since, is_slow), *_ = events(shifted(noise(seed, begin + 20), ratio, begin))
+    assert is_slow
+    assert begin <= seen < begin + 20
+    assert begin - 20 <= since <= begin + 3
+
+
+@given(st.integers(0, 10**6), st.floats(1.3, 10), st.integers(20, 300))
+def test_the_end_is_found_too_and_the_next_beginning(seed, ratio, slow_steps):
+    again = 100 + slow_steps + 300
+    logs = shifted(shifted(noise(seed, again + 200), ratio, 100, 100 + slow_steps), ratio, again)
+    first, end, second, *_ = events(logs)
+    assert (first[2], end[2], second[2]) == (True, False, True)
+    assert -5 <= end[1] - 100 - slow_steps <= 20
+    assert end[0] <= end[1] + 60
+    assert again - 20 <= second[1] <= again + 5
+
+
+@given(st.integers(0, 10**6))
+def test_one_that_is_slow_from_the_beginning_is_found(seed):
+    ((seen, since, _),) = events(shifted(noise(seed, 40), 1.3, 0))
+    assert seen < 40
+    assert since <= 5
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.2, 0.5])
+def test_noise_is_no_slowdown(sigma):
+    assert all(events(noise(seed, 10_000, sigma)) == [] for seed in range(3))
+
+
+@given(st.integers(0, 10**6), st.floats(2, 100))
+def test_pauses_of_a_step_or_a_few_are_no_slowdown(seed, size):
+    logs = noise(seed, 1000)
+    for begin, length in ((30, 1), (60, 5), (200, 9), (500, 8), (700, 9)):
+        logs[begin : begin + length] = [log + math.log(size) for log in logs[begin : begin + length]]
+    assert events(logs) == []
+
+
+def test_more_noise_needs_more_evidence():
+    quiet, noisy = (
+        next(seen for seen, _, _ in events(shifted(noise(1, 900, sigma), 1.6, 300)) if seen >= 300) for sigma in (0.05, 0.35)
+    )
+    assert quiet < 320 < noisy < 700
+
+
+@given(st.floats(1.0, LEAST_RATIO - 0.01))
+def test_a_difference_that_is_too_small_is_not_reported(ratio):
+    assert events([math.log(ratio)] * 2000) == []
+
+
+def test_what_costs_too_little_is_not_reported():
+    assert events([math.log(3)] * 200, share=0.005) == []
+    assert len(events([math.log(3)] * 200, share=0.02)) == 1
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=64), st.floats(-3, 3), st.floats(0.1, 10))
+def test_noise_has_the_unit_of_the_numbers_and_no_middle(logs, middle, factor):
+    expected = factor * noise_of(logs)
+    assert noise_of([factor * log + middle for log in logs]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_noise_is_that_of_a_normal_distribution_and_more_if_neighbors_are_alike():
+    independent = noise(3, 256, 0.1)
+    assert noise_of(independent) == pytest.approx(0.1, rel=0.3)
+    found = []
+    for seed in range(20):
+        alike, last = [], 0.0
+        for step in noise(seed, 256, 0.1 * math.sqrt(1 - 0.9**2)):
+            last = 0.9 * last + step
+            alike.append(last)
+        found.append(noise_of(alike))
+    assert median(found) > 0.15
