@@ -10,6 +10,8 @@ Cases; `ours` is with it, `peer` without:
   step's microseconds: their ratio is its share; the same of a step of 100 ms;
 - `a step of 5 ms (ms), recorded`: 2 ranks, an encoder and a language model, with four micro-batches whose forwards take a
   fixed time; with a recorder and without one; the same of a step of 100 ms;
+- `a second of 8 ranks at 10 steps (ms)`: what an agent takes to read what its ranks have recorded in a second, to compare them
+  and to write the files, in CPU time, and the second's milliseconds: their ratio is its share of a core;
 - `N ranks arrive (s)`: N threads in place of ranks, on nodes of 8 with an agent each: from the first that arrives until all
   know that they may go on, with and without the comparison;
 - `N ranks, whole run (s)`: a script that joins, does one all-reduce and ends; with the comparison, and with `--no-preflight`.
@@ -26,8 +28,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from report import Row, alternate, parser, show
+
+if TYPE_CHECKING:
+    from mimo_role.monitoring.recorder import Recorder
 
 BEATS = 200_000
 RECORDED_STEPS = 2_000
@@ -131,29 +137,64 @@ def beat_ns() -> float:
         return median(rounds)
 
 
+def record_step(recorder: "Recorder", step: int) -> None:
+    """What a rank records in a step of four micro-batches."""
+    from mimo_role.monitoring.records import Kind
+
+    recorder.begin_step(step)
+    for micro_batch in range(4):
+        for kind in (Kind.FORWARD, Kind.BACKWARD, Kind.WAIT_ACTIVATIONS, Kind.SEND_GRADIENTS, Kind.WAIT_SENT):
+            with recorder.span(kind, "language.0", micro_batch, 1):
+                pass
+    for name in ("data", "optimizer", "reduce gradients"):
+        with recorder.span(Kind.SPAN, name):
+            pass
+    recorder.scalar("loss", 1.0)
+
+
 def records_us() -> float:
     """What a rank records in a step: CPU time, median over five rounds of many."""
     from mimo_role.monitoring.recorder import Recorder
-    from mimo_role.monitoring.records import Kind
     from mimo_role.monitoring.ring import Ring
 
-    kinds = (Kind.FORWARD, Kind.BACKWARD, Kind.WAIT_ACTIVATIONS, Kind.SEND_GRADIENTS, Kind.WAIT_SENT)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         recorder, rounds = Recorder(Ring.create(Path(folder, "rank0.recording"), 0, 1)), []
         for _ in range(5):
             began = time.thread_time_ns()
             for step in range(RECORDED_STEPS):
-                recorder.begin_step(step)
-                for micro_batch in range(4):
-                    for kind in kinds:
-                        with recorder.span(kind, "language.0", micro_batch, 1):
-                            pass
-                for name in ("data", "optimizer", "reduce gradients"):
-                    with recorder.span(Kind.SPAN, name):
-                        pass
-                recorder.scalar("loss", 1.0)
+                record_step(recorder, step)
             rounds.append((time.thread_time_ns() - began) / RECORDED_STEPS / 1000)
         return median(rounds)
+
+
+def sampled_ms(ranks: int = 8, steps_per_s: int = 10, seconds: int = 20) -> float:
+    """What an agent takes for a second of its ranks' records: CPU time, median over the seconds."""
+    from launcher.agent.live_attempt import LiveAttempt
+    from launcher.agent.node_job import NodeJob
+    from launcher.config.loader import load
+    from launcher.coordination.single_node import SingleNode
+    from launcher.live.files import LiveFiles
+    from launcher.plan.planner import make_plan
+    from launcher.run_dir.layout import RunDirLayout
+    from mimo_role.monitoring.recorder import Recorder
+    from mimo_role.monitoring.ring import Ring
+
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        config_file = write_job(Path(name), JOINING, ranks)
+        plan = make_plan(load(config_file, [])[0], config_file, [])
+        nodes = SingleNode(plan, "here", "run")
+        job = NodeJob(plan=plan, nodes=nodes, server=None, run_dir=RunDirLayout(Path(name)), node_dir=Path(memory), say=say)
+        rings = [Ring.create(Path(memory, f"rank{rank}.recording"), rank, ranks) for rank in range(ranks)]
+        recorders = [Recorder(ring) for ring in rings]
+        attempt, took = LiveAttempt(job, 0, LiveFiles(job.run_dir)), []
+        for second in range(seconds):
+            for recorder in recorders:
+                for step in range(steps_per_s):
+                    record_step(recorder, second * steps_per_s + step)
+            began = time.thread_time_ns()
+            attempt.sample()
+            took.append((time.thread_time_ns() - began) / 1e6)
+        return median(took)
 
 
 def recorded_step_ms(steps: int, step_s: float, *, is_on: bool) -> float:
@@ -273,6 +314,7 @@ def main() -> None:
         with_and_without(
             "a step of 100 ms (ms), recorded", lambda does: recorded_step_ms(max(1, steps // 20), 0.1, is_on=does), runs
         ),
+        alternate("a second of 8 ranks at 10 steps (ms)", sampled_ms, lambda: 1_000, runs),
         with_and_without(f"{ranks} ranks arrive (s)", lambda does: arriving_s(ranks, compares=does), runs),
         with_and_without(f"{ranks} ranks, whole run (s)", lambda does: whole_run_s(ranks, compares=does), runs),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.errors import ConfigError, LaunchError
 from launcher.formatting import ranges
+from launcher.live.straggler_text import describe_all
 from launcher.logs.reader import LogFilter, lines_of
 from launcher.outcome import Outcome
 from launcher.plan.launch_plan import LaunchPlan
@@ -127,6 +128,8 @@ def as_table(job: Job) -> str:
             [ranges(ranks), node, pool, host, modules] for node, pool, host, ranks, modules in _node_rows(plan, job.hosts(plan))
         ]
         lines += ["", tabulate(rows, headers=["ranks", "node", "pool", "host", "modules"], disable_numparse=True)]
+    if (report := job.report()) is not None:
+        lines += ["", *describe_all(report.stragglers)]
     return "\n".join(lines).strip("\n")
 
 
@@ -144,6 +147,7 @@ def as_json(job: Job) -> str:
             {"name": node, "pool": pool, "host": host or None, "ranks": list(ranks), "modules": modules.split(", ")}
             for node, pool, host, ranks, modules in (_node_rows(plan, job.hosts(plan)) if plan is not None else ())
         ],
+        "stragglers": list(map(dict, report.stragglers)) if report is not None else [],
     }
     return json.dumps(value)
 

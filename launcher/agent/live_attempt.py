@@ -37,6 +37,13 @@ class LiveAttempt:
         """Start to sample."""
         self._thread.start()
 
+    def sample(self) -> None:
+        """Report what is new; on node 0, collect what the nodes have reported, and write it. The thread calls it."""
+        self._sampler.sample()
+        if self._collector is not None:
+            self._collect(self._collector)
+            self._write(self._collector)
+
     def end_ranks(self) -> None:
         """Report the rest of this node's steps, as its ranks have ended. Those of other nodes may still run."""
         self._guarded(self._sampler.end)
@@ -66,7 +73,7 @@ class LiveAttempt:
 
     def _run(self) -> None:
         while not self._is_closing.wait(self._interval_s):
-            if not self._guarded(self._sample):
+            if not self._guarded(self.sample):
                 return
 
     def _guarded(self, action: Callable[[], None]) -> bool:
@@ -77,12 +84,6 @@ class LiveAttempt:
             logger.exception("live.json and metrics.jsonl are not written any more")
             return False
         return True
-
-    def _sample(self) -> None:
-        self._sampler.sample()
-        if self._collector is not None:
-            self._collect(self._collector)
-            self._write(self._collector)
 
     def _write_last(self) -> None:
         collector, nodes = self._collector, self._job.nodes

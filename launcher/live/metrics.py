@@ -31,7 +31,7 @@ class StepMetrics:
     seconds: float
     """From the step's beginning to the next one's, a median over ranks."""
     scalars: Mapping[str, float] = field(default_factory=dict)
-    """By name, a mean over the ranks that recorded it; without those that are not finite."""
+    """By name, a mean over the ranks that recorded it, of `memory/peak_gib` the largest; without those that are not finite."""
     modules: Mapping[str, ModuleStep] = field(default_factory=dict)
     """Those with a schedule, or of which ranks record samples or tokens."""
 

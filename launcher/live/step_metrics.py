@@ -6,7 +6,7 @@ from statistics import fmean, median
 
 from launcher.live.job_steps import JobStep
 from launcher.live.metrics import ModuleStep, StepMetrics
-from launcher.live.rank_step import SAMPLES, TOKENS, ModuleTimes, RankStep
+from launcher.live.rank_step import PEAK_GIB, SAMPLES, TOKENS, ModuleTimes, RankStep
 from launcher.live.roles import is_first_of_lane, stage_of
 from mimo_role import Topology
 
@@ -19,7 +19,7 @@ def metrics_of(topology: Topology, attempt: int, found: JobStep) -> StepMetrics:
         attempt=attempt,
         time=median(each.ended for each in ranks),
         seconds=median(each.seconds for each in ranks),
-        scalars=_means(each.scalars for each in ranks),
+        scalars=_over_ranks(each.scalars for each in ranks),
         modules=_modules(topology, found.ranks),
     )
 
@@ -42,13 +42,13 @@ def _counted(topology: Topology, module: str) -> Collection[int]:
     return tuple(rank for rank in topology.grids[module].ranks if is_first_of_lane(topology, module, rank))
 
 
-def _means(scalars: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def _over_ranks(scalars: Iterable[Mapping[str, float]]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for of_rank in scalars:
         for name, value in of_rank.items():
             if name not in (SAMPLES, TOKENS):
                 values.setdefault(name, []).append(value)
-    return {name: _mean(found) for name, found in values.items()}
+    return {name: max(found) if name == PEAK_GIB else _mean(found) for name, found in values.items()}
 
 
 def _mean(values: list[float]) -> float:

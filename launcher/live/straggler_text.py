@@ -1,5 +1,8 @@
 """A straggler in one line."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
 from launcher.live.view import Straggler
 
 
@@ -12,3 +15,13 @@ def describe(found: Straggler) -> str:
     return (
         f"{who} computes {found.ratio:.2f}x its peers' median {since}; {100 * found.share:.0f} % of each step of the whole job"
     )
+
+
+def describe_all(reported: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Those of a report, one line each; without those that another version has written."""
+    for each in reported:
+        values = {name: value for name, value in each.items() if name != "attempt"}
+        try:
+            yield describe(Straggler(**values))
+        except (TypeError, ValueError):
+            continue

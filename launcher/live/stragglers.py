@@ -12,6 +12,8 @@ from mimo_role import Topology
 
 _WARM_UP_STEPS = 3
 """The first ones of an attempt, in which kernels are loaded and memory is allocated."""
+_LEAST_COMPUTE_S = 1e-4
+"""Who computes less in a step is not compared: that is the time of the records themselves."""
 
 
 class StragglerDetector:
@@ -48,12 +50,12 @@ class StragglerDetector:
         return changed
 
     def _by_group(self, found: JobStep) -> dict[Hashable, dict[int, float]]:
-        """The seconds of computation by rank, of those that compute."""
+        """The seconds of computation by rank, of those that compute for long enough."""
         by_group: dict[Hashable, dict[int, float]] = {}
         for rank, each in found.ranks.items():
             if rank not in self._group_of:
                 self._group_of[rank] = peer_group(self._topology, rank)
-            if (compute_s := each.compute_s) > 0:
+            if (compute_s := each.compute_s) > _LEAST_COMPUTE_S:
                 by_group.setdefault(self._group_of[rank], {})[rank] = compute_s
         return by_group
 

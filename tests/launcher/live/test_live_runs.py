@@ -11,7 +11,7 @@ from launcher.live.view import LiveView
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
 
 SCRIPT = """
-import sys, time, torch, mimo_role
+import sys, time, torch, torch.distributed as dist, mimo_role
 from mimo_role import ActivationSpec, Schedule1F1B
 
 ctx = mimo_role.current()
@@ -20,6 +20,8 @@ weight = torch.ones(2, requires_grad=True)
 
 def run(module, batch, inputs):
     time.sleep(0.01 * (ratio if ctx.rank == slow_rank and step >= slow_from else 1.0))
+    if "tp" in ctx.name:  # within the forward, the others wait for the slow one
+        dist.all_reduce(torch.ones(1), group=ctx.group(module, "tp"))
     return weight * next(iter(inputs.values()), torch.ones(12 // ctx.lane(module)[1], 2))
 
 schedule = Schedule1F1B(
@@ -52,7 +54,7 @@ def test_a_run_leaves_every_step_and_its_last_view(job):
     assert [each.step for each in metrics] == list(range(1, 13))
     assert report["stragglers"] == []
     for each in metrics:
-        assert each.scalars == {"rank": 1.5, "loss": 24.0}
+        assert {"rank": 1.5, "loss": 24.0}.items() <= each.scalars.items()
         vision, language = each.modules["vision"], each.modules["language"]
         # Sleeps of 10 ms in each forward of two micro-batches.
         assert min(vision.compute_s, language.compute_s) >= 0.02
@@ -63,6 +65,7 @@ def test_a_run_leaves_every_step_and_its_last_view(job):
     assert (view.run, view.step, view.total_steps, view.eta_s, view.recording, view.is_last) == ("small", 12, 12, 0.0, 4, True)
     assert view.scalars == {"rank": 1.5, "loss": 24.0}
     vision = view.modules["vision"]
+    assert vision.peak_gib > 0
     assert (vision.ranks, vision.slowest.rank in (0, 1), vision.slowest.compute_s >= 0.02) == (2, True, True)
     assert 0 < vision.compute + vision.bridge_wait <= 1
     assert vision.samples_per_s == pytest.approx(12 * vision.steps_per_s, rel=0.5)

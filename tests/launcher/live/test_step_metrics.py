@@ -25,6 +25,11 @@ def test_a_step_has_medians_over_ranks_and_means_of_scalars():
     assert (found.scalars, found.modules) == ({"loss": 1.5, "lr": 0.5}, {})
 
 
+def test_of_memory_the_largest_counts():
+    found = metrics(step(0, **{"memory/peak_gib": 3.0}), step(1, **{"memory/peak_gib": 1.0}))
+    assert found.scalars == {"memory/peak_gib": 3.0}
+
+
 def test_times_are_means_over_the_ranks_of_a_module():
     one, other = ModuleTimes(0.2, 0.1, 0.4, 0.0), ModuleTimes(0.4, 0.0, 0.2, 0.0)
     found = metrics(step(0, modules={"vision": one}), step(1, modules={"vision": other}))

@@ -88,6 +88,18 @@ def test_programs_get_the_report_and_the_host(folder):
     assert [node["host"] for node in value["nodes"]] == ["alpha"] * len(value["nodes"])
 
 
+def test_stragglers_of_a_run_that_is_over_are_shown(folder):
+    report(folder)
+    value = json.loads((folder / "report.json").read_text())
+    straggler = {"rank": 2, "label": "language.tp1", "node": "alpha", "ratio": 1.5, "since_step": 7, "until_step": None}
+    value["stragglers"] = [{"attempt": 1, "share": 0.1, **straggler}, {"attempt": 1, "of": "another version"}]
+    (folder / "report.json").write_text(json.dumps(value))
+    job = jobs.find(str(folder))
+    line = "rank 2 (language.tp1, alpha) computes 1.50x its peers' median since step 7; 10 % of each step of the whole job"
+    assert jobs.as_table(job).splitlines()[-1] == line
+    assert json.loads(jobs.as_json(job))["stragglers"] == value["stragglers"]
+
+
 def test_hosts_of_several_nodes_are_not_taken_from_the_lock(folder, tmp_path):
     (folder / "plan.json").write_text(request(tmp_path).plan.to_json())
     value = json.loads(jobs.as_json(jobs.find(str(folder))))
