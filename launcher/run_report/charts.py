@@ -9,7 +9,7 @@ from launcher.run_report.shares import PARTS, ModuleShares
 from launcher.run_report.ticks import number_text, ticks
 
 _WIDTH, _HEIGHT = 400, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 10, 10, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 18, 10, 26
 """Room for the axes' numbers, in pixels."""
 
 

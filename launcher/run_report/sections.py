@@ -147,7 +147,10 @@ def shares_section(record: RunRecord) -> Element:
     if not found:
         reason = "No step has times of modules: Schedule1F1B records them." if record.steps else _NO_METRICS
         return section("shares", "Time by module", _missing(reason))
-    note = f"Parts of the time of {len(record.steps):,} steps, means over the ranks of a module."
+    note = (
+        f"Parts of the time of {len(record.steps):,} steps, means over the ranks of a module. "
+        "Waits for collectives are those within forwards and backwards; others belong to the rest."
+    )
     return section(
         "shares",
         "Time by module",

@@ -7,7 +7,7 @@ from launcher.live.metrics import StepMetrics
 
 PARTS = {
     "compute_s": "compute",
-    "collectives_s": "collectives",
+    "collectives_s": "waits for collectives",
     "bridge_wait_s": "waits for other modules",
     "bubble_s": "waits for other stages",
 }

@@ -12,6 +12,7 @@ from launcher.live.metrics import ModuleStep, StepMetrics
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.planner import make_plan
 from launcher.run_dir.layout import RunDirLayout
+from launcher.run_report.step_timeline import ranks_to_read
 from mimo_role.monitoring.records import RECORD, RECORDS_AT, Flag, Kind, used_bytes
 from mimo_role.monitoring.ring import Ring, what
 
@@ -81,7 +82,7 @@ def write_run(
         config: of the job.
         report: what report.json has; `None`: there is none.
         steps: what metrics.jsonl has.
-        recorded: the ranks that have a recording; default: all.
+        recorded: the ranks that have a recording; default: those that a timeline reads.
         micro_batches: in each of the last three steps, which are recorded.
         last_step: the last one of them.
     """
@@ -94,7 +95,7 @@ def write_run(
         run_dir.report_file.write_text(json.dumps(report), encoding="utf-8")
     if lines := [each.to_json() for each in steps]:
         run_dir.metrics_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for rank in range(plan.topology.world_size) if recorded is None else recorded:
+    for rank in ranks_to_read(plan, []) if recorded is None else recorded:
         data = _recording(plan, rank, micro_batches, range(last_step - 2, last_step + 1))
         run_dir.recording_file(0, rank).write_bytes(gzip.compress(data, compresslevel=1))
     return run_dir, plan
