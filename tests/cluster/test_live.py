@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 if os.geteuid() != 0:
     pytest.skip("hosts are network namespaces, which only root can make", allow_module_level=True)
 
-STEPS, SLOW_RANK, SLOW_FROM = 80, 5, 41
+STEPS, SLOW_RANK, SLOW_FROM = 100, 5, 41
 SCRIPT = f"""
 import time, torch, mimo_role
 from mimo_role import ActivationSpec, Schedule1F1B
@@ -22,7 +22,7 @@ ctx = mimo_role.current()
 weight = torch.ones(2, requires_grad=True)
 
 def run(module, batch, inputs):
-    time.sleep(0.015 if ctx.rank == {SLOW_RANK} and step >= {SLOW_FROM} else 0.01)
+    time.sleep(0.04 if ctx.rank == {SLOW_RANK} and step >= {SLOW_FROM} else 0.02)
     return weight * next(iter(inputs.values()), torch.ones(2, 2))
 
 schedule = Schedule1F1B(
@@ -52,7 +52,7 @@ def test_node_0_collects_the_steps_of_all_hosts_and_finds_the_slow_rank(agents):
     assert (view.step, view.recording, view.world_size, view.is_last) == (STEPS, 6, 6, True)
     assert {view.modules[name].slowest.node for name in view.modules} <= {"node0 (alpha)", "node1 (beta)", "node2 (gamma)"}
     line = (
-        r"rank 5 \(language.dp2, node2 \(gamma\)\) computes 1\.[45]\dx its peers' median since step (\d+); \d+ % of each step"
+        r"rank 5 \(language.dp2, node2 \(gamma\)\) computes (?:1\.[6-9]|2\.[0-4])\dx its peers' median since step (\d+); \d+ % of each step"
     )
     found = re.search(line, done[0].said)
     assert found is not None, done[0].err

@@ -19,7 +19,7 @@ steps, slow_rank, slow_from, ratio = int(sys.argv[1]), int(sys.argv[2]), int(sys
 weight = torch.ones(2, requires_grad=True)
 
 def run(module, batch, inputs):
-    time.sleep(0.01 * (ratio if ctx.rank == slow_rank and step >= slow_from else 1.0))
+    time.sleep(0.02 * (ratio if ctx.rank == slow_rank and step >= slow_from else 1.0))
     if "tp" in ctx.name:  # within the forward, the others wait for the slow one
         dist.all_reduce(torch.ones(1), group=ctx.group(module, "tp"))
     return weight * next(iter(inputs.values()), torch.ones(12 // ctx.lane(module)[1], 2))
@@ -56,8 +56,8 @@ def test_a_run_leaves_every_step_and_its_last_view(job):
     for each in metrics:
         assert {"rank": 1.5, "loss": 24.0}.items() <= each.scalars.items()
         vision, language = each.modules["vision"], each.modules["language"]
-        # Sleeps of 10 ms in each forward of two micro-batches.
-        assert min(vision.compute_s, language.compute_s) >= 0.02
+        # Sleeps of 20 ms in each forward of two micro-batches.
+        assert min(vision.compute_s, language.compute_s) >= 0.04
         assert vision.bridge_wait_s > 0
         assert (vision.bubble_s, language.bubble_s > 0) == (0, True)
         assert (vision.samples, language.samples) == (12.0, 6.0)
@@ -93,15 +93,15 @@ def test_every_attempt_writes_its_steps(job):
 def test_a_rank_that_becomes_slow_is_found_and_reported(job, layout, modules, slow):
     job.config = job.config.replace("vision: {}\n  language: {tp: 2}", modules).replace("non_colocated", layout)
     rank = slow.partition(" ")[0]
-    done = job.run(SCRIPT, "--", str(STEPS), rank, "31", "1.5")
+    done = job.run(SCRIPT, "--", str(STEPS), rank, "31", "2")
     assert done.returncode == 0, done.stderr
     *_, view, report = files_of(job)
     line = r"mimo-launch: rank (\d+ \(\S+), .*\) computes ([\d.]+)x its peers' median since step (\d+); (\d+) % of each step"
     found = re.search(line, done.stderr)
     assert found is not None, done.stderr
     assert found[1] == slow
-    assert float(found[2]) == pytest.approx(1.5, abs=0.15)
-    assert abs(int(found[3]) - 31) <= 3
+    assert float(found[2]) == pytest.approx(2, abs=0.4)
+    assert abs(int(found[3]) - 31) <= 5
     assert int(found[4]) > 5
     (straggler,) = report["stragglers"]
     assert (straggler["rank"], straggler["attempt"], straggler["until_step"]) == (int(rank), 0, None)
