@@ -1,16 +1,16 @@
 """What a run directory has about a run, read for its report."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.errors import LaunchError
 from launcher.live.metrics import StepMetrics, read_metrics
+from launcher.live.straggler_text import stragglers_in
 from launcher.live.view import Straggler
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
-from launcher.run_dir.reader import describe, is_locked
+from launcher.run_dir.reader import describe, is_locked, read_whole_report
 from launcher.run_report.step_timeline import (
     StepTimeline,
     last_complete_step,
@@ -45,16 +45,7 @@ class RunRecord:
     def stragglers(self) -> list[Straggler]:
         """Those that the report names; without entries that are damaged."""
         found = self.report.get("stragglers") if self.report is not None else None
-        return [each for value in found if (each := _straggler(value)) is not None] if isinstance(found, list) else []
-
-
-def read_report(run_dir: RunDirLayout) -> dict[str, Any] | None:
-    """All of report.json; `None` if there is none, or none that can be read."""
-    try:
-        value = json.loads(run_dir.report_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return list(stragglers_in(found)) if isinstance(found, list) else []
 
 
 def read_run(run_dir: RunDirLayout, plan: LaunchPlan, hosts: Mapping[str, str]) -> RunRecord:
@@ -70,7 +61,7 @@ def read_run(run_dir: RunDirLayout, plan: LaunchPlan, hosts: Mapping[str, str]) 
         state=describe(run_dir),
         is_running=is_locked(run_dir),
         hosts=hosts,
-        report=read_report(run_dir),
+        report=read_whole_report(run_dir),
         steps=_read_steps(run_dir),
     )
 
@@ -143,10 +134,3 @@ def _ranks_in(record: RunRecord) -> list[int]:
     named += [each for each in culprits if isinstance(each, dict)] if isinstance(culprits, list) else []
     ranks = [rank for each in named if isinstance(rank := each.get("rank"), int)]
     return [*ranks, *(each.rank for each in record.stragglers)]
-
-
-def _straggler(value: object) -> Straggler | None:
-    try:
-        return Straggler(**value)  # type: ignore[arg-type]
-    except TypeError:
-        return None

@@ -33,6 +33,7 @@ FAILED = DONE | {
             "since_step": 3,
             "until_step": None,
             "share": 0.125,
+            "attempt": 1,
         },
         {"damaged": 1},
     ],
@@ -123,7 +124,7 @@ def test_an_empty_run_has_a_reason_in_each_section_that_is_empty(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "report", [{}, {"outcome": 3, "first": 7, "others": [1], "stragglers": 5, "headline": 1, "began": "x"}]
+    "report", [{}, {"outcome": 3, "first": 7, "others": [1], "stragglers": [5], "headline": 1, "began": "x"}]
 )
 def test_a_report_of_another_form_is_shown_as_far_as_it_can_be(tmp_path, report):
     assert "<h1>" in page_of(tmp_path, report=report)
