@@ -63,7 +63,7 @@ class ModuleBox:
     """The axes longer than one, as `tp 2 · dp 4`."""
     stages: tuple[StageBox, ...]
     column: int
-    """How many modules a sample passes before this one, at most."""
+    """From 0; modules are in columns to the right of those whose outputs they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,14 @@ def stage_ranks(topology: Topology, module: str, stage: int) -> tuple[int, ...]:
 
 
 def _column(topology: Topology, name: str) -> int:
-    return max((_column(topology, source) + 1 for source in topology.after[name]), default=0)
+    """As near to the modules that take its output as the way to them allows."""
+    longest = max(_distance(topology, each) for each in topology.grids)
+    return longest - _distance(topology, name)
+
+
+def _distance(topology: Topology, name: str) -> int:
+    """How many modules follow one, at most."""
+    return max((_distance(topology, target) + 1 for target in topology.module_graph.feeds[name]), default=0)
 
 
 def _bridges(plan: LaunchPlan) -> list[BridgeLine]:

@@ -1,7 +1,7 @@
 """The upper part of a layout: modules with their stages, and the bridges between them."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -49,15 +49,11 @@ class _Placed:
 def draw_modules(layout: Layout, color_of: Callable[[str], int]) -> Drawing:
     """Modules in columns, each to the right of those whose outputs it takes."""
     placed = _place(layout)
-    parts = [_arrow_head(), *_title(layout)]
-    parts += [_bridge(bridge, placed) for bridge in layout.bridges]
+    bridges, bottom = _bridges(layout, placed, max(each.y + each.height for each in placed.values()))
+    parts = [_arrow_head(), *_title(layout), *bridges]
     for each in placed.values():
         parts += _module(each, color_of(each.module.name))
-    return Drawing(
-        parts=parts,
-        width=max(each.x + each.width for each in placed.values()) + MARGIN,
-        height=max(each.y + each.height for each in placed.values()) + MARGIN,
-    )
+    return Drawing(parts=parts, width=max(each.x + each.width for each in placed.values()) + MARGIN, height=bottom + MARGIN)
 
 
 def _title(layout: Layout) -> list[Element]:
@@ -129,17 +125,48 @@ def _stage(x: float, y: float, stage: StageBox | None, module: ModuleBox) -> lis
     ]
 
 
-def _bridge(bridge: BridgeLine, placed: dict[str, _Placed]) -> Element:
-    source, target = placed[bridge.source], placed[bridge.target]
-    _, from_y = source.stage_place(len(source.stages) - 1)
-    _, to_y = target.stage_place(0)
-    x0, y0 = source.x + source.width, from_y + _STAGE_HEIGHT / 2
-    x1, y1 = target.x - 4, to_y + _STAGE_HEIGHT / 2
+def _bridges(layout: Layout, placed: Mapping[str, _Placed], bottom: float) -> tuple[list[Element], float]:
+    """All bridges, and the lower end of those that pass below the modules between their ends."""
+
+    def passes(bridge: BridgeLine) -> bool:
+        return placed[bridge.target].module.column - placed[bridge.source].module.column > 1
+
+    parts = []
+    # From the upper end to the lower one, so that few of them cross.
+    in_order = sorted(layout.bridges, key=lambda each: (passes(each), placed[each.source].y))
+    for bridge in in_order:
+        source, target = placed[bridge.source], placed[bridge.target]
+        leaving = [each for each in in_order if each.source == bridge.source]
+        arriving = [each for each in in_order if each.target == bridge.target]
+        _, from_y = source.stage_place(len(source.stages) - 1)
+        _, to_y = target.stage_place(0)
+        spread = min(44.0, (source.height - 28) / len(leaving))
+        y0 = from_y + _STAGE_HEIGHT / 2 + _offset(leaving.index(bridge), len(leaving), spread)
+        y1 = to_y + _STAGE_HEIGHT / 2 + _offset(arriving.index(bridge), len(arriving), 12)
+        bottom += 14 * passes(bridge)
+        way = _way(source.x + source.width, y0, target.x - 4, y1, bottom if passes(bridge) else None)
+        parts.append(_bridge(bridge, way, source.x + source.width, y0))
+    return parts, bottom
+
+
+def _offset(index: int, count: int, spread: float) -> float:
+    return (index - (count - 1) / 2) * spread
+
+
+def _way(x0: float, y0: float, x1: float, y1: float, below: float | None) -> str:
+    """Straight beside its words, then to the target; where modules are between them, below these."""
     start, bend = x0 + _LABEL_WIDTH, (x1 - x0 - _LABEL_WIDTH) / 2
-    way = f"M {x0:g} {y0:g} H {start:g} C {start + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"
+    begin = f"M {x0:g} {y0:g} H {start:g}"
+    if below is None:
+        return f"{begin} C {start + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"
+    down = f"C {start + 30:g} {y0:g} {start + 10:g} {below:g} {start + 40:g} {below:g}"
+    return f"{begin} {down} H {x1 - 40:g} C {x1 - 10:g} {below:g} {x1 - 30:g} {y1:g} {x1:g} {y1:g}"
+
+
+def _bridge(bridge: BridgeLine, way: str, x: float, y: float) -> Element:
     lanes = f"{bridge.lanes[0]} → {bridge.lanes[1]} lanes"
     note = "same ranks" if bridge.is_on_same_ranks else "across pools" if bridge.crosses_pools else None
-    words = [label(x0 + 8, y0 - 8, lanes, "small"), label(x0 + 8, y0 + 17, note, "small quiet") if note else None]
+    words = [label(x + 8, y - 8, lanes, "small"), label(x + 8, y + 17, note, "small quiet") if note else None]
     title = f"bridge {bridge.source} -> {bridge.target}: {bridge.lanes[0]} lanes to {bridge.lanes[1]}"
     return titled(
         f"{title}, {note}" if note else title,

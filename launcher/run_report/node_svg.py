@@ -6,7 +6,6 @@ from xml.etree.ElementTree import Element
 from launcher.formatting import counted
 from launcher.run_report.drawing import MARGIN, Drawing, box, label, titled
 from launcher.run_report.layout import Layout, NodeGroup, PoolBox, RankCell, RoleCount
-from launcher.run_report.markup import element
 
 _CELL_WIDTH, _CELL_HEIGHT, _GAP = 104, 42, 6
 _CELLS_PER_ROW = 4
@@ -124,9 +123,9 @@ def _rows(contents: Sequence[RoleCount], color_of: _Colors, x: float, y: float, 
 
 
 def _ground(modules: Sequence[str], color_of: _Colors, x: float, y: float, width: float, height: float) -> list[Element]:
-    """A box in the color of each module, beside each other where ranks run several."""
+    """A box in the color of the module; where ranks run several, with a stripe for each."""
+    if len(modules) == 1:
+        return [box(x, y, width, height, f"m{color_of(modules[0])}", 4)]
     part = width / len(modules)
-    return [
-        element("rect", {"x": x + at * part, "y": y, "width": part, "height": height, "rx": 4, "class": f"m{color_of(name)}"})
-        for at, name in enumerate(modules)
-    ]
+    stripes = [box(x + at * part, y, part, 5, f"m{color_of(name)} l{color_of(name)}", 0) for at, name in enumerate(modules)]
+    return [box(x, y, width, height, "pool", 4), *stripes]

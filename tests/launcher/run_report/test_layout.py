@@ -61,6 +61,15 @@ def test_a_bridge_shows_where_it_crosses_pools_and_where_modules_share_ranks(tmp
     assert (together.crosses_pools, together.is_on_same_ranks) == (False, True)
 
 
+def test_a_bridge_that_passes_modules_leads_around_them(tmp_path):
+    svg = ElementTree.fromstring(layout_svg(plan_in(tmp_path, CHAIN.replace("tp: 2", "tp: 2, after: [audio, vision]"))))
+    boxes = [each for each in svg.iter(f"{SVG}rect") if each.get("rx") == "10" and each.get("class", "").startswith("m")]
+    lower_end = max(float(each.get("y")) + float(each.get("height")) for each in boxes)
+    ways = [each.get("d") for each in svg.iter(f"{SVG}path") if each.get("class") == "way" and "C" in each.get("d")]
+    below = [way for way in ways if float(way.split(" H ")[1].split()[-1]) > lower_end]
+    assert (len(ways), len(below)) == (4, 1)
+
+
 def test_a_module_is_to_the_right_of_those_whose_outputs_it_takes(tmp_path):
     layout = layout_of(plan_in(tmp_path, CHAIN))
     assert {each.name: each.column for each in layout.modules} == {"audio": 0, "vision": 1, "language": 2, "decoder": 3}
