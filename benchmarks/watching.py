@@ -8,6 +8,8 @@ Cases; `ours` is with it, `peer` without:
   diagnostics thread, which waits on a pipe, runs in both;
 - `records (us) of a step of 5 ms`: what a rank records in a step of four micro-batches, in CPU time of its thread, and the
   step's microseconds: their ratio is its share; the same of a step of 100 ms;
+- `an all-reduce of one rank (us)`: its CPU time in the thread that calls it, with and without `CollectiveWaits`; nothing is
+  sent, so this is the least that a collective takes;
 - `a step of 5 ms (ms), recorded`: 2 ranks, an encoder and a language model, with four micro-batches whose forwards take a
   fixed time; with a recorder and without one; the same of a step of 100 ms;
 - `a second of 8 ranks at 10 steps (ms)`: what an agent takes to read what its ranks have recorded in a second, to compare them
@@ -197,6 +199,31 @@ def sampled_ms(ranks: int = 8, steps_per_s: int = 10, seconds: int = 20) -> floa
         return median(took)
 
 
+def collective_us(*, is_on: bool) -> float:
+    """One all-reduce: CPU time of its thread, median over five rounds of many."""
+    import torch
+    import torch.distributed as dist
+
+    from mimo_role.monitoring.collective_waits import CollectiveWaits
+    from mimo_role.monitoring.recorder import Recorder
+    from mimo_role.monitoring.ring import Ring
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        waits = CollectiveWaits(Recorder(Ring.create(Path(folder, "rank0.recording"), 0, 1)))
+        if is_on:
+            waits.install()
+        numbers, rounds = torch.zeros(16), []
+        for _ in range(5):
+            began = time.thread_time_ns()
+            for _ in range(RECORDED_STEPS):
+                dist.all_reduce(numbers)
+            rounds.append((time.thread_time_ns() - began) / RECORDED_STEPS / 1000)
+        waits.remove()
+    dist.destroy_process_group()
+    return median(rounds)
+
+
 def recorded_step_ms(steps: int, step_s: float, *, is_on: bool) -> float:
     with tempfile.TemporaryDirectory() as name:
         modules = "non_colocated", "vision: {}, language: {}"
@@ -310,6 +337,7 @@ def main() -> None:
         with_and_without("a step (ms), beat and watched", lambda does: step_ms(steps, watched=does), runs),
         alternate("records (us) of a step of 5 ms", records_us, lambda: 5_000, runs),
         alternate("records (us) of a step of 100 ms", records_us, lambda: 100_000, runs),
+        with_and_without("an all-reduce of one rank (us)", lambda does: collective_us(is_on=does), runs),
         with_and_without("a step of 5 ms (ms), recorded", lambda does: recorded_step_ms(steps, 0.005, is_on=does), runs),
         with_and_without(
             "a step of 100 ms (ms), recorded", lambda does: recorded_step_ms(max(1, steps // 20), 0.1, is_on=does), runs

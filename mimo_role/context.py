@@ -346,7 +346,8 @@ class RoleContext(MegatronInterfaces):
     def log(self, **values: float | torch.Tensor) -> None:
         """Record numbers of this rank and step, such as `ctx.log(loss=loss, tokens=tokens)`: `mimo-launch trace` shows them.
 
-        It does not communicate, so that ranks may record what they like; nothing is summed or averaged over ranks.
+        It does not communicate, so that ranks may record what they like; nothing is summed or averaged over ranks. Readers add
+        up `tokens` and `samples` over the ranks that record them: one of each lane, or one of the world.
 
         Args:
             values: numbers, or real tensors of no dimensions. A tensor on a CUDA device is copied without a synchronization.

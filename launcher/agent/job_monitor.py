@@ -115,8 +115,9 @@ class JobMonitor:
         self._ranks.signal(number)
 
     def close(self) -> None:
-        """Stop waiting for ranks to arrive."""
+        """Stop what still runs in threads."""
         self._preflight.stop()
+        self._live.stop()
 
     def outcome(self) -> Outcome:
         """How the job has ended. To be called once the ranks of this node have."""

@@ -57,6 +57,10 @@ class LiveAttempt:
         if not self._thread.is_alive():
             self._guarded(self._write_last)
 
+    def stop(self) -> None:
+        """End the thread soon, without a last view."""
+        self._is_closing.set()
+
     @property
     def stragglers(self) -> Sequence[Straggler]:
         """On node 0, all that were found."""

@@ -36,6 +36,11 @@ class LiveReporter:
             self._stragglers += [{"attempt": attempt, **asdict(each)} for each in self._attempt.stragglers]
             self._attempt = None
 
+    def stop(self) -> None:
+        """Where mimo-launch ends otherwise than by the end of its ranks: write nothing more."""
+        if self._attempt is not None:
+            self._attempt.stop()
+
     @property
     def stragglers(self) -> Sequence[dict[str, Any]]:
         """On node 0: the ranks that were found to be slow in the attempts that have ended, as in report.json."""

@@ -12,6 +12,7 @@ when it changes.
 import functools
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch.distributed import _functional_collectives as functional
 from torch.distributed.device_mesh import DeviceMesh
 
 from mimo_role.monitoring.recorder import Recorder
+from mimo_role.monitoring.records import Flag
+from mimo_role.monitoring.ring import What
 
 _METHODS = (
     "allreduce",
@@ -57,6 +60,7 @@ _FUNCTIONS = (
 _MOST_RUNNING = 1024
 """Collectives that were started and not waited for; those of a script that never waits are forgotten."""
 _WORLD = "default_pg"
+_FAILED = int(Flag.FAILED)
 
 
 class CollectiveWaits:
@@ -68,6 +72,7 @@ class CollectiveWaits:
         """The groups of collectives that run, by the `Work` that is waited for."""
         self._storages: dict[int, str] = {}
         """The same, by the storage of the result."""
+        self._find = cache(self._about)
         self._replaced: list[tuple[Any, str, Any, Any]] = []
         """Owner, name, what was there before and what is there instead."""
 
@@ -95,27 +100,38 @@ class CollectiveWaits:
             setattr(owner, name, ours)
             self._replaced.append((owner, name, before, ours))
 
+    def _about(self, name: str) -> What:
+        return self._recorder.collective("world" if name == _WORLD else name)
+
     def _starting_work(self, start: Callable[..., Any]) -> Callable[..., Any]:
         works = self._works
 
         def start_and_note(group: dist.ProcessGroup, *args: Any, **kwargs: Any) -> Any:
             work = start(group, *args, **kwargs)
-            _note(works, id(work), group)
+            if len(works) >= _MOST_RUNNING:
+                works.clear()
+            works[id(work)] = group.group_desc
             return work
 
         return start_and_note
 
     def _waiting_for_work(self, wait: Callable[..., Any]) -> Callable[..., Any]:
-        works, recorder = self._works, self._recorder
+        works, recorder, find = self._works, self._recorder, self._find
 
-        def wait_in_span(work: dist.Work, *args: Any, **kwargs: Any) -> Any:
+        def wait_and_record(work: dist.Work, *args: Any, **kwargs: Any) -> Any:
             name = works.pop(id(work), None)
             if name is None:  # a message, or a second wait
                 return wait(work, *args, **kwargs)
-            with recorder.collective(name):
-                return wait(work, *args, **kwargs)
+            about, flags = find(name), _FAILED
+            begin_ns = recorder.begin_wait(about)
+            try:
+                found = wait(work, *args, **kwargs)
+                flags = 0
+                return found
+            finally:
+                recorder.end_wait(about, begin_ns, flags)
 
-        return wait_in_span
+        return wait_and_record
 
     def _starting_tensor(self, start: Callable[..., Any]) -> Callable[..., Any]:
         storages, place = self._storages, list(inspect.signature(start).parameters).index("group")
@@ -125,31 +141,32 @@ class CollectiveWaits:
             if not torch.compiler.is_compiling() and isinstance(result, functional.AsyncCollectiveTensor):
                 group = _group_of(kwargs["group"] if "group" in kwargs else args[place])
                 if group is not None and type(result.elem) is torch.Tensor:
-                    _note(storages, result.elem.untyped_storage().data_ptr(), group)
+                    if len(storages) >= _MOST_RUNNING:
+                        storages.clear()
+                    storages[result.elem.untyped_storage().data_ptr()] = group.group_desc
             return result
 
         return start_and_note
 
     def _waiting_for_tensor(self, wait: Callable[..., Any]) -> Callable[..., Any]:
-        storages, recorder = self._storages, self._recorder
+        storages, recorder, find = self._storages, self._recorder, self._find
 
-        def wait_in_span(tensor: torch.Tensor) -> Any:
+        def wait_and_record(tensor: torch.Tensor) -> Any:
             if torch.compiler.is_compiling() or not storages or type(tensor) is not torch.Tensor:
                 return wait(tensor)
             name = storages.pop(tensor.untyped_storage().data_ptr(), None)
             if name is None:
                 return wait(tensor)
-            with recorder.collective(name):
-                return wait(tensor)
+            about, flags = find(name), _FAILED
+            begin_ns = recorder.begin_wait(about)
+            try:
+                found = wait(tensor)
+                flags = 0
+                return found
+            finally:
+                recorder.end_wait(about, begin_ns, flags)
 
-        return wait_in_span
-
-
-def _note(running: dict[int, str], key: int, group: dist.ProcessGroup) -> None:
-    if len(running) >= _MOST_RUNNING:
-        running.clear()
-    name = group.group_desc
-    running[key] = "world" if name == _WORLD else name
+        return wait_and_record
 
 
 def _group_of(argument: Any) -> dist.ProcessGroup | None:

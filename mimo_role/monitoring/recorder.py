@@ -89,13 +89,33 @@ class Recorder:
         about = kind, ring.name_of(name) if number is None else number, micro_batch, micro_batches, peer
         return self._new_span(self, ring, about)
 
-    def collective(self, group: str) -> AbstractContextManager[Any]:
-        """Show the time that a block waits for a collective, and record it if it is long."""
-        ring = self._ring
-        if ring is None:
-            return _UNRECORDED
-        number = ring.names.get(group)
-        return _Wait(self, ring, (Kind.COLLECTIVE, ring.name_of(group) if number is None else number, NONE, 0, NONE))
+    def collective(self, group: str) -> What:
+        """What `begin_wait` and `end_wait` take for a collective of this group."""
+        return what(Kind.COLLECTIVE, 0 if self._ring is None else self._ring.name_of(group))
+
+    def begin_wait(self, about: What) -> int:
+        """A wait for a collective begins; it is shown while it lasts.
+
+        Returns:
+            The time, for `end_wait`. A script may wait hundreds of times in a step: these two take less than a span.
+        """
+        begin_ns, ring = monotonic_ns(), self._ring
+        if ring is not None and get_ident() == self._first_thread:
+            ring.open(about, begin_ns, self._step)
+        return begin_ns
+
+    def end_wait(self, about: What, begin_ns: int, flags: int = 0) -> None:
+        """It ends, and is recorded if it was long or has failed. Called in a `finally`, in the order of a stack."""
+        end_ns, ring = monotonic_ns(), self._ring
+        if ring is None:  # also in a child that was forked meanwhile
+            return
+        is_first, is_long = get_ident() == self._first_thread, end_ns - begin_ns >= SHORTEST_WAIT_NS or flags
+        if is_first and not is_long:
+            ring.drop()
+        elif is_first:
+            ring.close(about, begin_ns, end_ns, self._step, self._batch, flags)
+        elif is_long:
+            ring.add(about, begin_ns, end_ns, self._step, self._batch, self._thread(), flags)
 
     def arrival(self, name: str, micro_batch: int, peer: int) -> None:
         """What was waited for has come from this rank too."""
@@ -182,18 +202,6 @@ class _Span:
             self._ring.close(self._what, self._begin_ns, end_ns, step, batch, flags)
         else:
             self._ring.add(self._what, self._begin_ns, end_ns, step, batch, recorder._thread(), flags)
-
-
-class _Wait(_Span):
-    """A block that is recorded only if it takes long."""
-
-    __slots__ = ()
-
-    def __exit__(self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None or monotonic_ns() - self._begin_ns >= SHORTEST_WAIT_NS:
-            super().__exit__(error, value, trace)
-        elif self._is_first_thread and self._recorder._ring is not None:
-            self._ring.drop()
 
 
 class _DeviceSpan(_Span):

@@ -51,12 +51,10 @@ def test_node_0_collects_the_steps_of_all_hosts_and_finds_the_slow_rank(agents):
     view = LiveView.from_json((agents.folder / "run/live.json").read_text())
     assert (view.step, view.recording, view.world_size, view.is_last) == (STEPS, 6, 6, True)
     assert {view.modules[name].slowest.node for name in view.modules} <= {"node0 (alpha)", "node1 (beta)", "node2 (gamma)"}
-    line = (
-        r"rank 5 \(language.dp2, node2 \(gamma\)\) computes (?:1\.[6-9]|2\.[0-4])\dx its peers' median since step (\d+); \d+ % of each step"
-    )
+    line = r"rank 5 \(language.dp2, node2 \(gamma\)\) computes (?:1\.[6-9]|2\.[0-4])\dx its peers' median since step (\d+);"
     found = re.search(line, done[0].said)
     assert found is not None, done[0].err
     assert abs(int(found[1]) - SLOW_FROM) <= 5
     assert [each.said for each in done[1:]] == ["", ""]
-    (straggler,) = json.loads((agents.folder / "run/report.json").read_text())["stragglers"]
-    assert straggler["rank"] == SLOW_RANK
+    stragglers = json.loads((agents.folder / "run/report.json").read_text())["stragglers"]
+    assert SLOW_RANK in [each["rank"] for each in stragglers if each["until_step"] is None]

@@ -61,6 +61,11 @@ def test_noise_is_no_slowdown(sigma):
     assert all(events(noise(seed, 10_000, sigma)) == [] for seed in range(3))
 
 
+def test_heavy_tails_are_no_slowdown():
+    generator = random.Random(2)
+    assert events([math.log(generator.paretovariate(3) / generator.paretovariate(3)) for _ in range(10_000)]) == []
+
+
 @given(st.integers(0, 10**6), st.floats(2, 100))
 def test_pauses_of_a_step_or_a_few_are_no_slowdown(seed, size):
     logs = noise(seed, 1000)

@@ -96,13 +96,14 @@ def test_a_rank_that_becomes_slow_is_found_and_reported(job, layout, modules, sl
     done = job.run(SCRIPT, "--", str(STEPS), rank, "31", "2")
     assert done.returncode == 0, done.stderr
     *_, view, report = files_of(job)
-    line = r"mimo-launch: rank (\d+ \(\S+), .*\) computes ([\d.]+)x its peers' median since step (\d+); (\d+) % of each step"
+    line = rf"rank ({rank} \(\S+), .*\) computes ([\d.]+)x its peers' median since step (\d+); (\d+) % of each step"
     found = re.search(line, done.stderr)
     assert found is not None, done.stderr
     assert found[1] == slow
     assert float(found[2]) == pytest.approx(2, abs=0.4)
     assert abs(int(found[3]) - 31) <= 5
     assert int(found[4]) > 5
-    (straggler,) = report["stragglers"]
-    assert (straggler["rank"], straggler["attempt"], straggler["until_step"]) == (int(rank), 0, None)
-    assert [each.rank for each in view.stragglers] == [int(rank)]
+    # On a machine with too few cores for its load, another one may be slow for a while.
+    straggler = next(each for each in report["stragglers"] if each["rank"] == int(rank))
+    assert (straggler["attempt"], straggler["since_step"], straggler["until_step"]) == (0, int(found[3]), None), done.stderr
+    assert int(rank) in [each.rank for each in view.stragglers]

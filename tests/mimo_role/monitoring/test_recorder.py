@@ -68,9 +68,10 @@ def test_short_waits_for_collectives_are_not_recorded(recorder, path, monkeypatc
     monkeypatch.setattr("mimo_role.monitoring.recorder.monotonic_ns", lambda: now_ns)
     with recorder.span(Kind.FORWARD, "language.0"):
         for took_ns in (SHORTEST_WAIT_NS - 1, SHORTEST_WAIT_NS):
-            with recorder.collective("language.tp"):
-                assert [read(path).names[each.name] for each in read(path).open] == ["language.0", "language.tp"]
-                now_ns += took_ns
+            begin_ns = recorder.begin_wait(recorder.collective("language.tp"))
+            assert [read(path).names[each.name] for each in read(path).open] == ["language.0", "language.tp"]
+            now_ns += took_ns
+            recorder.end_wait(recorder.collective("language.tp"), begin_ns)
     assert found(path) == [("COLLECTIVE", "language.tp", -1), ("FORWARD", "language.0", -1)]
     assert read(path).open == []
 
@@ -109,6 +110,8 @@ def test_without_an_agent_nothing_is_recorded():
     with ScriptSpan(recorder, "data"):
         log_scalars(recorder, {"loss": 1.0})
     recorder.arrival("vision stage 0 -> language stage 0", 0, 1)
+    about = recorder.collective("language.tp")
+    recorder.end_wait(about, recorder.begin_wait(about))
 
 
 @pytest.mark.parametrize(
