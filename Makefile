@@ -23,7 +23,7 @@ define run_tests
 	case "$$fast $$ranks" in "0 0"$(if $(PYTEST_ARGS),|"0 5"|"5 0")) ;; *) exit 1;; esac
 endef
 
-.PHONY: demo docs test test-cluster test-megatron test-torch test-torch-free check clean
+.PHONY: demo docs test test-browser test-cluster test-megatron test-torch test-torch-free check clean
 
 demo: $(STAMP)
 	$(BIN)/mimo-launch run examples/digits_vlm/non_colocated.yaml -- $(DEMO_ARGS)
@@ -41,6 +41,11 @@ docs: $(DOCS_STAMP)
 test-cluster: $(STAMP)
 	tests/cluster/lab/install.sh
 	$(BIN)/python -m pytest -m cluster
+
+# The page of a run in Chromium: as root, on Debian, whose Chromium is installed where there is none.
+test-browser: $(STAMP)
+	tests/launcher/run_report/install_chromium.sh
+	$(BIN)/python -m pytest -m browser
 
 # Another torch, on another Python: make test-torch TORCH=2.11.0 PYTHON=python3.12 PYTEST_ARGS=tests/mimo_role
 # Without the comparisons with Megatron-Core, and without clusters.

@@ -106,7 +106,7 @@ def planned(arguments: list[str]) -> list[str]:
         rest, command = [word for word in rest if word not in ("--shrink", "--traffic")], "plan"
     elif command == "submit" and "--dry-run" not in rest:
         rest = [*rest, "--dry-run"]
-    elif command in ("status", "top", "logs", "trace", "advise", "cancel"):
+    elif command in ("status", "top", "logs", "trace", "report", "advise", "cancel"):
         rest = [*rest, "--help"]
     return [*MIMO_LAUNCH, command, *rest]
 

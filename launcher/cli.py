@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from launcher.config.schema import JobConfig
+    from launcher.jobs import Job
     from launcher.plan.launch_plan import LaunchPlan
+    from launcher.run_dir.layout import RunDirLayout
 
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600
 
@@ -92,7 +94,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     from launcher.plan.render import as_json, as_table
 
     plan, _, _ = _planned(arguments)
-    print(as_json(plan) if arguments.json else as_table(plan))
+    if arguments.svg:
+        from launcher.run_report.layout_svg import layout_svg
+
+        print(layout_svg(plan), end="")
+    else:
+        print(as_json(plan) if arguments.json else as_table(plan))
     return ExitCode.SUCCESS
 
 
@@ -244,8 +251,6 @@ def _status(arguments: argparse.Namespace) -> int:
 def _top(arguments: argparse.Namespace) -> int:
     if not MIN_INTERVAL_S <= arguments.interval <= MAX_INTERVAL_S:
         raise UsageError(f"--interval {arguments.interval:g}: give between {MIN_INTERVAL_S} and {MAX_INTERVAL_S} seconds")
-    if _is_torchx_handle(arguments.job):
-        raise LaunchError(f"{arguments.job}: give the run directory instead")
     from launcher.top import command
 
     source = command.source_of(arguments.job)
@@ -275,17 +280,23 @@ def _logs(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
-def _trace(arguments: argparse.Namespace) -> int:
-    if _is_torchx_handle(arguments.job):
-        raise LaunchError(f"{arguments.job}: give the run directory instead")
+def _run_of(text: str) -> "tuple[Job, RunDirLayout, LaunchPlan]":
+    """The job, run directory and plan that a command line names by a directory or an id."""
     from launcher import jobs
+
+    if not _is_torchx_handle(text):
+        job = jobs.find(text)
+        files, plan = job.files(), job.plan()
+        if files is not None and plan is not None:
+            return job, files, plan
+    raise LaunchError(f"{text}: no run directory of mimo-launch found for it; give the directory instead")
+
+
+def _trace(arguments: argparse.Namespace) -> int:
     from launcher.trace.writer import steps_from, write_trace
 
     steps = steps_from(arguments.steps)
-    job = jobs.find(arguments.job)
-    files, plan = job.files(), job.plan()
-    if files is None or plan is None:
-        raise LaunchError(f"{arguments.job}: no run directory of mimo-launch found for it; give the directory instead")
+    _, files, plan = _run_of(arguments.job)
     written = write_trace(files, plan, steps=steps, out=arguments.out)
     if written.without:
         _say(f"no recording of {describe_ranks(plan.topology, written.without)}")
@@ -295,9 +306,6 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 def _advise(arguments: argparse.Namespace) -> int:
-    if _is_torchx_handle(arguments.job):
-        raise LaunchError(f"{arguments.job}: give the run directory instead")
-    from launcher import jobs
     from launcher.advise.options import request_from
     from launcher.advise.render import as_json, as_text
     from launcher.advise.run_advice import advise_run
@@ -311,12 +319,27 @@ def _advise(arguments: argparse.Namespace) -> int:
         tp_efficiency=arguments.tp_efficiency,
     )
     steps = steps_from(arguments.steps)
-    job = jobs.find(arguments.job)
-    files, plan = job.files(), job.plan()
-    if files is None or plan is None:
-        raise LaunchError(f"{arguments.job}: no run directory of mimo-launch found for it; give the directory instead")
+    _, files, plan = _run_of(arguments.job)
     advice = advise_run(files, plan, request, steps)
     print(as_json(advice) if arguments.json else as_text(advice))
+    return ExitCode.SUCCESS
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    for option, given in (("--step", arguments.step), ("--out", arguments.out)):
+        if given is not None and not arguments.html:
+            raise LaunchError(f"{option}: only with --html")
+    from launcher.run_report import text
+    from launcher.run_report.page import write_page
+    from launcher.run_report.run_record import read_run, with_timelines
+
+    job, files, plan = _run_of(arguments.job)
+    record = read_run(files, plan, job.hosts(plan))
+    if arguments.html:
+        page = write_page(with_timelines(record, files, arguments.step), arguments.out or files.page_file)
+        print(f"wrote {page}")
+    else:
+        print(text.as_json(record) if arguments.json else text.as_text(record))
     return ExitCode.SUCCESS
 
 
@@ -364,6 +387,7 @@ _COMMANDS = {
     "top": _top,
     "logs": _logs,
     "trace": _trace,
+    "report": _report,
     "advise": _advise,
     "cancel": _cancel,
     "schema": _schema,

@@ -133,6 +133,7 @@ def _parser() -> _Parser:
     _add_top(parser, commands)
     _add_logs(parser, commands)
     _add_trace(parser, commands)
+    _add_report(parser, commands)
     _add_advise(parser, commands)
     _add_job_command(parser, commands, "cancel", "end a submitted job")
     _add_command(parser, commands, "schema", "print the JSON Schema of a config, for editors")
@@ -148,7 +149,10 @@ def _add_init(parser: _Parser, commands: _Commands) -> None:
 
 def _add_plan(parser: _Parser, commands: _Commands) -> None:
     plan = _add_config_command(parser, commands, "plan", "show which rank runs what on which node; start nothing")
-    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    form = plan.add_mutually_exclusive_group()
+    plan.options += ["--json", "--svg"]
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--svg", action="store_true", help="print the layout as an SVG picture")
 
 
 def _add_run(parser: _Parser, commands: _Commands) -> None:
@@ -235,6 +239,18 @@ def _add_advise(parser: _Parser, commands: _Commands) -> None:
     ):
         advise.add_argument(option, metavar=metavar, action="append", default=[], help=text)
     advise.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_report(parser: _Parser, commands: _Commands) -> None:
+    report = _add_job_command(parser, commands, "report", "show how a run ended and why; or write all of it as a page")
+    form = report.add_mutually_exclusive_group()
+    report.options += ["--json", "--html"]
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--html", action="store_true", help="write one HTML file, which needs no other file and no network")
+    report.add_argument("--step", metavar="N", type=int, help="with --html: the timeline's step (default: the last whole one)")
+    report.add_argument(
+        "--out", metavar="FILE", type=Path, help="with --html: the file (default: the run directory's report.html)"
+    )
 
 
 def _add_config_command(parser: _Parser, commands: _Commands, name: str, summary: str) -> _Parser:

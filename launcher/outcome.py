@@ -131,8 +131,8 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, as in report.json."""
-        stragglers = list(map(dict, self.stragglers))
-        return {**self.summary(), "restarts": list(self.restarts), "stragglers": stragglers, **self.details}
+        lists = {"restarts": list(self.restarts), "stragglers": list(map(dict, self.stragglers))}
+        return {**self.summary(), "message": self.message, **lists, **self.details}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Outcome":

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "launcher": (
         "errors formatting terminal exit_code | outcome host console | command_line config failures | init_project plan"
-        " | coordination run_dir | live logs schedulers trace | hangs preflight advise | worker jobs | agent top | rehearse"
-        " | cli | __main__"
+        " | coordination run_dir | live logs schedulers trace | hangs preflight advise run_report | worker jobs | agent top"
+        " | rehearse | cli | __main__"
     ),
     "mimo_role": (
         "errors | host preemption | role monitoring | topology | groups resharding | rank_environ bridge training"
@@ -172,6 +172,7 @@ def main_with(*words):
         pytest.param("import launcher.agent.lifecycle, launcher.jobs", "torch rich", id="run and status"),
         pytest.param("import launcher.top.command", "torch torchx numpy omegaconf", id="top"),
         pytest.param(main_with("plan", "--json", CONFIG), "torch torchx numpy", id="plan --json"),
+        pytest.param(main_with("plan", "--svg", CONFIG), "torch torchx numpy", id="plan --svg"),
     ],
 )
 def test_heavy_packages_are_not_loaded_by(code, packages):

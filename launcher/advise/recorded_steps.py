@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from launcher.errors import LaunchError
 from launcher.plan.launch_plan import LaunchPlan
-from launcher.trace.chrome import clock_offsets
 from launcher.trace.recordings import Recordings
+from launcher.trace.spans import clock_offsets
 from mimo_role.monitoring.records import Flag, Kind, Record, Recording
 
 WARM_UP = 2

@@ -1,4 +1,4 @@
-"""A straggler in one line."""
+"""Stragglers of a report, and a straggler in one line."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -19,9 +19,17 @@ def describe(found: Straggler) -> str:
 
 def describe_all(reported: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Those of a report, one line each; without those that another version has written."""
-    for each in reported:
-        values = {name: value for name, value in each.items() if name != "attempt"}
+    for each in stragglers_in(reported):
         try:
-            yield describe(Straggler(**values))
+            yield describe(each)
         except (TypeError, ValueError):
+            continue
+
+
+def stragglers_in(reported: Iterable[Mapping[str, Any]]) -> Iterator[Straggler]:
+    """Those of a report, which has the attempt of each too; without those that another version has written."""
+    for each in reported:
+        try:
+            yield Straggler(**{name: value for name, value in each.items() if name != "attempt"})
+        except (TypeError, AttributeError):
             continue

@@ -13,6 +13,7 @@ metrics.jsonl   the steps so far, one line each: times by module, and scalars
 live.json       what the ranks do now, as `mimo-launch top` shows it; rewritten every second or so
 report.trace.json    the last seconds of a run that failed or hung
 mimo_trace.json      what `mimo-launch trace` has written
+report.html          what `mimo-launch report --html` has written
 rehearsal/      the run directory of `mimo-launch rehearse`: as this one, and rehearsal.json, what each kind of rank did;
                 files/rank3/ is the run directory that the script of rank 3 sees
 previous/ID/    the same files of earlier runs, by run id
@@ -115,6 +116,11 @@ class RunDirLayout(_PlanDir):
         return self.path / "mimo_trace.json"
 
     @property
+    def page_file(self) -> Path:
+        """The run as a page."""
+        return self.path / "report.html"
+
+    @property
     def failure_trace_file(self) -> Path:
         """The trace of the last seconds of a run that failed or hung."""
         return self.path / "report.trace.json"
@@ -142,7 +148,8 @@ class RunDirLayout(_PlanDir):
     def files_of_run(self) -> list[Path]:
         """The files that belong to one run and exist. The run id comes last: it marks the others as ours."""
         files = [self.config_file, self.plan_file, self.nodes_file, self.slurm_job_file, self.report_file, self.logs_dir]
-        files += [self.metrics_file, self.live_file, self.trace_file, self.failure_trace_file, self.rehearsal_file]
+        files += [self.metrics_file, self.live_file, self.trace_file, self.failure_trace_file]
+        files += [self.page_file, self.rehearsal_file]
         return [file for file in (*files, self.run_id_file) if file.exists()]
 
     def previous_dir(self, run_id: str) -> Path:

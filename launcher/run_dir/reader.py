@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+from typing import Any
 
 from launcher.formatting import counted
 from launcher.outcome import Outcome
@@ -13,9 +14,18 @@ from launcher.run_dir.layout import RunDirLayout
 def read_report(run_dir: RunDirLayout) -> Outcome | None:
     """The report of a run; `None` as long as there is none, or none that can be read."""
     try:
-        return Outcome.from_dict(json.loads(run_dir.report_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return Outcome.from_dict(read_whole_report(run_dir) or {})
+    except (ValueError, LookupError, TypeError):
         return None
+
+
+def read_whole_report(run_dir: RunDirLayout) -> dict[str, Any] | None:
+    """All that report.json has, unchecked; `None` as long as there is none, or none that can be read."""
+    try:
+        value = json.loads(run_dir.report_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def describe(run_dir: RunDirLayout) -> str:

@@ -13,20 +13,10 @@ from typing import Any, NamedTuple
 from launcher.coordination.clock_offset import ClockOffset
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.trace.recordings import Recordings
+from launcher.trace.spans import clock_offsets, nodes_of_ranks, title_of, track_name, track_of
 from mimo_role.monitoring.records import NONE, Flag, Kind, Record, Recording
 
-_DEVICE_THREAD = 1_000_000
 _SENDS = {Kind.SEND_ACTIVATIONS: Kind.WAIT_ACTIVATIONS, Kind.SEND_GRADIENTS: Kind.WAIT_GRADIENTS}
-_VERBS = {
-    Kind.FORWARD: "forward",
-    Kind.BACKWARD: "backward",
-    Kind.WAIT_ACTIVATIONS: "wait for activations",
-    Kind.WAIT_GRADIENTS: "wait for gradients",
-    Kind.SEND_ACTIVATIONS: "send activations",
-    Kind.SEND_GRADIENTS: "send gradients",
-    Kind.WAIT_SENT: "wait for receivers",
-    Kind.COLLECTIVE: "wait for a collective of",
-}
 
 Event = dict[str, Any]
 
@@ -60,8 +50,7 @@ def trace_of(
         steps: only records of these steps.
         last_s: only records of so many seconds before the last one of all ranks.
     """
-    nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    offsets = clock_offsets(plan, found)
+    nodes, offsets = nodes_of_ranks(plan), clock_offsets(plan, found)
     kept = {rank: _shifted(recording.records, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     running = {rank: _shifted(recording.open, offsets[rank], steps) for rank, recording in found.by_rank.items()}
     times = [each.end_ns for records in kept.values() for each in records]
@@ -79,21 +68,6 @@ def trace_of(
     return {"traceEvents": events, "displayTimeUnit": "ms", "metadata": _metadata(plan, found, zero_ns, max(times, default=0))}
 
 
-def clock_offsets(plan: LaunchPlan, found: Recordings) -> dict[int, int]:
-    """By rank, what to add to its times to get node 0's, in ns: as it was measured, otherwise by both nodes' time of day."""
-    nodes = {rank: number for number, node in enumerate(plan.nodes) for rank in node.ranks}
-    first = next((each for rank, each in found.by_rank.items() if nodes[rank] == 0), None)
-    offsets = {}
-    for rank, recording in found.by_rank.items():
-        if nodes[rank] in found.clocks:
-            offsets[rank] = found.clocks[nodes[rank]].offset_ns
-        elif first is None or nodes[rank] == 0:
-            offsets[rank] = 0
-        else:
-            offsets[rank] = recording.wall_offset_ns - first.wall_offset_ns
-    return offsets
-
-
 def _shifted(records: Any, offset_ns: int, steps: Container[int] | None) -> list[Record]:
     """On node 0's clock, those that begin first and, of these, the longest first."""
     found = [
@@ -107,20 +81,15 @@ def _shifted(records: Any, offset_ns: int, steps: Container[int] | None) -> list
 def _names(rank: int, name: str, records: list[Record]) -> Iterator[Event]:
     yield {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": name}}
     yield {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}}
-    for thread in sorted({0, *map(_thread, records)}):
-        title = {0: "host", _DEVICE_THREAD: "device"}.get(thread, f"thread {thread}")
-        yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": {"name": title}}
-
-
-def _thread(record: Record) -> int:
-    return _DEVICE_THREAD if record.flags & Flag.DEVICE else record.thread
+    for thread in sorted({0, *map(track_of, records)}):
+        yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": {"name": track_name(thread)}}
 
 
 def _events_of(
     rank: int, recording: Recording, records: list[Record], running: list[Record], microseconds: Callable[[int], float]
 ) -> Iterator[Event]:
     for record in sorted([*records, *running], key=lambda each: each.begin_ns):
-        kind, at = Kind(record.kind), {"pid": rank, "tid": _thread(record), "ts": microseconds(record.begin_ns)}
+        kind, at = Kind(record.kind), {"pid": rank, "tid": track_of(record), "ts": microseconds(record.begin_ns)}
         name = recording.names[record.name]
         if kind is Kind.STEP:
             yield {"ph": "i", "name": f"step {record.step}", "cat": "step", "s": "p", **at}
@@ -130,11 +99,7 @@ def _events_of(
             yield {"ph": "i", "name": f"{name} is {record.value}", "cat": "scalar", "s": "t", **at}
         elif kind.is_span:
             more = {"ph": "X", "dur": (record.end_ns - record.begin_ns) / 1000} if record.end_ns else {"ph": "B"}
-            yield {"name": _title(kind, name), "cat": kind.name.lower(), **at, **more, "args": _arguments(record)}
-
-
-def _title(kind: Kind, name: str) -> str:
-    return f"{_VERBS[kind]} {name}" if kind in _VERBS else name
+            yield {"name": title_of(kind, name), "cat": kind.name.lower(), **at, **more, "args": _arguments(record)}
 
 
 def _arguments(record: Record) -> dict[str, Any]:

@@ -346,7 +346,7 @@ def test_more_ranks_than_gpus_are_refused(job, capsys, monkeypatch):
         (["rnu", "job.yaml"], "unknown command rnu; did you mean 'run'?"),
         (
             ["x", "job.yaml"],
-            "unknown command x; there are init, plan, run, rehearse, submit, status, top, logs, trace, advise, cancel, schema",
+            "there are init, plan, run, rehearse, submit, status, top, logs, trace, report, advise, cancel, schema",
         ),
         (["job.yaml"], "job.yaml is not a command; did you mean 'run job.yaml'?"),
         (["plan"], "CONFIG is missing, and this folder has no job.yaml; mimo-launch plan --help lists the arguments"),

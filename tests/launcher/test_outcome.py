@@ -72,6 +72,7 @@ def test_an_outcome_survives_json_but_for_the_details():
         "headline": "first",
         "attempts": 2,
         "restarts": ["once"],
+        "message": "first\nmore",
         "stragglers": [],
         "hint": None,
     }
