@@ -11,6 +11,8 @@ when it changes.
 
 import functools
 import inspect
+import threading
+import weakref
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -68,10 +70,11 @@ class CollectiveWaits:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._works: dict[int, str] = {}
-        """The groups of collectives that run, by the `Work` that is waited for."""
+        self._works: dict[int, tuple[weakref.ref[dist.Work], str]] = {}
+        """The groups of collectives that run, by the id of the `Work` that is waited for. Another may get it later."""
         self._storages: dict[int, str] = {}
         """The same, by the storage of the result."""
+        self._starting = _Starting()
         self._find = cache(self._about)
         self._replaced: list[tuple[Any, str, Any, Any]] = []
         """Owner, name, what was there before and what is there instead."""
@@ -96,7 +99,7 @@ class CollectiveWaits:
         # Of a class the descriptor, not what it returns.
         before = vars(owner).get(name)
         if before is not None:
-            ours = functools.wraps(getattr(owner, name))(wrapped(getattr(owner, name)))
+            ours = functools.wraps(getattr(owner, name))(_named(wrapped(getattr(owner, name)), name))
             setattr(owner, name, ours)
             self._replaced.append((owner, name, before, ours))
 
@@ -110,7 +113,7 @@ class CollectiveWaits:
             work = start(group, *args, **kwargs)
             if len(works) >= _MOST_RUNNING:
                 works.clear()
-            works[id(work)] = group.group_desc
+            works[id(work)] = weakref.ref(work), group.group_desc
             return work
 
         return start_and_note
@@ -119,10 +122,10 @@ class CollectiveWaits:
         works, recorder, find = self._works, self._recorder, self._find
 
         def wait_and_record(work: dist.Work, *args: Any, **kwargs: Any) -> Any:
-            name = works.pop(id(work), None)
-            if name is None:  # a message, or a second wait
+            known = works.pop(id(work), None)
+            if known is None or known[0]() is not work:  # a message, or a second wait
                 return wait(work, *args, **kwargs)
-            about, flags = find(name), _FAILED
+            about, flags = find(known[1]), _FAILED
             begin_ns = recorder.begin_wait(about)
             try:
                 found = wait(work, *args, **kwargs)
@@ -134,27 +137,36 @@ class CollectiveWaits:
         return wait_and_record
 
     def _starting_tensor(self, start: Callable[..., Any]) -> Callable[..., Any]:
-        storages, place = self._storages, list(inspect.signature(start).parameters).index("group")
+        storages, starting = self._storages, self._starting
+        place = list(inspect.signature(start).parameters).index("group")
 
         def start_and_note(*args: Any, **kwargs: Any) -> Any:
-            result = start(*args, **kwargs)
-            if not torch.compiler.is_compiling() and isinstance(result, functional.AsyncCollectiveTensor):
-                group = _group_of(kwargs["group"] if "group" in kwargs else args[place])
-                if group is not None and type(result.elem) is torch.Tensor:
-                    if len(storages) >= _MOST_RUNNING:
-                        storages.clear()
-                    storages[result.elem.untyped_storage().data_ptr()] = group.group_desc
+            if torch.compiler.is_compiling():
+                return start(*args, **kwargs)
+            group = _group_of(kwargs["group"] if "group" in kwargs else args[place])
+            if group is None:
+                return start(*args, **kwargs)
+            outer, starting.group = starting.group, group.group_desc
+            try:
+                result = start(*args, **kwargs)
+            finally:
+                starting.group = outer
+            if isinstance(result, functional.AsyncCollectiveTensor) and type(result.elem) is torch.Tensor:
+                if len(storages) >= _MOST_RUNNING:
+                    storages.clear()
+                storages[result.elem.untyped_storage().data_ptr()] = group.group_desc
             return result
 
         return start_and_note
 
     def _waiting_for_tensor(self, wait: Callable[..., Any]) -> Callable[..., Any]:
-        storages, recorder, find = self._storages, self._recorder, self._find
+        storages, starting, recorder, find = self._storages, self._starting, self._recorder, self._find
 
         def wait_and_record(tensor: torch.Tensor) -> Any:
-            if torch.compiler.is_compiling() or not storages or type(tensor) is not torch.Tensor:
+            if torch.compiler.is_compiling() or type(tensor) is not torch.Tensor:
                 return wait(tensor)
-            name = storages.pop(tensor.untyped_storage().data_ptr(), None)
+            # Of a gather along another dimension than the first, the function that starts it waits for it, too.
+            name = storages.pop(tensor.untyped_storage().data_ptr(), starting.group)
             if name is None:
                 return wait(tensor)
             about, flags = find(name), _FAILED
@@ -167,6 +179,24 @@ class CollectiveWaits:
                 recorder.end_wait(about, begin_ns, flags)
 
         return wait_and_record
+
+
+class _Starting(threading.local):
+    """What a thread is doing."""
+
+    group: str | None = None
+    """That of the collective that it is starting by a function of `_functional_collectives`."""
+
+
+def _named(function: Any, name: str) -> Callable[..., Any]:
+    """The function with this name in its code.
+
+    A Python class that is derived from one of C++ may call the base class in a method of its own. pybind11 knows such a call,
+    which must not be passed to the derived class again, by the name of the calling code and by its first argument.
+    """
+    function.__code__ = function.__code__.replace(co_name=name)
+    renamed: Callable[..., Any] = function
+    return renamed
 
 
 def _group_of(argument: Any) -> dist.ProcessGroup | None:

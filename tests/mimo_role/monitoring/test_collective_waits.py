@@ -2,12 +2,13 @@
 
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import mimo_role
 from mimo_role import Topology
@@ -73,6 +74,12 @@ def of_a_dtensor(ctx):
     assert partial.redistribute(placements=[Replicate()]).to_local().sum().item() == 8
 
 
+def of_a_dtensor_by_columns(ctx):
+    """The function that starts this gather waits for it, too."""
+    columns = DTensor.from_local(torch.ones(4, 6), ctx.mesh("language")["tp"], [Shard(1)], run_check=False)
+    assert columns.redistribute(placements=[Replicate()]).to_local().sum().item() == 48
+
+
 def of_a_dtensor_backward(ctx):
     """Whose gradient is summed over the axis: the input's, of a linear layer that is divided by columns."""
     mesh = ctx.mesh("language")["tp"]
@@ -98,6 +105,7 @@ def late(folder, collective, name):
         (asynchronous, "language.tp"),
         (of_the_world, "world"),
         (of_a_dtensor, "language.tp"),
+        (of_a_dtensor_by_columns, "language.tp"),
         (of_a_dtensor_backward, "language.tp"),
     ],
 )
@@ -148,6 +156,46 @@ def failing(folder):
 def test_a_wait_that_fails_is_marked(tmp_path):
     run_ranks(failing, TOPOLOGY, str(tmp_path))
     assert [each.flags for each in read(tmp_path / "rank0.recording").records] == [Flag.FAILED]
+
+
+class OwnGroup(dist.ProcessGroup):
+    """A group in Python, with one collective of its own and the others of its base class."""
+
+    def __init__(self, store, rank, size):
+        super().__init__(rank, size)
+        gloo, kind = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=PATIENCE_S)), dist.ProcessGroup.BackendType.GLOO
+        self._set_default_backend(kind)
+        self._register_backend(torch.device("cpu"), kind, gloo)
+        self._set_group_desc("own")
+        self.calls = 0
+
+    def allreduce(self, tensors, options):
+        self.calls += 1
+        return super().allreduce(tensors, options)
+
+
+class OwnWork(dist.Work):
+    """That is never complete."""
+
+    def wait(self, timeout=timedelta(milliseconds=100)):
+        return super().wait(timeout)
+
+
+def of_python_classes(folder):
+    with recorded(folder) as (ctx, _):
+        store = dist.PrefixStore("own", dist.distributed_c10d._get_default_store())
+        group = OwnGroup(store, ctx.rank, ctx.world_size)
+        summed, first = torch.ones(2), torch.full((2,), float(ctx.rank))
+        group.allreduce([summed], dist.AllreduceOptions()).wait()
+        group.broadcast([first], dist.BroadcastOptions()).wait()
+        with pytest.raises(RuntimeError, match="timed out"):
+            OwnWork().wait()
+        dist.barrier()
+        return summed.tolist(), first.tolist(), group.calls
+
+
+def test_groups_and_works_of_python_classes_do_what_they_did(tmp_path):
+    assert run_ranks(of_python_classes, TOPOLOGY, str(tmp_path)) == [([3.0, 3.0], [0.0, 0.0], 1)] * 3
 
 
 def test_torch_is_as_before_when_nothing_is_recorded_any_more():
