@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.live.evidence import LEAST_RATIO, Evidence, noise_of
+from launcher.live.evidence import LEAST_RATIO, Evidence
+from launcher.live.noise import noise_of
 
 NOISE = 0.07
 """Of the logarithm of a ratio, as that of two ranks that vary by 5 % each."""
