@@ -33,8 +33,12 @@ _SLOW_PART = 0.75
 """The part of them that has to be slower by more than the drift: not every second step with twice the work."""
 _NOISE_STEPS = 256
 _LEAST_NOISE_STEPS = 16
+_ENOUGH_NOISE_STEPS = 64
+"""Of fewer, those that the sum is of are measured instead where they are more."""
 _MEASURED_EVERY = 8
 """Noise is measured again after an eighth of the steps that it is measured of, or so many."""
+_START_STEPS = 8
+"""Noise may take the sum of a rank that is slow from the beginning to 0 so late."""
 _UNKNOWN_SCALE = 2.0
 """Before there are enough steps to measure noise."""
 
@@ -81,6 +85,11 @@ class Evidence:
         return median(share for _, share in self._recent())
 
     @property
+    def is_from_start(self) -> bool:
+        """Whether there is next to nothing before the sum: no time of its own that the rank was faster in."""
+        return len(self._noise) <= _START_STEPS
+
+    @property
     def may_be_over(self) -> bool:
         """Whether it is slow, but was not in the last steps."""
         return self._against > 0
@@ -93,7 +102,8 @@ class Evidence:
         return sum(log_ratio > _DRIFT for log_ratio, _ in recent) >= _SLOW_PART * len(recent)
 
     def _has_begun(self, counted: float) -> bool:
-        self._sum = max(0.0, self._sum + counted)
+        # Not more than is needed: a rank that is slow in too few steps shall not seem so for long after them.
+        self._sum = max(0.0, min(self._sum + counted, _ALARM * self._scale))
         if not self._sum:
             self._forget()
         elif self._sum >= _ALARM * self._scale and self._is_slow_in_most():
@@ -123,8 +133,9 @@ class Evidence:
         if self._unmeasured < max(_MEASURED_EVERY, len(self._noise) // _MEASURED_EVERY) or self.is_slow:
             return
         self._unmeasured = 0
-        before = list(self._noise)
-        logs = before if len(before) >= _LEAST_NOISE_STEPS else [log_ratio for log_ratio, _ in self._pending]
+        logs = list(self._noise)
+        if len(logs) < _ENOUGH_NOISE_STEPS and len(self._pending) > len(logs):
+            logs = [log_ratio for log_ratio, _ in self._pending]
         if len(logs) >= _LEAST_NOISE_STEPS:
             # Of few steps it is measured inexactly: twice as much is assumed of the least number.
             self._scale = max(1.0, noise_of(logs) * (1 + _LEAST_NOISE_STEPS / len(logs)) / _QUIET)

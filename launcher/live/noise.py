@@ -3,12 +3,13 @@
 Sizes are measured by the median absolute deviation (F. R. Hampel, "The Influence Curve and Its Role in Robust Estimation", JASA
 69, 1974) and by the 90th percentile, which heavy tails move. A mean of n correlated numbers varies as one of n / t independent
 numbers, where t is their integrated autocorrelation time. It is estimated as that of a first-order autoregression by the
-autocorrelation at lag 1, corrected for its bias (F. H. C. Marriott and J. A. Pope, "Bias in the Estimation of Autocorrelations",
-Biometrika 41, 1954), and by the means of longer and longer batches.
+autocorrelation at lag 1, corrected for its bias (F. H. C. Marriott and J. A. Pope, "Bias in the Estimation of
+Autocorrelations", Biometrika 41, 1954), and by the means of longer and longer batches.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from operator import mul
 
 _MAD_TO_SIGMA, _P90_TO_SIGMA = 1.4826, 1 / 1.645
 """Of a normal distribution."""
@@ -40,22 +41,24 @@ def noise_of(logs: Sequence[float]) -> float:
 
 def _time_by_lag(deviations: Sequence[float]) -> float:
     """The integrated autocorrelation time, in steps; 1 where no correlation is significant."""
-    count, power = len(deviations), sum(each * each for each in deviations)
+    count = len(deviations)
+    power = float(sum(map(mul, deviations, deviations)))
     if not power:
         return 1.0
-    found = sum(a * b for a, b in zip(deviations, deviations[1:], strict=False)) / power
+    found = float(sum(map(mul, deviations, deviations[1:]))) / power
     if found < _SIGNIFICANT / math.sqrt(count):
         return 1.0
-    found = min(_MOST_CORRELATED, found + (1 + 3 * found) / count)
-    return (1 + found) / (1 - found)
+    correlation = min(_MOST_CORRELATED, found + (1 + 3 * found) / count)
+    return (1 + correlation) / (1 - correlation)
 
 
 def _by_batches(deviations: Sequence[float]) -> Iterator[float]:
     size = _SHORTEST_BATCH
-    while len(deviations) >= _LEAST_BATCHES * size:
-        means = [sum(deviations[at : at + size]) / size for at in range(0, len(deviations) - size + 1, size)]
-        mean = sum(means) / len(means)
-        yield math.sqrt(size * sum((each - mean) ** 2 for each in means) / (len(means) - 1))
+    sums = [sum(deviations[at : at + size]) for at in range(0, len(deviations) - size + 1, size)]
+    while len(sums) >= _LEAST_BATCHES:
+        mean = sum(sums) / len(sums)
+        yield math.sqrt(sum([(each - mean) ** 2 for each in sums]) / (len(sums) - 1) / size)
+        sums = [a + b for a, b in zip(sums[::2], sums[1::2], strict=False)]
         size *= 2
 
 
