@@ -10,7 +10,7 @@ from launcher.agent.node_job import NodeJob
 from launcher.coordination.reports import report_interval_s
 from launcher.live.collector import Attempt, Collector
 from launcher.live.files import LiveFiles
-from launcher.live.straggler_text import describe
+from launcher.live.straggler_text import describe_changes
 from launcher.live.view import STORE_KEY, LiveView, Straggler
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,13 @@ class LiveAttempt:
 
     @property
     def stragglers(self) -> Sequence[Straggler]:
-        """On node 0, all that were found."""
+        """On node 0, those that were found."""
         return self._collector.stragglers if self._collector is not None else ()
+
+    @property
+    def stragglers_left_out(self) -> int:
+        """On node 0, how many more were found."""
+        return self._collector.stragglers_left_out if self._collector is not None else 0
 
     def _new_collector(self, number: int) -> Collector:
         job, members = self._job, self._job.nodes.state.members
@@ -108,8 +113,8 @@ class LiveAttempt:
         metrics, changed = collector.advance(time.monotonic(), is_over=is_last)
         self._files.append(metrics)
         self._publish(collector.view(time.time(), is_last=is_last))
-        for straggler in changed:
-            self._job.say(describe(straggler))
+        for line in describe_changes(changed):
+            self._job.say(line)
 
     def _publish(self, view: LiveView) -> None:
         self._files.write(view)

@@ -18,6 +18,8 @@ class LiveReporter:
         self._attempt: LiveAttempt | None = None
         self._stragglers: list[dict[str, Any]] = []
         """Of the attempts that have ended."""
+        self.stragglers_left_out = 0
+        """How many more were found in them."""
 
     def begin(self, attempt: int) -> None:
         """The ranks of an attempt have started."""
@@ -34,6 +36,7 @@ class LiveReporter:
         if self._attempt is not None:
             self._attempt.close()
             self._stragglers += [{"attempt": attempt, **asdict(each)} for each in self._attempt.stragglers]
+            self.stragglers_left_out += self._attempt.stragglers_left_out
             self._attempt = None
 
     def stop(self) -> None:

@@ -51,8 +51,13 @@ class Collector:
 
     @property
     def stragglers(self) -> list[Straggler]:
-        """All that were found in the attempt."""
+        """Those that were found in the attempt."""
         return list(self._detector.found.values())
+
+    @property
+    def stragglers_left_out(self) -> int:
+        """How many more were found, which cost less and have ended."""
+        return self._detector.left_out
 
     def advance(self, now_s: float, *, is_over: bool = False) -> tuple[list[StepMetrics], list[Straggler]]:
         """The steps that are complete since the last call, and the stragglers of which something has changed with them."""

@@ -49,3 +49,5 @@ def _steps(record: RunRecord) -> Iterator[str]:
 def _stragglers(record: RunRecord) -> Iterator[str]:
     for each in record.stragglers:
         yield f"straggler: {straggler_text.describe(each)}"
+    if record.stragglers_left_out:
+        yield f"{counted(record.stragglers_left_out, 'further straggler')} cost less and did not last"
