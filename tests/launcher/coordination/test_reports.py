@@ -1,6 +1,7 @@
 """Reports of three agents over a real store."""
 
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -61,6 +62,21 @@ def test_all_send_and_node_0_collects_at_the_same_time(three):
     assert len(found) <= 120
     assert found.count(59) == 2
     assert all(found.count(number) <= 2 for number in range(60))
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_nothing_is_lost_that_one_thread_sends_while_another_collects(is_local, three):
+    reports, count, found = LocalReports() if is_local else three[0], 20_000, []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(lambda: [reports.send(number) for number in range(count)])
+            while not sending.done():
+                found += reports.collect()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [*found, *reports.collect()] == list(range(count))
 
 
 def test_a_node_without_others_needs_no_store():
