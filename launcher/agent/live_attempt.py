@@ -4,6 +4,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from launcher.agent.live_sampler import LiveSampler
 from launcher.agent.node_job import NodeJob
@@ -44,16 +47,16 @@ class LiveAttempt:
             self._collect(self._collector)
             self._write(self._collector)
 
-    def end_ranks(self) -> None:
-        """Report the rest of this node's steps, as its ranks have ended. Those of other nodes may still run."""
-        self._guarded(self._sampler.end)
+    def end_ranks(self, *, is_clean: bool) -> None:
+        """Report the rest of this node's steps, as its ranks have ended, well or not. Those of other nodes may still run."""
+        self._guarded(partial(self._sampler.end, is_clean=is_clean))
 
     def close(self) -> None:
-        """End the thread. On node 0, collect and write what is left."""
+        """End the thread. On node 0, collect and write what is left. Ranks that have not ended before have failed."""
         self._is_closing.set()
         if self._thread.ident is not None:
             self._thread.join(_JOIN_S)
-        self.end_ranks()
+        self.end_ranks(is_clean=False)
         if not self._thread.is_alive():
             self._guarded(self._write_last)
 
@@ -86,9 +89,11 @@ class LiveAttempt:
                 return
 
     def _guarded(self, action: Callable[[], None]) -> bool:
-        """Do something whose failure shall not end the run; return whether it was done."""
+        """Do something whose failure shall not end the run; return whether it was done. Signals pass."""
         try:
             action()
+        except SignalException:  # an `Exception`, which torchelastic's handlers raise in the main thread
+            raise
         except Exception:
             logger.exception("live.json and metrics.jsonl are not written any more")
             return False

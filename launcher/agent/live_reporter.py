@@ -27,9 +27,9 @@ class LiveReporter:
         self._attempt.start()
 
     def end_ranks(self) -> None:
-        """The ranks of this node have ended, others may run."""
+        """The ranks of this node have ended well, others may run."""
         if self._attempt is not None:
-            self._attempt.end_ranks()
+            self._attempt.end_ranks(is_clean=True)
 
     def end(self, attempt: int) -> None:
         """The ranks of all nodes have ended, or are being ended."""
