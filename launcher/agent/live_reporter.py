@@ -14,7 +14,7 @@ class LiveReporter:
 
     def __init__(self, job: NodeJob) -> None:
         self._job = job
-        self._files = LiveFiles(job.run_dir)
+        self._files = LiveFiles(job.run_dir, tensorboard=job.plan.runtime.tensorboard)
         self._attempt: LiveAttempt | None = None
         self._stragglers: list[dict[str, Any]] = []
         """Of the attempts that have ended."""
@@ -35,6 +35,7 @@ class LiveReporter:
         """The ranks of all nodes have ended, or are being ended."""
         if self._attempt is not None:
             self._attempt.close()
+            self._files.end_attempt()
             self._stragglers += [{"attempt": attempt, **asdict(each)} for each in self._attempt.stragglers]
             self.stragglers_left_out += self._attempt.stragglers_left_out
             self._attempt = None
