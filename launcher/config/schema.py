@@ -137,7 +137,7 @@ class RuntimeConfig:
     numa_binding: NumaBinding | None = None
     """Bind each rank to CPU cores near its GPU, as torchrun's `--numa-binding`. Default: ranks are not bound."""
     tensorboard: bool = False
-    """Write the steps of the run as TensorBoard's events, too, into `tensorboard` of the run directory."""
+    """Write the steps of the run as TensorBoard's events, too, into `tensorboard/mimo_launch` of the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,9 +41,8 @@ class TensorBoardEvents:
     def _open(self, first: StepMetrics) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter
 
-        # TensorBoard leaves out what an earlier attempt has written of steps that this one repeats.
-        purge_step = first.step if first.attempt else None
-        return SummaryWriter(str(self._folder), purge_step=purge_step)
+        # TensorBoard leaves out what earlier attempts and runs have written of steps that this one repeats.
+        return SummaryWriter(str(self._folder), purge_step=first.step)
 
 
 def _scalars(step: StepMetrics) -> Iterator[tuple[str, float]]:

@@ -10,7 +10,7 @@ slurm_job       the id of the SLURM job that the run is part of
 logs/attempt0/  rank3.stdout.log, rank3.stderr.log, rank3.error.json, rank3.stacks.txt; one directory per attempt
                 rank3.recording.gz, what a rank has recorded; node0.clock.json, how far a node's clock is from node 0's
 metrics.jsonl   the steps so far, one line each: times by module, and scalars
-tensorboard/    the same steps as TensorBoard's events, with runtime.tensorboard
+tensorboard/mimo_launch/    the same steps as TensorBoard's events, with runtime.tensorboard; later runs add to them
 live.json       what the ranks do now, as `mimo-launch top` shows it; rewritten every second or so
 report.trace.json    the last seconds of a run that failed or hung
 mimo_trace.json      what `mimo-launch trace` has written
@@ -108,8 +108,8 @@ class RunDirLayout(_PlanDir):
 
     @property
     def tensorboard_dir(self) -> Path:
-        """The steps so far as TensorBoard's events."""
-        return self.path / "tensorboard"
+        """The steps so far as TensorBoard's events, apart from those that the script writes."""
+        return self.path / "tensorboard" / "mimo_launch"
 
     @property
     def live_file(self) -> Path:
@@ -155,7 +155,7 @@ class RunDirLayout(_PlanDir):
         """The files that belong to one run and exist. The run id comes last: it marks the others as ours."""
         files = [self.config_file, self.plan_file, self.nodes_file, self.slurm_job_file, self.report_file, self.logs_dir]
         files += [self.metrics_file, self.live_file, self.trace_file, self.failure_trace_file]
-        files += [self.page_file, self.rehearsal_file, self.tensorboard_dir]
+        files += [self.page_file, self.rehearsal_file]
         return [file for file in (*files, self.run_id_file) if file.exists()]
 
     def previous_dir(self, run_id: str) -> Path:

@@ -48,7 +48,7 @@ def test_tensorboard_shows_each_step_as_the_last_attempt_did_it(layout):
 
 
 def test_events_that_cannot_be_written_are_logged_once_and_the_metrics_are_written(layout, caplog):
-    layout.tensorboard_dir.write_text("no folder")
+    layout.tensorboard_dir.parent.write_text("no folder")
     files = LiveFiles(layout, tensorboard=True)
     for number in (1, 2):
         files.append([step(number)])
