@@ -175,7 +175,11 @@ def in_a_collective(folder):
     if ctx.rank == 1:
         dist.all_reduce(torch.ones(()), group=tp)
         return None
-    found = until(lambda: [trace for trace in request_traces(folder, 1) if trace.waiting and trace.ranks == (1, 2)])
+
+    def of_the_second():  # rank 1 may still be in the first one, which this rank has left
+        return [trace for trace in request_traces(folder, 1) if trace.waiting and trace.ranks == (1, 2) and trace.entered > 1]
+
+    found = until(of_the_second)
     own = [trace for trace in traces() if trace.name == found[0].name]
     os.kill(pids[1], STACKS_SIGNAL)
     text = until(lambda: "in all_reduce" in stacks(folder, 1) and stacks(folder, 1))
