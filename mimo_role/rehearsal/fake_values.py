@@ -1,0 +1,189 @@
+"""Values of fake tensors: the few that are known, and constants for all others."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from mimo_role.errors import MimoError
+
+aten = torch.ops.aten
+
+_KNOWN_ELEMENTS = 1024
+"""Tensors of at most as many are computed as well, if all that they follow from is known: counts, flags, steps."""
+
+_TRUE_OF_ANY = ("any", "ne", "isinf", "isnan", "logical_not", "is_any_true")
+"""Operators whose flags are assumed to be false: `isnan(loss).any()`. All others, such as `all` and `eq`, are true."""
+
+
+class FakeTensorError(MimoError):
+    """A script needs what a fake tensor does not have."""
+
+
+class FakeValues(TorchDispatchMode):
+    """Answers what a fake tensor cannot: above `FakeTensorMode` and the tracker of memory.
+
+    Small tensors that follow from numbers of the script are computed beside their fake ones, so that counters, flags and sizes
+    are right. All other values are assumed: see `_constant` and `_assumed_shape`. `assumed` counts them by operator.
+    """
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.assumed: Counter[str] = Counter()
+        self._fake_mode = fake_mode
+        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """The real tensor beside a fake one, with the same aliases."""
+        self._lost: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """Storages of real tensors into which something unknown has been written."""
+        self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """The operator of a tensor of flags."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented
+        if func is aten._local_scalar_dense.default:
+            return self._scalar(args[0])
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            return self._answer(func, args, kwargs, error)
+        except UnsupportedOperatorException as error:
+            raise FakeTensorError(f"{func} cannot run without values: it has no rule for the shape of its result") from error
+        self._follow(func, args, kwargs, result)
+        return result
+
+    def numpy(self, tensor: torch.Tensor) -> Any:
+        """The elements of a tensor as an array."""
+        value = self._value(tensor)
+        if value is None:
+            self.assumed["numpy"] += 1
+            with _disable_current_modes():
+                value = torch.full(tensor.shape, self._constant(tensor), dtype=tensor.dtype)
+        with _disable_current_modes():
+            return value.numpy()
+
+    def _scalar(self, tensor: torch.Tensor) -> Any:
+        value = self._value(tensor)
+        if value is not None:
+            with _disable_current_modes():
+                return value.item()
+        if isinstance(tensor, FakeTensor) or tensor.device.type == "meta":
+            self.assumed["item"] += 1
+            return self._constant(tensor)
+        with _disable_current_modes():
+            return tensor.item()
+
+    def _constant(self, tensor: torch.Tensor) -> Any:
+        """1, in the tensor's type; false for flags of what should not be, true for others."""
+        if tensor.dtype is torch.bool:
+            return self._made_by.get(tensor, "") not in _TRUE_OF_ANY
+        return 1 if not tensor.dtype.is_floating_point else 1.0
+
+    def _answer(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+        """The result of an operator whose shape or value depends on values."""
+        known = self._computed(func, args, kwargs)
+        if known is not None:
+            return tree_map_only(torch.Tensor, self._faked, known)
+        name = func._schema.name.removeprefix("aten::")
+        self.assumed[name] += 1
+        if name == "equal":
+            return True
+        shape = _assumed_result(name, args, kwargs)
+        if shape is None:
+            raise FakeTensorError(
+                f"{func} has a result whose shape depends on values, which the tensors of a rehearsal with --memory do not have; "
+                "guard it by a flag of the script's, or rehearse without --memory"
+            ) from error
+        return shape
+
+    def _faked(self, value: torch.Tensor) -> torch.Tensor:
+        with _disable_current_modes():
+            found = self._fake_mode.from_tensor(value)
+        self._values[found] = value
+        return found
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Compute small results for real, and forget what is overwritten by unknown values."""
+        outputs = _tensors(result)
+        for output in outputs:
+            if output.dtype is torch.bool:
+                self._made_by[output] = func._schema.name.removeprefix("aten::").partition(".")[0].rstrip("_")
+        small = sum(output.numel() for output in outputs) <= _KNOWN_ELEMENTS
+        computed = self._computed(func, args, kwargs) if small else None
+        if computed is not None:
+            for output, value in zip(outputs, _tensors(computed), strict=True):
+                self._values[output] = value
+        elif func._schema.is_mutable:
+            for tensor in _written(func, args, kwargs):
+                if (value := self._value(tensor)) is not None:
+                    self._lost[value.untyped_storage()] = True
+
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The real result; `None` if something that it follows from is not known."""
+        if torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten":
+            return None
+        given = _tensors((args, kwargs))
+        if any(self._value(tensor) is None for tensor in given):
+            return None
+        args, kwargs = tree_map_only(torch.Tensor, self._value, (args, kwargs))
+        with _disable_current_modes():
+            return func(*args, **kwargs)
+
+    def _value(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        value = self._values.get(tensor)
+        if value is None and not isinstance(tensor, FakeTensor) and tensor.device.type != "meta":
+            value = tensor if tensor.numel() <= _KNOWN_ELEMENTS else None
+        return None if value is None or value.untyped_storage() in self._lost else value
+
+
+def _assumed_result(name: str, args: Sequence[Any], kwargs: Any) -> Any:
+    """Every element is selected, and no two are equal: the largest result. `None` for other operators."""
+    tensor = args[0]
+    match name:
+        case "nonzero":
+            return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
+        case "masked_select":
+            return tensor.new_empty(torch.broadcast_shapes(tensor.shape, args[1].shape).numel())
+        case "index":
+            return aten.index.Tensor(tensor, list(_numbers(tensor, args[1])))
+        case "_unique2" | "unique_dim" | "unique_consecutive":
+            count = tensor.numel()
+            return tensor.new_empty(count), *(tensor.new_empty(count, dtype=torch.int64) for _ in range(2))
+        case "bincount":
+            return tensor.new_empty(max(int(kwargs.get("minlength", 0)), 1), dtype=torch.int64)
+        case "repeat_interleave":
+            return tensor.new_empty(tensor.numel())
+    return None
+
+
+def _numbers(tensor: torch.Tensor, indices: Sequence[Any]) -> Iterator[Any]:
+    """Indices without masks: in the place of each, the numbers of all elements."""
+    for index in indices:
+        if index is None or index.dtype not in (torch.bool, torch.uint8):
+            yield index
+        else:
+            for _ in range(index.dim()):
+                yield tensor.new_empty(index.numel(), dtype=torch.int64)
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Any) -> Iterator[torch.Tensor]:
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
