@@ -1,5 +1,6 @@
 """Values of fake tensors: the few that are known, and constants for all others."""
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,6 +29,13 @@ _TRUE_OF_ANY = ("any", "ne", "isinf", "isnan", "logical_not", "is_any_true")
 """Operators whose flags are assumed to be false: `isnan(loss).any()`. All others, such as `all` and `eq`, are true."""
 
 
+# Attributes of fake tensors, since torch refuses to swap tensors to which there are weak references.
+_VALUE = "_value_in_rehearsal"
+"""The real tensor beside a fake one, with the same aliases."""
+_OPERATOR = "_operator_in_rehearsal"
+"""Of a tensor of flags, the name of the operator of which it is the result."""
+
+
 class FakeTensorError(MimoError):
     """A script needs what a fake tensor does not have."""
 
@@ -43,12 +51,8 @@ class FakeValues(TorchDispatchMode):
         super().__init__()
         self.assumed: Counter[str] = Counter()
         self._fake_mode = fake_mode
-        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        """The real tensor beside a fake one, with the same aliases."""
         self._lost: WeakIdKeyDictionary = WeakIdKeyDictionary()
         """Storages of real tensors into which something unknown has been written."""
-        self._made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        """The operator of a tensor of flags."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -58,6 +62,9 @@ class FakeValues(TorchDispatchMode):
             return self._scalar(args[0])
         try:
             result = func(*args, **kwargs)
+            if func is aten.detach.default and weakref.getweakrefs(result):
+                # What fills FakeTensorMode's cache has a weak reference; torch refuses to convert a module with such a parameter.
+                result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             return self._answer(func, args, kwargs, error)
         except UnsupportedOperatorException as error:
@@ -89,7 +96,7 @@ class FakeValues(TorchDispatchMode):
     def _constant(self, tensor: torch.Tensor) -> Any:
         """1, in the tensor's type; false for flags of what should not be, true for others."""
         if tensor.dtype is torch.bool:
-            return self._made_by.get(tensor, "") not in _TRUE_OF_ANY
+            return getattr(tensor, _OPERATOR, "") not in _TRUE_OF_ANY
         return 1 if not tensor.dtype.is_floating_point else 1.0
 
     def _answer(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
@@ -112,7 +119,7 @@ class FakeValues(TorchDispatchMode):
     def _faked(self, value: torch.Tensor) -> torch.Tensor:
         with _disable_current_modes():
             found = self._fake_mode.from_tensor(value)
-        self._values[found] = value
+        _set_value(found, value)
         return found
 
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -120,12 +127,12 @@ class FakeValues(TorchDispatchMode):
         outputs = _tensors(result)
         for output in outputs:
             if output.dtype is torch.bool:
-                self._made_by[output] = func._schema.name.removeprefix("aten::").partition(".")[0].rstrip("_")
+                setattr(output, _OPERATOR, func._schema.name.removeprefix("aten::").rstrip("_"))
         small = sum(output.numel() for output in outputs) <= _KNOWN_ELEMENTS
         computed = self._computed(func, args, kwargs) if small else None
         if computed is not None:
             for output, value in zip(outputs, _tensors(computed), strict=True):
-                self._values[output] = value
+                _set_value(output, value)
         elif func._schema.is_mutable:
             for tensor in _written(func, args, kwargs):
                 if (value := self._value(tensor)) is not None:
@@ -143,10 +150,16 @@ class FakeValues(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        value = self._values.get(tensor)
-        if value is None and not isinstance(tensor, FakeTensor) and tensor.device.type != "meta":
-            value = tensor if tensor.numel() <= _KNOWN_ELEMENTS else None
+        if isinstance(tensor, FakeTensor):
+            value = getattr(tensor, _VALUE, None)
+        else:
+            value = tensor if tensor.numel() <= _KNOWN_ELEMENTS and tensor.device.type != "meta" else None
         return None if value is None or value.untyped_storage() in self._lost else value
+
+
+def _set_value(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    if isinstance(tensor, FakeTensor):
+        setattr(tensor, _VALUE, value)
 
 
 def _assumed_result(name: str, args: Sequence[Any], kwargs: Any) -> Any:

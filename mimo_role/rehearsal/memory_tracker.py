@@ -32,9 +32,9 @@ class MemoryTracker(MemTracker):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.ledger = MemoryLedger(before_peak=self._recognize)
-        self._parameters: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        """The path of the module of each."""
         self._modules: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """The path of each module that has a parameter or has run. torch cannot swap tensors with weak references."""
+        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()
         """Those that have run."""
         self._stepping: Optimizer | None = None
         self._registrations: list[Any] = []
@@ -98,9 +98,10 @@ class MemoryTracker(MemTracker):  # type: ignore[misc]
         return max(running, key=lambda path: (path.count("."), path), default=OUTSIDE)
 
     def _recognize(self) -> None:
-        for parameter, path in self._parameters.items():
-            if parameter.grad is not None:
-                self._claim([parameter.grad], Purpose.GRADIENTS, path)
+        for module, path in self._modules.items():
+            for parameter in module.parameters(recurse=False):
+                if parameter.grad is not None:
+                    self._claim([parameter.grad], Purpose.GRADIENTS, path)
         if self._stepping is not None:
             self._claim_state(self._stepping)
 
@@ -127,15 +128,13 @@ class MemoryTracker(MemTracker):  # type: ignore[misc]
     def _registered(self, purpose: Purpose) -> Any:
         def registered(module: nn.Module, _name: str, tensor: Any) -> None:
             if isinstance(tensor, torch.Tensor):
-                path = type(module).__name__
+                path = self._modules.setdefault(module, type(module).__name__)
                 self._claim([tensor], purpose, path)
-                if purpose is Purpose.PARAMETERS:
-                    self._parameters[tensor] = path
 
         return registered
 
     def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
-        if module not in self._modules:
+        if module not in self._seen:
             self._claim_module(module)
         if self._mod_tracker.is_bw and self._ac_mod is None:
             self._ac_mod, self._in_ac = torch.utils.weak.weakref.ref(module), True
@@ -156,17 +155,18 @@ class MemoryTracker(MemTracker):  # type: ignore[misc]
         """Parameters and buffers of a module that runs for the first time, and of those in it."""
         root = self._mod_tracker.get_known_fqn(module) or type(module).__name__
         for name, inner in module.named_modules():
-            if inner in self._modules:
+            if inner in self._seen:
                 continue
-            self._modules[inner] = path = f"{root}.{name}" if name else root
-            for parameter in inner.parameters(recurse=False):
-                self._claim([parameter], Purpose.PARAMETERS, path)
-                self._parameters[parameter] = path
+            self._modules[inner] = self._seen[inner] = path = f"{root}.{name}" if name else root
+            self._claim(inner.parameters(recurse=False), Purpose.PARAMETERS, path)
             self._claim(inner.buffers(recurse=False), Purpose.BUFFERS, path)
 
     def _claim_state(self, optimizer: Optimizer) -> None:
+        paths = {
+            parameter: path for module, path in self._modules.items() for parameter in module.parameters(recurse=False)
+        }
         for parameter, state in list(optimizer.state.items()):
-            path = self._parameters.get(parameter, OUTSIDE)
+            path = paths.get(parameter, OUTSIDE)
             self._claim(_tensors(list(state.values())), Purpose.OPTIMIZER_STATE, path)
 
     def _register_global_optimizer_hook(self) -> None:
