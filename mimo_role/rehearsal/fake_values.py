@@ -29,11 +29,7 @@ _TRUE_OF_ANY = ("any", "ne", "isinf", "isnan", "logical_not", "is_any_true")
 """Operators whose flags are assumed to be false: `isnan(loss).any()`. All others, such as `all` and `eq`, are true."""
 
 
-# Attributes of fake tensors, since torch refuses to swap tensors to which there are weak references.
-_VALUE = "_value_in_rehearsal"
-"""The real tensor beside a fake one, with the same aliases."""
-_OPERATOR = "_operator_in_rehearsal"
-"""Of a tensor of flags, the name of the operator of which it is the result."""
+_NONE = object()
 
 
 class FakeTensorError(MimoError):
@@ -51,8 +47,11 @@ class FakeValues(TorchDispatchMode):
         super().__init__()
         self.assumed: Counter[str] = Counter()
         self._fake_mode = fake_mode
-        self._lost: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        """Storages of real tensors into which something unknown has been written."""
+        # By storages, not tensors: torch refuses to swap tensors to which there are weak references.
+        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """The real storage beside that of fake tensors; `None` where something unknown has been written."""
+        self._operators: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """The operator by which the storage of flags has been made."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -96,7 +95,7 @@ class FakeValues(TorchDispatchMode):
     def _constant(self, tensor: torch.Tensor) -> Any:
         """1, in the tensor's type; false for flags of what should not be, true for others."""
         if tensor.dtype is torch.bool:
-            return getattr(tensor, _OPERATOR, "") not in _TRUE_OF_ANY
+            return self._operators.get(tensor.untyped_storage(), "") not in _TRUE_OF_ANY
         return 1 if not tensor.dtype.is_floating_point else 1.0
 
     def _answer(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
@@ -119,7 +118,7 @@ class FakeValues(TorchDispatchMode):
     def _faked(self, value: torch.Tensor) -> torch.Tensor:
         with _disable_current_modes():
             found = self._fake_mode.from_tensor(value)
-        _set_value(found, value)
+        self._remember(found, value)
         return found
 
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -127,16 +126,15 @@ class FakeValues(TorchDispatchMode):
         outputs = _tensors(result)
         for output in outputs:
             if output.dtype is torch.bool:
-                setattr(output, _OPERATOR, func._schema.name.removeprefix("aten::").rstrip("_"))
+                self._operators[output.untyped_storage()] = func._schema.name.removeprefix("aten::").rstrip("_")
         small = sum(output.numel() for output in outputs) <= _KNOWN_ELEMENTS
         computed = self._computed(func, args, kwargs) if small else None
         if computed is not None:
             for output, value in zip(outputs, _tensors(computed), strict=True):
-                _set_value(output, value)
+                self._remember(output, value)
         elif func._schema.is_mutable:
             for tensor in _written(func, args, kwargs):
-                if (value := self._value(tensor)) is not None:
-                    self._lost[value.untyped_storage()] = True
+                self._values[tensor.untyped_storage()] = None
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The real result; `None` if something that it follows from is not known."""
@@ -150,16 +148,21 @@ class FakeValues(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The real tensor beside a fake one, with the same aliases; a real one that is small itself. `None`: not known."""
+        known = self._values.get(tensor.untyped_storage(), _NONE)
+        if not isinstance(tensor, FakeTensor):
+            is_small = tensor.numel() <= _KNOWN_ELEMENTS and tensor.device.type != "meta"
+            return tensor if is_small and known is _NONE else None
+        if known is None or known is _NONE:
+            return None
+        with _disable_current_modes():
+            return torch.empty(0, dtype=tensor.dtype).set_(known, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def _remember(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         if isinstance(tensor, FakeTensor):
-            value = getattr(tensor, _VALUE, None)
-        else:
-            value = tensor if tensor.numel() <= _KNOWN_ELEMENTS and tensor.device.type != "meta" else None
-        return None if value is None or value.untyped_storage() in self._lost else value
-
-
-def _set_value(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    if isinstance(tensor, FakeTensor):
-        setattr(tensor, _VALUE, value)
+            place = (value.storage_offset(), value.shape, value.stride(), value.dtype)
+            same = place == (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+            self._values[tensor.untyped_storage()] = value.untyped_storage() if same else None
 
 
 def _assumed_result(name: str, args: Sequence[Any], kwargs: Any) -> Any:
