@@ -3,7 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from mimo_role.rehearsal.fake_values import FakeValues
@@ -24,12 +27,20 @@ class FakeTensors:
     @contextmanager
     def values(self) -> Iterator[None]:
         """Answer for values within a block. Entered after all other modes, so that it is asked before them."""
+        weak_references = torch.utils.weakref
+        # torch refuses to convert modules whose parameters have weak references, as some in FakeTensorMode's caches have.
+        torch.utils.weakref = SimpleNamespace(getweakrefs=lambda _: ())  # type: ignore[assignment]
         replaced = {name: getattr(FakeTensor, name) for name in ("numpy", "__array__")}
         FakeTensor.numpy = lambda tensor, **_: self._values.numpy(tensor)  # type: ignore[method-assign,assignment]
-        FakeTensor.__array__ = lambda tensor, dtype=None: self._values.numpy(tensor).astype(dtype, copy=False)  # type: ignore
+        FakeTensor.__array__ = lambda tensor, dtype=None: self._array(tensor, dtype)  # type: ignore[method-assign,assignment]
         try:
             with self._values:
                 yield
         finally:
+            torch.utils.weakref = weak_references
             for name, method in replaced.items():
                 setattr(FakeTensor, name, method)
+
+    def _array(self, tensor: FakeTensor, dtype: Any) -> Any:
+        found = self._values.numpy(tensor)
+        return found if dtype is None else found.astype(dtype)

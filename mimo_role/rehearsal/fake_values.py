@@ -1,6 +1,5 @@
 """Values of fake tensors: the few that are known, and constants for all others."""
 
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,17 +18,25 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mimo_role.errors import MimoError
+from mimo_role.rehearsal.functional_collectives import count_functional
 
 aten = torch.ops.aten
 
 _KNOWN_ELEMENTS = 1024
 """Tensors of at most as many are computed as well, if all that they follow from is known: counts, flags, steps."""
 
+_KNOWN_INTEGERS = 65_536
+"""The same for integers and flags: the order of samples, tokens of a batch."""
+
 _TRUE_OF_ANY = ("any", "ne", "isinf", "isnan", "logical_not", "is_any_true")
 """Operators whose flags are assumed to be false: `isnan(loss).any()`. All others, such as `all` and `eq`, are true."""
 
 
 _NONE = object()
+
+
+_ORDERS = tuple(getattr(aten.randperm, name) for name in aten.randperm.overloads())
+"""Random operators that are computed as well."""
 
 
 class FakeTensorError(MimoError):
@@ -59,11 +66,10 @@ class FakeValues(TorchDispatchMode):
             return NotImplemented
         if func is aten._local_scalar_dense.default:
             return self._scalar(args[0])
+        if func.namespace.startswith("_c10d_functional"):
+            count_functional(func, args)
         try:
             result = func(*args, **kwargs)
-            if func is aten.detach.default and weakref.getweakrefs(result):
-                # What fills FakeTensorMode's cache has a weak reference; torch refuses to convert a module with such a parameter.
-                result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             return self._answer(func, args, kwargs, error)
         except UnsupportedOperatorException as error:
@@ -127,8 +133,7 @@ class FakeValues(TorchDispatchMode):
         for output in outputs:
             if output.dtype is torch.bool:
                 self._operators[output.untyped_storage()] = func._schema.name.removeprefix("aten::").rstrip("_")
-        small = sum(output.numel() for output in outputs) <= _KNOWN_ELEMENTS
-        computed = self._computed(func, args, kwargs) if small else None
+        computed = self._computed(func, args, kwargs) if all(map(_is_small, outputs)) else None
         if computed is not None:
             for output, value in zip(outputs, _tensors(computed), strict=True):
                 self._remember(output, value)
@@ -138,9 +143,9 @@ class FakeValues(TorchDispatchMode):
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The real result; `None` if something that it follows from is not known."""
-        if torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten":
-            return None
         given = _tensors((args, kwargs))
+        if func.namespace != "aten" or (torch.Tag.nondeterministic_seeded in func.tags and func not in _ORDERS):
+            return None
         if any(self._value(tensor) is None for tensor in given):
             return None
         args, kwargs = tree_map_only(torch.Tensor, self._value, (args, kwargs))
@@ -151,8 +156,7 @@ class FakeValues(TorchDispatchMode):
         """The real tensor beside a fake one, with the same aliases; a real one that is small itself. `None`: not known."""
         known = self._values.get(tensor.untyped_storage(), _NONE)
         if not isinstance(tensor, FakeTensor):
-            is_small = tensor.numel() <= _KNOWN_ELEMENTS and tensor.device.type != "meta"
-            return tensor if is_small and known is _NONE else None
+            return tensor if known is _NONE and _is_small(tensor) and tensor.device.type != "meta" else None
         if known is None or known is _NONE:
             return None
         with _disable_current_modes():
@@ -162,7 +166,8 @@ class FakeValues(TorchDispatchMode):
         if isinstance(tensor, FakeTensor):
             place = (value.storage_offset(), value.shape, value.stride(), value.dtype)
             same = place == (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-            self._values[tensor.untyped_storage()] = value.untyped_storage() if same else None
+            is_known = same and value.device.type == "cpu"
+            self._values[tensor.untyped_storage()] = value.untyped_storage() if is_known else None
 
 
 def _assumed_result(name: str, args: Sequence[Any], kwargs: Any) -> Any:
@@ -193,6 +198,11 @@ def _numbers(tensor: torch.Tensor, indices: Sequence[Any]) -> Iterator[Any]:
         else:
             for _ in range(index.dim()):
                 yield tensor.new_empty(index.numel(), dtype=torch.int64)
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    is_number = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+    return tensor.numel() <= (_KNOWN_ELEMENTS if is_number else _KNOWN_INTEGERS)
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Any) -> Iterator[torch.Tensor]:

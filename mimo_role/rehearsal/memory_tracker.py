@@ -84,7 +84,9 @@ class MemoryTracker(MemTracker):  # type: ignore[misc]
     def _update_snap(self, u_type: Any, winfo: Any, old_mem_consumed: int | None = None, old_reftype: Any = None) -> None:
         """In place of torch's accounts."""
         del old_reftype
-        if u_type != _UpdateType.REF and not hasattr(winfo, "place"):
+        if winfo.device.type == "meta" or u_type == _UpdateType.REF:
+            return
+        if not hasattr(winfo, "place"):
             winfo.place = self._place_of_new()
         if u_type == _UpdateType.ADD:
             self.ledger.add(winfo.place, winfo.mem_consumed)
