@@ -1,15 +1,18 @@
 """Tensors without memory and values, in a whole process."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
-from mimo_role.rehearsal.fake_values import FakeValues
+from mimo_role.errors import GradientError, MimoError
+from mimo_role.rehearsal.fake_values import FakeTensorError, FakeValues
+from mimo_role.training import gradient_norm
 
 
 class FakeTensors:
@@ -27,20 +30,88 @@ class FakeTensors:
     @contextmanager
     def values(self) -> Iterator[None]:
         """Answer for values within a block. Entered after all other modes, so that it is asked before them."""
-        weak_references = torch.utils.weakref
-        # torch refuses to convert modules whose parameters have weak references, as some in FakeTensorMode's caches have.
-        torch.utils.weakref = SimpleNamespace(getweakrefs=lambda _: ())  # type: ignore[assignment]
-        replaced = {name: getattr(FakeTensor, name) for name in ("numpy", "__array__")}
-        FakeTensor.numpy = lambda tensor, **_: self._values.numpy(tensor)  # type: ignore[method-assign,assignment]
-        FakeTensor.__array__ = lambda tensor, dtype=None: self._array(tensor, dtype)  # type: ignore[method-assign,assignment]
+        replaced = [
+            (FakeTensor, "numpy", lambda tensor, **_: self._values.numpy(tensor)),
+            (FakeTensor, "__array__", self._array),
+            (FakeTensor, "__deepcopy__", _copied),
+            (torch, "tensor", _of_numbers(torch.tensor)),
+            (torch, "as_tensor", _of_numbers(torch.as_tensor)),
+            (gradient_norm, "_over_the_world", _without_failed_peers(gradient_norm._over_the_world)),
+            (torch.utils, "swap_tensors", _swapping_data(torch.utils.swap_tensors)),
+            (DistributedDataParallel, "__init__", _refuse_ddp),
+        ]
+        originals = [(place, name, getattr(place, name)) for place, name, _ in replaced]
+        for place, name, function in replaced:
+            setattr(place, name, function)
         try:
             with self._values:
                 yield
         finally:
-            torch.utils.weakref = weak_references
-            for name, method in replaced.items():
-                setattr(FakeTensor, name, method)
+            for place, name, function in originals:
+                setattr(place, name, function)
 
-    def _array(self, tensor: FakeTensor, dtype: Any) -> Any:
-        found = self._values.numpy(tensor)
-        return found if dtype is None else found.astype(dtype)
+    @property
+    def _array(self) -> Callable[..., Any]:
+        def array(tensor: FakeTensor, dtype: Any = None, **_: Any) -> Any:
+            found = self._values.numpy(tensor)
+            return found if dtype is None else found.astype(dtype)
+
+        return array
+
+
+def _copied(tensor: Any, memo: dict[int, Any]) -> Any:
+    """In place of `Tensor.__deepcopy__`, which would copy the mode of a fake tensor too."""
+    if id(tensor) not in memo:
+        with torch.no_grad():
+            copied = tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        copied = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied.requires_grad_(tensor.requires_grad)
+        memo[id(tensor)] = copied
+        if tensor.grad is not None:
+            copied.grad = _copied(tensor.grad, memo)
+    return memo[id(tensor)]
+
+
+def _swapping_data(swap: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """In place of `torch.utils.swap_tensors`, by which modules are converted: FakeTensorMode's caches have weak references to
+    parameters, with which torch refuses to swap them."""
+
+    def swap_data(one: Any, other: Any) -> None:
+        if type(one) is type(other) is FakeTensor:
+            one.data = other.data
+            one.fake_device = other.fake_device
+        else:
+            swap(one, other)
+
+    return swap_data
+
+
+def _of_numbers(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A tensor from a list in which there may be fake ones, whose values compiled code would read."""
+
+    def make_of_numbers(data: Any, *arguments: Any, **settings: Any) -> torch.Tensor:
+        if isinstance(data, list | tuple):
+            data = tree_map_only(FakeTensor, lambda each: each.tolist(), data)
+        return make(data, *arguments, **settings)
+
+    return make_of_numbers
+
+
+def _without_failed_peers(norm_of: Callable[..., float]) -> Callable[..., float]:
+    """The norm over the world also counts ranks that failed, in one tensor with the norm, of which no value is known."""
+
+    def assumed_norm(counted: Any, all_finite: Any, norm_type: float, own_error: MimoError | None) -> float:
+        with suppress(GradientError):
+            norm_of(counted, all_finite, norm_type, None)
+        if own_error is not None:
+            raise own_error
+        return 1.0
+
+    return assumed_norm
+
+
+def _refuse_ddp(*_: Any, **__: Any) -> None:
+    raise FakeTensorError(
+        "DistributedDataParallel copies parameters in compiled code, which fake tensors do not have: rehearse --memory with "
+        "fully_shard or ctx.sum_gradients instead, or with --real-tensors"
+    )

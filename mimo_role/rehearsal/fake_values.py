@@ -35,6 +35,9 @@ _TRUE_OF_ANY = ("any", "ne", "isinf", "isnan", "logical_not", "is_any_true")
 _NONE = object()
 
 
+_OF_STORAGES = ("aten::set_", "aten::resize_")
+"""Operators that change which memory a tensor has."""
+
 _ORDERS = tuple(getattr(aten.randperm, name) for name in aten.randperm.overloads())
 """Random operators that are computed as well."""
 
@@ -144,6 +147,8 @@ class FakeValues(TorchDispatchMode):
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The real result; `None` if something that it follows from is not known."""
         given = _tensors((args, kwargs))
+        if func._schema.name in _OF_STORAGES:
+            return None
         if func.namespace != "aten" or (torch.Tag.nondeterministic_seeded in func.tags and func not in _ORDERS):
             return None
         if any(self._value(tensor) is None for tensor in given):
