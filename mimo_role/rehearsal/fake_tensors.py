@@ -1,5 +1,6 @@
 """Tensors without memory and values, in a whole process."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ class FakeTensors:
             (torch, "tensor", _of_numbers(torch.tensor)),
             (torch, "as_tensor", _of_numbers(torch.as_tensor)),
             (gradient_norm, "_over_the_world", _without_failed_peers(gradient_norm._over_the_world)),
-            (torch.utils, "swap_tensors", _swapping_data(torch.utils.swap_tensors)),
+            (torch.utils, "swap_tensors", _forgetting(self.mode, torch.utils.swap_tensors)),
             (DistributedDataParallel, "__init__", _refuse_ddp),
         ]
         originals = [(place, name, getattr(place, name)) for place, name, _ in replaced]
@@ -72,18 +73,20 @@ def _copied(tensor: Any, memo: dict[int, Any]) -> Any:
     return memo[id(tensor)]
 
 
-def _swapping_data(swap: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """In place of `torch.utils.swap_tensors`, by which modules are converted: FakeTensorMode's caches have weak references to
-    parameters, with which torch refuses to swap them."""
+def _forgetting(mode: FakeTensorMode, swap: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """In place of `torch.utils.swap_tensors`, by which modules are converted, and which refuses tensors with weak references:
+    the mode remembers some by one."""
 
-    def swap_data(one: Any, other: Any) -> None:
-        if type(one) is type(other) is FakeTensor:
-            one.data = other.data
-            one.fake_device = other.fake_device
-        else:
-            swap(one, other)
+    def swap_forgotten(one: Any, other: Any) -> None:
+        remembered = mode.fake_tensor_converter.tensor_memo
+        if weakref.getweakrefs(one) or weakref.getweakrefs(other):
+            for key, tensor in list(remembered.items()):
+                if tensor is one or tensor is other:
+                    del remembered[key]
+            tensor = None
+        swap(one, other)
 
-    return swap_data
+    return swap_forgotten
 
 
 def _of_numbers(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
