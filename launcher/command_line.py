@@ -188,7 +188,9 @@ def _add_rehearse(parser: _Parser, commands: _Commands) -> None:
     )
     rehearse.add_argument("--traffic", action="store_true", help="print calls and bytes of each stage by group and operation")
     rehearse.add_argument(
-        "--memory", action="store_true", help="print the peak memory of each kind's tensors, which are fake: they take none here"
+        "--memory",
+        action="store_true",
+        help="print the peak memory of each kind's tensors; here they take none",
     )
     rehearse.add_argument("--real-tensors", action="store_true", help="with --memory: real tensors, to check what it predicts")
 

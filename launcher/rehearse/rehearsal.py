@@ -13,8 +13,8 @@ from launcher.console import Say
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import ConfigError, LaunchError
 from launcher.plan.launch_plan import LaunchPlan
-from launcher.rehearse.kinds import kinds_of
 from launcher.rehearse.kind_result import KindResult
+from launcher.rehearse.kinds import kinds_of
 from launcher.rehearse.memory import MemoryResult
 from launcher.rehearse.rehearsed_rank import rehearsed_plan
 from launcher.rehearse.result import RehearsalResult

@@ -14,9 +14,9 @@ from typing import Any
 from launcher.failures.rank_exit import read_rank_exit
 from launcher.host.fork_server import ForkServer
 from launcher.plan.launch_plan import LaunchPlan
+from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import Kind
 from launcher.rehearse.rehearsed_rank import RehearsedRank
-from launcher.rehearse.kind_result import KindResult
 from launcher.run_dir.writer import RunDir
 from mimo_role.host import environ, node_dir
 from mimo_role.monitoring.heartbeat import read_pulse

@@ -43,7 +43,7 @@ def run(task_file: str, *, started_with: Collection[str]) -> None:
     def record() -> None:
         if os.getpid() == rank:
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            found = {"peak_bytes": peak, "cpu_seconds": time.process_time(), "script_seconds": clock.seconds}
+            found: dict[str, Any] = {"peak_bytes": peak, "cpu_seconds": time.process_time(), "script_seconds": clock.seconds}
             if memory is not None:
                 found["memory"] = memory.as_dict()
             write_whole(Path(task["record"]), json.dumps(installed.close() | found))

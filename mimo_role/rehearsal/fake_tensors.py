@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
+from mimo_role.bridge.buffer_pool import BufferPool
 from mimo_role.errors import GradientError, MimoError
 from mimo_role.rehearsal.fake_values import FakeTensorError, FakeValues
 from mimo_role.training import gradient_norm
@@ -37,6 +38,7 @@ class FakeTensors:
             (FakeTensor, "__deepcopy__", _copied),
             (torch, "tensor", _of_numbers(torch.tensor)),
             (torch, "as_tensor", _of_numbers(torch.as_tensor)),
+            (BufferPool, "take", lambda pool, shape, dtype: torch.empty(shape, dtype=dtype, device=pool._device)),
             (gradient_norm, "_over_the_world", _without_failed_peers(gradient_norm._over_the_world)),
             (torch.utils, "swap_tensors", _forgetting(self.mode, torch.utils.swap_tensors)),
             (DistributedDataParallel, "__init__", _refuse_ddp),
@@ -66,7 +68,9 @@ def _copied(tensor: Any, memo: dict[int, Any]) -> Any:
         with torch.no_grad():
             copied = tensor.detach().clone()
         is_parameter = isinstance(tensor, torch.nn.Parameter)
-        copied = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied.requires_grad_(tensor.requires_grad)
+        copied = (
+            torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied.requires_grad_(tensor.requires_grad)
+        )
         memo[id(tensor)] = copied
         if tensor.grad is not None:
             copied.grad = _copied(tensor.grad, memo)
@@ -83,7 +87,7 @@ def _forgetting(mode: FakeTensorMode, swap: Callable[[Any, Any], None]) -> Calla
             for key, tensor in list(remembered.items()):
                 if tensor is one or tensor is other:
                     del remembered[key]
-            tensor = None
+            del tensor
         swap(one, other)
 
     return swap_forgotten

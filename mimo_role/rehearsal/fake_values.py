@@ -1,7 +1,8 @@
 """Values of fake tensors: the few that are known, and constants for all others."""
+# mypy: disable-error-code="no-untyped-call"
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class FakeValues(TorchDispatchMode):
         shape = _assumed_result(name, args, kwargs)
         if shape is None:
             raise FakeTensorError(
-                f"{func} has a result whose shape depends on values, which the tensors of a rehearsal with --memory do not have; "
+                f"{func} has a result whose shape depends on values, which tensors do not have under --memory; "
                 "guard it by a flag of the script's, or rehearse without --memory"
             ) from error
         return shape
@@ -165,7 +166,9 @@ class FakeValues(TorchDispatchMode):
         if known is None or known is _NONE:
             return None
         with _disable_current_modes():
-            return torch.empty(0, dtype=tensor.dtype, device=known.device).set_(known, tensor.storage_offset(), tensor.shape, tensor.stride())
+            return torch.empty(0, dtype=tensor.dtype, device=known.device).set_(
+                known, tensor.storage_offset(), tensor.shape, tensor.stride()
+            )
 
     def _remember(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         if isinstance(tensor, FakeTensor):
@@ -177,22 +180,25 @@ class FakeValues(TorchDispatchMode):
 
 def _assumed_result(name: str, args: Sequence[Any], kwargs: Any) -> Any:
     """Every element is selected, and no two are equal: the largest result. `None` for other operators."""
-    tensor = args[0]
-    match name:
-        case "nonzero":
-            return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
-        case "masked_select":
-            return tensor.new_empty(torch.broadcast_shapes(tensor.shape, args[1].shape).numel())
-        case "index":
-            return aten.index.Tensor(tensor, list(_numbers(tensor, args[1])))
-        case "_unique2" | "unique_dim" | "unique_consecutive":
-            count = tensor.numel()
-            return tensor.new_empty(count), *(tensor.new_empty(count, dtype=torch.int64) for _ in range(2))
-        case "bincount":
-            return tensor.new_empty(max(int(kwargs.get("minlength", 0)), 1), dtype=torch.int64)
-        case "repeat_interleave":
-            return tensor.new_empty(tensor.numel())
-    return None
+    if name not in _ASSUMED_RESULTS:
+        return None
+    return _ASSUMED_RESULTS[name](args[0], *args[1:], **kwargs)
+
+
+def _all_different(tensor: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
+    count = tensor.numel()
+    return tensor.new_empty(count), *(tensor.new_empty(count, dtype=torch.int64) for _ in range(2))
+
+
+_ASSUMED_RESULTS: dict[str, Callable[..., Any]] = {
+    "nonzero": lambda tensor: tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64),
+    "masked_select": lambda tensor, mask: tensor.new_empty(torch.broadcast_shapes(tensor.shape, mask.shape).numel()),
+    "index": lambda tensor, indices: aten.index.Tensor(tensor, list(_numbers(tensor, indices))),
+    "_unique2": _all_different,
+    "unique_dim": _all_different,
+    "unique_consecutive": _all_different,
+    "bincount": lambda tensor, _weights=None, minlength=0: tensor.new_empty(max(minlength, 1), dtype=torch.int64),
+}
 
 
 def _numbers(tensor: torch.Tensor, indices: Sequence[Any]) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed import distributed_c10d as c10d
 from torch.utils._pytree import tree_leaves
 
 from mimo_role.rehearsal.process_group import RehearsalGroup
@@ -30,6 +30,6 @@ def count_functional(func: Any, args: Any) -> None:
     texts = [argument for argument in args if isinstance(argument, str)]
     if operation is None or not texts:
         return
-    group = _resolve_process_group(texts[-1])
+    group = c10d._resolve_process_group(texts[-1])  # type: ignore[attr-defined,arg-type]
     if isinstance(group, RehearsalGroup):
         group.count(operation, [leaf for leaf in tree_leaves(args[0]) if isinstance(leaf, torch.Tensor)])
