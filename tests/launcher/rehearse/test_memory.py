@@ -92,7 +92,7 @@ def test_a_kind_that_does_not_fit_its_gpu_is_an_error(rehearse, job):
     assert done.returncode == 1
     assert done.stderr.count("GiB more than the 0.005 GiB of a GPU") == 3
     assert "parameters (0.004 GiB)" in done.stderr
-    assert "most in one module are in Linear (0.00" in done.stderr
+    assert "most in one module are in " in done.stderr
     assert "3 ranks need more memory than their GPU has" in done.stderr
     assert rehearse(job.name, "pools.b.resources.gpu_memory_gib=0.01").returncode == 0
 
