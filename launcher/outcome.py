@@ -79,6 +79,8 @@ class Outcome:
     """Why the ranks were restarted, each time that a rank of this node was the reason."""
     stragglers: Sequence[Mapping[str, Any]] = ()
     """On node 0: the ranks that were found to compute longer than their peers, with the attempt."""
+    stragglers_left_out: int = 0
+    """How many more were found, which cost less and were as fast as their peers again."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """For programs."""
     by_signal: int | None = None
@@ -132,7 +134,8 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, as in report.json."""
         lists = {"restarts": list(self.restarts), "stragglers": list(map(dict, self.stragglers))}
-        return {**self.summary(), "message": self.message, **lists, **self.details}
+        counts = {"stragglers_left_out": self.stragglers_left_out}
+        return {**self.summary(), "message": self.message, **lists, **counts, **self.details}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Outcome":
@@ -149,6 +152,7 @@ class Outcome:
             attempts=int(value["attempts"]),
             restarts=tuple(map(str, value.get("restarts", ()))),
             stragglers=tuple(map(dict, value.get("stragglers", ()))),
+            stragglers_left_out=int(value.get("stragglers_left_out", 0)),
         )
 
 

@@ -245,7 +245,13 @@ class JobMonitor:
         self._live.end(self.attempt)  # once the other nodes know how the job ends
         self._recordings.save(self.attempt)
         restarts = [headline(self.job.plan.topology, failure) for failure in self.restarts.restarted]
-        return replace(outcome, attempts=self.attempt + 1, restarts=restarts, stragglers=self._live.stragglers)
+        return replace(
+            outcome,
+            attempts=self.attempt + 1,
+            restarts=restarts,
+            stragglers=self._live.stragglers,
+            stragglers_left_out=self._live.stragglers_left_out,
+        )
 
 
 def _first_failure(exits: list[RankExit]) -> RankExit | None:

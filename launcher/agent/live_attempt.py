@@ -4,13 +4,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from launcher.agent.live_sampler import LiveSampler
 from launcher.agent.node_job import NodeJob
 from launcher.coordination.reports import report_interval_s
 from launcher.live.collector import Attempt, Collector
 from launcher.live.files import LiveFiles
-from launcher.live.straggler_text import describe
+from launcher.live.straggler_text import describe_changes
 from launcher.live.view import STORE_KEY, LiveView, Straggler
 
 logger = logging.getLogger(__name__)
@@ -44,16 +47,16 @@ class LiveAttempt:
             self._collect(self._collector)
             self._write(self._collector)
 
-    def end_ranks(self) -> None:
-        """Report the rest of this node's steps, as its ranks have ended. Those of other nodes may still run."""
-        self._guarded(self._sampler.end)
+    def end_ranks(self, *, is_clean: bool) -> None:
+        """Report the rest of this node's steps, as its ranks have ended, well or not. Those of other nodes may still run."""
+        self._guarded(partial(self._sampler.end, is_clean=is_clean))
 
     def close(self) -> None:
-        """End the thread. On node 0, collect and write what is left."""
+        """End the thread. On node 0, collect and write what is left. Ranks that have not ended before have failed."""
         self._is_closing.set()
         if self._thread.ident is not None:
             self._thread.join(_JOIN_S)
-        self.end_ranks()
+        self.end_ranks(is_clean=False)
         if not self._thread.is_alive():
             self._guarded(self._write_last)
 
@@ -63,8 +66,13 @@ class LiveAttempt:
 
     @property
     def stragglers(self) -> Sequence[Straggler]:
-        """On node 0, all that were found."""
+        """On node 0, those that were found."""
         return self._collector.stragglers if self._collector is not None else ()
+
+    @property
+    def stragglers_left_out(self) -> int:
+        """On node 0, how many more were found."""
+        return self._collector.stragglers_left_out if self._collector is not None else 0
 
     def _new_collector(self, number: int) -> Collector:
         job, members = self._job, self._job.nodes.state.members
@@ -81,9 +89,11 @@ class LiveAttempt:
                 return
 
     def _guarded(self, action: Callable[[], None]) -> bool:
-        """Do something whose failure shall not end the run; return whether it was done."""
+        """Do something whose failure shall not end the run; return whether it was done. Signals pass."""
         try:
             action()
+        except SignalException:  # an `Exception`, which torchelastic's handlers raise in the main thread
+            raise
         except Exception:
             logger.exception("live.json and metrics.jsonl are not written any more")
             return False
@@ -108,8 +118,8 @@ class LiveAttempt:
         metrics, changed = collector.advance(time.monotonic(), is_over=is_last)
         self._files.append(metrics)
         self._publish(collector.view(time.time(), is_last=is_last))
-        for straggler in changed:
-            self._job.say(describe(straggler))
+        for line in describe_changes(changed):
+            self._job.say(line)
 
     def _publish(self, view: LiveView) -> None:
         self._files.write(view)

@@ -14,10 +14,12 @@ class LiveReporter:
 
     def __init__(self, job: NodeJob) -> None:
         self._job = job
-        self._files = LiveFiles(job.run_dir)
+        self._files = LiveFiles(job.run_dir, tensorboard=job.plan.runtime.tensorboard)
         self._attempt: LiveAttempt | None = None
         self._stragglers: list[dict[str, Any]] = []
         """Of the attempts that have ended."""
+        self.stragglers_left_out = 0
+        """How many more were found in them."""
 
     def begin(self, attempt: int) -> None:
         """The ranks of an attempt have started."""
@@ -25,15 +27,17 @@ class LiveReporter:
         self._attempt.start()
 
     def end_ranks(self) -> None:
-        """The ranks of this node have ended, others may run."""
+        """The ranks of this node have ended well, others may run."""
         if self._attempt is not None:
-            self._attempt.end_ranks()
+            self._attempt.end_ranks(is_clean=True)
 
     def end(self, attempt: int) -> None:
         """The ranks of all nodes have ended, or are being ended."""
         if self._attempt is not None:
             self._attempt.close()
+            self._files.end_attempt()
             self._stragglers += [{"attempt": attempt, **asdict(each)} for each in self._attempt.stragglers]
+            self.stragglers_left_out += self._attempt.stragglers_left_out
             self._attempt = None
 
     def stop(self) -> None:

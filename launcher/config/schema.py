@@ -138,6 +138,8 @@ class RuntimeConfig:
     """Seconds before a scheduler's time limit at which the ranks are warned by SIGUSR1."""
     numa_binding: NumaBinding | None = None
     """Bind each rank to CPU cores near its GPU, as torchrun's `--numa-binding`. Default: ranks are not bound."""
+    tensorboard: bool = False
+    """Write the steps of the run as TensorBoard's events, too, into `tensorboard/mimo_launch` of the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,8 +62,7 @@ class Reports:
 
     def collect(self) -> list[Any]:
         """On node 0: the reports that were not read yet, of each node in their order."""
-        own = list(self._waiting)
-        self._waiting.clear()
+        own = _taken(self._waiting)
         others = range(1, self._store.nodes)
         for at in range(0, len(others), _KEYS_AT_ONCE):
             nodes = others[at : at + _KEYS_AT_ONCE]
@@ -92,7 +91,7 @@ class LocalReports:
     """The same for a job on one node, whose store is this process."""
 
     def __init__(self) -> None:
-        self._waiting: list[Any] = []
+        self._waiting: deque[Any] = deque()
 
     def send(self, report: Any) -> None:
         """Keep a value until it is collected."""
@@ -100,8 +99,12 @@ class LocalReports:
 
     def collect(self) -> list[Any]:
         """What was sent since the last call."""
-        found, self._waiting = self._waiting, []
-        return found
+        return _taken(self._waiting)
+
+
+def _taken(waiting: deque[Any]) -> list[Any]:
+    """Remove what is there, oldest first. Another thread may add more at the same time."""
+    return [waiting.popleft() for _ in range(len(waiting))]
 
 
 def _key(node: int) -> str:

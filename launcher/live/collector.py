@@ -1,10 +1,11 @@
 """Node 0's view of one attempt, from the reports of all nodes. Pure."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.live.job_steps import JobSteps
+from launcher.live.job_steps import JobStep, JobSteps
 from launcher.live.metrics import StepMetrics
 from launcher.live.node_report import NodeReport
 from launcher.live.recent_steps import RecentSteps
@@ -12,6 +13,8 @@ from launcher.live.step_metrics import metrics_of
 from launcher.live.stragglers import StragglerDetector
 from launcher.live.view import LiveView, Straggler
 from launcher.plan.launch_plan import LaunchPlan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Collector:
         self._steps = JobSteps(len(attempt.plan.nodes))
         self._recent = RecentSteps(topology, attempt.places)
         self._detector = StragglerDetector(topology, attempt.places)
+        self._has_failed = False
 
     def add(self, report: Any, now_s: float) -> None:
         """Take the JSON value of a `NodeReport`, at a time on any clock; one of another attempt is left out."""
@@ -51,17 +55,35 @@ class Collector:
 
     @property
     def stragglers(self) -> list[Straggler]:
-        """All that were found in the attempt."""
+        """Those that were found in the attempt."""
         return list(self._detector.found.values())
+
+    @property
+    def stragglers_left_out(self) -> int:
+        """How many more were found, which cost less and have ended."""
+        return self._detector.left_out
 
     def advance(self, now_s: float, *, is_over: bool = False) -> tuple[list[StepMetrics], list[Straggler]]:
         """The steps that are complete since the last call, and the stragglers of which something has changed with them."""
-        metrics, changed = [], []
+        metrics: list[StepMetrics] = []
+        changed: list[Straggler] = []
         for step in self._steps.complete(now_s, is_over=is_over):
-            metrics.append(metrics_of(self._attempt.plan.topology, self._attempt.number, step))
-            self._recent.add(step, metrics[-1])
-            changed += self._detector.add(step)
+            try:
+                metrics.append(self._take(step))
+                changed += self._detector.add(step)
+            except Exception:  # a step that cannot be processed shall not end the monitoring of the next ones
+                self._log(step)
         return metrics, changed
+
+    def _take(self, step: JobStep) -> StepMetrics:
+        metrics = metrics_of(self._attempt.plan.topology, self._attempt.number, step)
+        self._recent.add(step, metrics)
+        return metrics
+
+    def _log(self, step: JobStep) -> None:
+        if not self._has_failed:
+            logger.exception("step %d is missing in live.json or metrics.jsonl; further ones are not logged", step.step)
+        self._has_failed = True
 
     def view(self, now: float, *, is_last: bool = False) -> LiveView:
         """The attempt now; `now` is in seconds since the epoch."""

@@ -4,16 +4,16 @@ What is added up is the logarithm of the ratio of a rank's computation to the me
 smallest slowdown that is reported (CUSUM; E. S. Page, "Continuous Inspection Schemes", Biometrika 41, 1954). The first step of
 a sum above 0 is the maximum-likelihood estimate of the beginning.
 
-Each step counts up to a limit only, so that a few steps, however slow, are no evidence. Noise is measured in the steps before
-by the median absolute deviation (F. R. Hampel, "The Influence Curve and Its Role in Robust Estimation", JASA 69, 1974) and by
-the 90th percentile, which heavy tails move. Where it is larger than what the limits are made for, all of them grow with it, and
-the sum that is needed with its square, as the number of steps that a mean of some accuracy takes does.
+Each step counts up to a limit only, so that a few steps, however slow, are no evidence. The noise of the steps before is
+measured (`launcher.live.noise`). Where it is larger than what the limits are made for, all of them grow with it, and the sum
+that is needed with its square, as the number of steps that a mean of some accuracy takes does.
 """
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from statistics import median
+
+from launcher.live.noise import noise_of
 
 LEAST_RATIO = 1.15
 """A rank that is slower than its peers by less is not reported."""
@@ -28,17 +28,19 @@ _ALL_CLEAR = 12 * _DRIFT
 _QUIET = 0.16
 """Noise up to which these numbers do not grow: the standard deviation of a logarithm."""
 _RECENT_STEPS = 16
-"""What is reported is a median over so many."""
+"""What is reported is a median over so many; over more if there is more noise, as many more as the sum needs."""
+_SLOW_PART = 0.75
+"""The part of them that has to be slower by more than the drift: not every second step with twice the work."""
 _NOISE_STEPS = 256
 _LEAST_NOISE_STEPS = 16
+_ENOUGH_NOISE_STEPS = 64
+"""Of fewer, those that the sum is of are measured instead where they are more."""
 _MEASURED_EVERY = 8
 """Noise is measured again after an eighth of the steps that it is measured of, or so many."""
+_START_STEPS = 8
+"""Noise may take the sum of a rank that is slow from the beginning to 0 so late."""
 _UNKNOWN_SCALE = 2.0
 """Before there are enough steps to measure noise."""
-_MAD_TO_SIGMA, _P90_TO_SIGMA = 1.4826, 1 / 1.645
-_BLOCK, _LEAST_BLOCKS = 8, 6
-_BLOCK_TO_SIGMA = 2.41
-"""By the standard deviation of the median of a block. All of a normal distribution."""
 
 
 class Evidence:
@@ -83,19 +85,29 @@ class Evidence:
         return median(share for _, share in self._recent())
 
     @property
+    def is_from_start(self) -> bool:
+        """Whether there is next to nothing before the sum: no time of its own that the rank was faster in."""
+        return len(self._noise) <= _START_STEPS
+
+    @property
     def may_be_over(self) -> bool:
         """Whether it is slow, but was not in the last steps."""
         return self._against > 0
 
     def _recent(self) -> list[tuple[float, float]]:
-        return list(self._pending)[-_RECENT_STEPS:]
+        return list(self._pending)[-round(_RECENT_STEPS * self._scale**2) :]
+
+    def _is_slow_in_most(self) -> bool:
+        recent = self._recent()
+        return sum(log_ratio > _DRIFT for log_ratio, _ in recent) >= _SLOW_PART * len(recent)
 
     def _has_begun(self, counted: float) -> bool:
-        self._sum = max(0.0, self._sum + counted)
+        # Not more than is needed: a rank that is slow in too few steps shall not seem so for long after them.
+        self._sum = max(0.0, min(self._sum + counted, _ALARM * self._scale))
         if not self._sum:
             self._forget()
-        elif self._sum >= _ALARM * self._scale and self.ratio >= LEAST_RATIO and self.share >= LEAST_SHARE:
-            self.is_slow = True
+        elif self._sum >= _ALARM * self._scale and self._is_slow_in_most():
+            self.is_slow = self.ratio >= LEAST_RATIO and self.share >= LEAST_SHARE
         return self.is_slow
 
     def _has_ended(self, step: int, counted: float) -> bool:
@@ -121,33 +133,9 @@ class Evidence:
         if self._unmeasured < max(_MEASURED_EVERY, len(self._noise) // _MEASURED_EVERY) or self.is_slow:
             return
         self._unmeasured = 0
-        before = list(self._noise)
-        logs = before if len(before) >= _LEAST_NOISE_STEPS else [log_ratio for log_ratio, _ in self._pending]
+        logs = list(self._noise)
+        if len(logs) < _ENOUGH_NOISE_STEPS and len(self._pending) > len(logs):
+            logs = [log_ratio for log_ratio, _ in self._pending]
         if len(logs) >= _LEAST_NOISE_STEPS:
             # Of few steps it is measured inexactly: twice as much is assumed of the least number.
             self._scale = max(1.0, noise_of(logs) * (1 + _LEAST_NOISE_STEPS / len(logs)) / _QUIET)
-
-
-def noise_of(logs: Sequence[float]) -> float:
-    """How much numbers vary: the standard deviation of those that are independent and normally distributed.
-
-    More where a tenth of them is further from the middle, and where numbers that follow each other are alike: then the medians
-    of blocks vary more than those of independent numbers would.
-    """
-    sizes = _distances(logs)
-    found = max(_MAD_TO_SIGMA * sizes[len(sizes) // 2], _P90_TO_SIGMA * sizes[9 * (len(sizes) - 1) // 10])
-    blocks = [_middle(sorted(logs[at : at + _BLOCK])) for at in range(0, len(logs) - _BLOCK + 1, _BLOCK)]
-    if len(blocks) < _LEAST_BLOCKS:
-        return found
-    of_blocks = _distances(blocks)
-    return max(found, _BLOCK_TO_SIGMA * _MAD_TO_SIGMA * of_blocks[len(of_blocks) // 2])
-
-
-def _distances(values: Sequence[float]) -> list[float]:
-    """From the median, ascending."""
-    middle = _middle(sorted(values))
-    return sorted([abs(each - middle) for each in values])
-
-
-def _middle(ordered: Sequence[float]) -> float:
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2

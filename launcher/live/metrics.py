@@ -28,8 +28,8 @@ class StepMetrics:
     attempt: int
     time: float
     """When the step ended: seconds since the epoch."""
-    seconds: float
-    """From the step's beginning to the next one's, a median over ranks."""
+    seconds: float | None
+    """From the step's beginning to the next one's, a median over ranks; of the last one, to its last span, or `None`."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     """By name, a mean over the ranks that recorded it, of `memory/peak_gib` the largest; without those that are not finite."""
     modules: Mapping[str, ModuleStep] = field(default_factory=dict)

@@ -1,17 +1,19 @@
 """What one node reports of its ranks' steps: a compact JSON value."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.live.rank_step import ModuleTimes, RankStep
+from launcher.live.rank_step import PEAK_GIB, SAMPLES, TOKENS, ModuleTimes, RankStep
 
 _MOST_ROWS = 20_000
 """Steps of one rank in the reports of all nodes together, within one interval."""
-_ROWS = range(16, 1000)
-"""The least and the most of one node's."""
+_ROWS_OF_A_NODE = range(16, 1000)
+"""The least and the most of one node's, where there are several."""
 _MOST_SCALARS = 32
 """Of one rank in a step. Further ones are left out."""
+_FIRST_SCALARS = (SAMPLES, TOKENS, PEAK_GIB)
+"""These are not left out."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class NodeReport:
 def thinned(steps: Sequence[RankStep], nodes: int) -> list[RankStep]:
     """The steps of one rank that a report has room for in a job of so many nodes: all, or those that some power of two divides.
 
-    So ranks that leave out different numbers of steps have steps in common.
+    So ranks that leave out different numbers of steps have steps in common. Of steps with one number, the last is left.
     """
-    most = min(max(_MOST_ROWS // nodes, _ROWS.start), _ROWS.stop)
+    rows = _ROWS_OF_A_NODE
+    most = min(max(_MOST_ROWS // nodes, rows.start), rows.stop) if nodes > 1 else _MOST_ROWS
     stride = 1
-    found = list(steps)
+    found = list({each.step: each for each in steps}.values())
     while len(found) > most:
         stride *= 2
         found = [each for each in found if each.step % stride == 0]
@@ -55,8 +58,15 @@ def thinned(steps: Sequence[RankStep], nodes: int) -> list[RankStep]:
 
 def _row(step: RankStep, names: dict[str, int]) -> list[Any]:
     modules = [[_number(names, name), *(round(1e6 * each) for each in times)] for name, times in step.modules.items()]
-    scalars = [[_number(names, name), value] for name, value in list(step.scalars.items())[:_MOST_SCALARS]]
+    scalars = [[_number(names, name), value] for name, value in _reported(step.scalars)]
     return [step.rank, step.step, round(step.ended, 3), round(1e6 * step.seconds), step.last_step, modules, scalars]
+
+
+def _reported(scalars: Mapping[str, float]) -> Sequence[tuple[str, float]]:
+    if len(scalars) <= _MOST_SCALARS:
+        return list(scalars.items())
+    first = {name: scalars[name] for name in _FIRST_SCALARS if name in scalars}
+    return list({**first, **scalars}.items())[:_MOST_SCALARS]
 
 
 def _number(names: dict[str, int], name: str) -> int:

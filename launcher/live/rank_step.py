@@ -30,7 +30,7 @@ class RankStep:
     ended: float
     """Seconds since the epoch, by the rank's host."""
     seconds: float
-    """From its beginning to the next one's; of the last step, to the last record of the rank."""
+    """From its beginning to the next one's; of the last step, to the end of its last span. 0 if it is not known."""
     last_step: int = 0
     """The number of the last step that the script will do; 0 if it does not state it."""
     modules: Mapping[str, ModuleTimes] = field(default_factory=dict)

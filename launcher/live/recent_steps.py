@@ -1,5 +1,6 @@
 """The last steps of an attempt, by module."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
@@ -43,8 +44,9 @@ class RecentSteps:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a step, a median; `None` before the first."""
-        return median(each.seconds for each in self._steps) if self._steps else None
+        """Seconds of a step, a median; `None` where none is known."""
+        seconds = [each.seconds for each in self._steps if each.seconds is not None]
+        return median(seconds) if seconds else None
 
     def modules(self) -> dict[str, ModuleView]:
         """Every module of the job."""
@@ -52,7 +54,9 @@ class RecentSteps:
 
     def _module(self, name: str) -> ModuleView:
         ranks = self._topology.grids[name].ranks
-        found = [(each.seconds, each.modules[name]) for each in self._steps if name in each.modules]
+        found = [
+            (each.seconds, each.modules[name]) for each in self._steps if name in each.modules and each.seconds is not None
+        ]
         seconds = sum(each for each, _ in found)
         has_times = bool(self._compute_s[name]) and seconds > 0
 
@@ -83,7 +87,8 @@ class RecentSteps:
 
 
 def _rate(found: list[tuple[float, float | None]]) -> float | None:
-    """By second, over the steps that have a number."""
+    """By second, over the steps that have a number; `None` where it is not finite."""
     counted = [(seconds, number) for seconds, number in found if number is not None]
     seconds = sum(each for each, _ in counted)
-    return sum(number for _, number in counted) / seconds if seconds > 0 else None
+    rate = sum(number for _, number in counted) / seconds if seconds > 0 else math.inf
+    return rate if math.isfinite(rate) else None

@@ -1,5 +1,6 @@
 """From a step of all ranks to a line of metrics.jsonl. Pure."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from statistics import fmean, median
@@ -14,11 +15,12 @@ from mimo_role import Topology
 def metrics_of(topology: Topology, attempt: int, found: JobStep) -> StepMetrics:
     """What is written of a step."""
     ranks = found.ranks.values()
+    seconds = [each.seconds for each in ranks if each.seconds > 0]
     return StepMetrics(
         step=found.step,
         attempt=attempt,
         time=median(each.ended for each in ranks),
-        seconds=median(each.seconds for each in ranks),
+        seconds=median(seconds) if seconds else None,
         scalars=_over_ranks(each.scalars for each in ranks),
         modules=_modules(topology, found.ranks),
     )
@@ -27,14 +29,15 @@ def metrics_of(topology: Topology, attempt: int, found: JobStep) -> StepMetrics:
 def total(topology: Topology, module: str, ranks: Mapping[int, RankStep], name: str) -> float | None:
     """What the ranks of one stage of a module have recorded as `samples` or `tokens`, each lane counted once.
 
-    It is the first stage of which ranks have recorded it; `None` if there is none.
+    It is the first stage of which ranks have recorded it; `None` if there is none, and if the sum is not finite.
     """
     by_stage: dict[int, float] = {}
     for rank in _counted(topology, module):
         if rank in ranks and (value := ranks[rank].scalars.get(name)) is not None:
             stage = stage_of(topology, module, rank)
             by_stage[stage] = by_stage.get(stage, 0.0) + value
-    return by_stage[min(by_stage)] if by_stage else None
+    found = by_stage[min(by_stage)] if by_stage else math.inf
+    return found if math.isfinite(found) else None
 
 
 @lru_cache(maxsize=64)
@@ -48,7 +51,8 @@ def _over_ranks(scalars: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for name, value in of_rank.items():
             if name not in (SAMPLES, TOKENS):
                 values.setdefault(name, []).append(value)
-    return {name: max(found) if name == PEAK_GIB else _mean(found) for name, found in values.items()}
+    over_ranks = {name: max(found) if name == PEAK_GIB else _mean(found) for name, found in values.items()}
+    return {name: value for name, value in over_ranks.items() if math.isfinite(value)}
 
 
 def _mean(values: list[float]) -> float:

@@ -8,12 +8,12 @@ from launcher.live.intervals import Interval, overlap, union
 from launcher.live.rank_step import ModuleTimes, RankStep
 from launcher.live.span_names import SpanNames
 from mimo_role.monitoring.records import Flag, Kind, Record
+from mimo_role.monitoring.ring import OTHER_NAMES
 from mimo_role.monitoring.ring_reader import NewRecords
 
 _COMPUTES = (Kind.FORWARD, Kind.BACKWARD)
 _WAITS = (Kind.WAIT_ACTIVATIONS, Kind.WAIT_GRADIENTS)
 _PAUSES = (Kind.SEND_ACTIVATIONS, Kind.SEND_GRADIENTS, Kind.WAIT_SENT)
-_IGNORED = (Kind.SPAN, Kind.ARRIVAL)
 
 
 @dataclass
@@ -37,6 +37,8 @@ class _OpenStep:
     last_step: int
     end_ns: int = 0
     """0 until the next one begins."""
+    last_span_ns: int = 0
+    """The end of its last span; 0 before the first."""
     host: _Spans = field(default_factory=_Spans)
     device: _Spans = field(default_factory=_Spans)
     collectives: list[Interval] = field(default_factory=list)
@@ -61,8 +63,6 @@ class StepTimes:
         self._last: _OpenStep | None = None
         """The one before, as long as records of it may come."""
         self._has_device = False
-        self._end_ns = 0
-        """Of the last record."""
         self._wall_offset_ns = 0
         self.has_records = False
         """Whether the rank has recorded anything."""
@@ -74,11 +74,10 @@ class StepTimes:
             self._step = self._last = None
         if new.records:
             self.has_records = True
-            self._end_ns = max(self._end_ns, new.records[-1].end_ns)
         found: list[RankStep] = []
         for record in new.records:
             kind = record.kind
-            if kind in _IGNORED:
+            if kind == Kind.ARRIVAL:
                 continue
             if kind == Kind.STEP:
                 found += self._begin(record)
@@ -86,13 +85,19 @@ class StepTimes:
                 self._take(step, record, new.names[record.name])
         return found
 
-    def finish(self) -> list[RankStep]:
-        """The steps that are left once the rank has ended. The last one ends with its last record."""
-        steps = [each for each in (self._last, self._step) if each is not None]
-        if self._step is not None:
-            self._step.end_ns = max(self._end_ns, self._step.begin_ns)
+    def finish(self, *, is_clean: bool) -> list[RankStep]:
+        """The steps that are left once the rank has ended.
+
+        The one that it was in is left out if the rank has not ended well, and if it has neither spans nor scalars. It ends with
+        its last span; without one, its duration is not known.
+        """
+        late, last = self._last, self._step
         self._last = self._step = None
-        return [self._finished(each) for each in steps]
+        found = [self._finished(late)] if late is not None else []
+        if last is not None and is_clean and (last.last_span_ns or last.scalars):
+            last.end_ns = last.last_span_ns or last.begin_ns
+            found.append(self._finished(last))
+        return found
 
     def _begin(self, record: Record) -> Iterable[RankStep]:
         ended, late = self._step, self._last
@@ -112,11 +117,9 @@ class StepTimes:
     def _take(self, step: _OpenStep, record: Record, name: str) -> None:
         kind = record.kind
         if kind == Kind.SCALAR:
-            if math.isfinite(record.value):
-                step.scalars[name] = record.value
-            else:
-                step.scalars.pop(name, None)
+            _take_scalar(step.scalars, name, record.value)
             return
+        step.last_span_ns = max(step.last_span_ns, record.end_ns)
         if kind == Kind.COLLECTIVE:
             step.collectives.append((record.begin_ns, record.end_ns))
             return
@@ -146,6 +149,16 @@ class StepTimes:
             modules=_module_times(step.device if step.device.computes else step.host, step.collectives, self._names),
             scalars=step.scalars,
         )
+
+
+def _take_scalar(scalars: dict[str, float], name: str, value: float) -> None:
+    """A later value replaces an earlier one. What has a name that the ring has no room for may be anything."""
+    if name == OTHER_NAMES:
+        return
+    if math.isfinite(value):
+        scalars[name] = value
+    else:
+        scalars.pop(name, None)
 
 
 def _module_times(spans: _Spans, collectives: list[Interval], names: SpanNames) -> dict[str, ModuleTimes]:

@@ -1,9 +1,12 @@
 """Stragglers of a report, and a straggler in one line."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from launcher.formatting import counted
 from launcher.live.view import Straggler
+
+_MOST_LINES = 8
 
 
 def describe(found: Straggler) -> str:
@@ -12,9 +15,17 @@ def describe(found: Straggler) -> str:
     since = f"since step {found.since_step:,}"
     if found.until_step is not None:
         return f"{who} computes as fast as its peers again since step {found.until_step:,}; {found.ratio:.2f}x {since}"
-    return (
-        f"{who} computes {found.ratio:.2f}x its peers' median {since}; {100 * found.share:.0f} % of each step of the whole job"
-    )
+    why = ", from the start of the attempt: slower, or more work" if found.is_from_start else ""
+    cost = f"{100 * found.share:.0f} % of each step of the whole job"
+    return f"{who} computes {found.ratio:.2f}x its peers' median {since}{why}; {cost}"
+
+
+def describe_changes(changed: Sequence[Straggler]) -> Iterator[str]:
+    """Stragglers of which something has changed, the most costly first, one line each; of many, how many more there are."""
+    ordered = sorted(changed, key=lambda each: -each.share)
+    yield from map(describe, ordered[:_MOST_LINES])
+    if more := ordered[_MOST_LINES:]:
+        yield f"and {counted(len(more), 'more rank')} slow, or as fast as before"
 
 
 def describe_all(reported: Iterable[Mapping[str, Any]]) -> Iterator[str]:

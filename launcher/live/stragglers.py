@@ -1,11 +1,13 @@
 """Finds ranks that compute longer than those that do the same. Pure."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
+from statistics import median
 
-from launcher.live.evidence import Evidence
+from launcher.live.evidence import LEAST_RATIO, Evidence
 from launcher.live.job_steps import JobStep
+from launcher.live.rank_step import SAMPLES
 from launcher.live.roles import peer_group
 from launcher.live.view import Straggler
 from mimo_role import Topology
@@ -14,6 +16,8 @@ _WARM_UP_STEPS = 3
 """The first ones of an attempt, in which kernels are loaded and memory is allocated."""
 _LEAST_COMPUTE_S = 1e-4
 """Who computes less in a step is not compared: that is the time of the records themselves."""
+MOST_ENDED = 256
+"""Stragglers of one attempt that are kept once they are as fast as their peers again."""
 
 
 class StragglerDetector:
@@ -31,7 +35,9 @@ class StragglerDetector:
         self._group_of: dict[int, Hashable] = {}
         self._steps = 0
         self.found: dict[tuple[int, int], Straggler] = {}
-        """All of the attempt, by rank and first step, with what is known of them now."""
+        """Those of the attempt, by rank and first step, with what is known of them now."""
+        self.left_out = 0
+        """How many more have ended than are kept: those that cost least, and of these the oldest."""
 
     @property
     def current(self) -> tuple[Straggler, ...]:
@@ -61,13 +67,12 @@ class StragglerDetector:
 
     def _compare(self, found: JobStep, compute_s: Mapping[int, float]) -> list[Straggler]:
         changed = []
-        logs = {rank: math.log(each) for rank, each in compute_s.items()}
-        for rank, expected in medians_of_others(logs).items():
+        for rank, log_ratio in log_ratios(compute_s, _samples_of(found, compute_s)).items():
             evidence = self._evidence.setdefault(rank, Evidence())
-            share = (compute_s[rank] - math.exp(expected)) / max(found.ranks[rank].seconds, compute_s[rank])
-            if evidence.add(found.step, logs[rank] - expected, share):
+            share = compute_s[rank] * (1 - math.exp(-log_ratio)) / max(found.ranks[rank].seconds, compute_s[rank])
+            if evidence.add(found.step, log_ratio, share):
                 changed.append(self._begin_or_end(rank, evidence))
-            elif evidence.is_slow and not evidence.may_be_over:
+            elif evidence.is_slow and not evidence.may_be_over and evidence.ratio >= LEAST_RATIO:
                 key = rank, evidence.since_step
                 self.found[key] = replace(self.found[key], ratio=evidence.ratio, share=evidence.share)
         return changed
@@ -82,10 +87,41 @@ class StragglerDetector:
                 ratio=evidence.ratio,
                 since_step=evidence.since_step,
                 share=evidence.share,
+                is_from_start=evidence.is_from_start,
             )
-        else:
-            self.found[key] = replace(self.found[key], until_step=evidence.until_step)
-        return self.found[key]
+            return self.found[key]
+        self.found[key] = ended = replace(self.found[key], until_step=evidence.until_step)
+        self._leave_out()
+        return ended
+
+    def _leave_out(self) -> None:
+        ended = [key for key, each in self.found.items() if each.until_step is not None]
+        if len(ended) > MOST_ENDED:
+            del self.found[min(ended, key=lambda key: (self.found[key].share, key[1]))]
+            self.left_out += 1
+
+
+def log_ratios(compute_s: Mapping[int, float], samples: Mapping[int, float]) -> dict[int, float]:
+    """The logarithm of the ratio of each rank's computation to the median of all others. There are at least two ranks.
+
+    Args:
+        compute_s: seconds by rank.
+        samples: by rank, what it has computed in them; empty where that is not known. Where ranks differ, the ratio is that of
+            seconds or that of seconds per sample, whichever is nearer to 1, and 1 between them: a part of the time that is
+            the same for any number of samples makes no rank slow, and no more does a larger number.
+    """
+    logs = {rank: math.log(each) for rank, each in compute_s.items()}
+    of_seconds = {rank: logs[rank] - expected for rank, expected in medians_of_others(logs).items()}
+    if len(set(samples.values())) < 2:
+        return of_seconds
+    logs = {rank: log - math.log(samples[rank]) for rank, log in logs.items()}
+    return {rank: median((of_seconds[rank], 0.0, logs[rank] - each)) for rank, each in medians_of_others(logs).items()}
+
+
+def _samples_of(found: JobStep, ranks: Iterable[int]) -> dict[int, float]:
+    """What the ranks have recorded as `samples`; empty unless each of them has."""
+    samples = {rank: found.ranks[rank].scalars.get(SAMPLES, 0.0) for rank in ranks}
+    return samples if all(each > 0 for each in samples.values()) else {}
 
 
 def medians_of_others(values: Mapping[int, float]) -> dict[int, float]:

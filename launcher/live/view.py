@@ -66,6 +66,8 @@ class Straggler:
     """The step at which it was as fast as its peers again; `None` as long as it is not."""
     share: float
     """The part of each step of the whole job that it costs: its computation beyond the median, over the time of a step."""
+    is_from_start: bool = False
+    """Whether it was so in the first steps that were compared: then it may have more work rather than be slower."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,8 @@ class Runtime:
     warning_s: float
     numa_binding: NumaBinding | None
     """Which cores near its GPU each rank is bound to."""
+    tensorboard: bool
+    """Whether node 0 writes TensorBoard's events, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,7 @@ def _runtime(config: JobConfig) -> Runtime:
         stall_timeout_is_default=runtime.stall_timeout_s is None,
         warning_s=runtime.warning_s,
         numa_binding=runtime.numa_binding,
+        tensorboard=runtime.tensorboard,
     )
 
 

@@ -1,5 +1,7 @@
 """Whether this machine can start its ranks of a plan."""
 
+from importlib.util import find_spec
+
 from launcher.config.schema import Backend, StartMethod
 from launcher.errors import LaunchError
 from launcher.host import limits, resources
@@ -13,8 +15,11 @@ def check(plan: LaunchPlan, node_rank: int) -> None:
     """Refuse a plan whose ranks of this node cannot start here.
 
     Raises:
-        LaunchError: more ranks than GPUs, memory or open files, or NCCL or a NUMA binding without a GPU.
+        LaunchError: more ranks than GPUs, memory or open files, or NCCL or a NUMA binding without a GPU; or TensorBoard is to
+            be written and is not installed.
     """
+    if plan.runtime.tensorboard and node_rank == 0 and find_spec("tensorboard") is None:
+        raise LaunchError("runtime.tensorboard needs TensorBoard: pip install 'mimo-launch[tensorboard]'; or leave it out")
     ranks, gpus = plan.nodes[node_rank].procs, resources.gpus()
     if plan.runtime.backend is Backend.NCCL and not gpus:
         raise LaunchError("runtime.backend=nccl, but this machine has no NVIDIA GPU; use gloo, or auto")

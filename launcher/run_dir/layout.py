@@ -10,6 +10,7 @@ slurm_job       the id of the SLURM job that the run is part of
 logs/attempt0/  rank3.stdout.log, rank3.stderr.log, rank3.error.json, rank3.stacks.txt; one directory per attempt
                 rank3.recording.gz, what a rank has recorded; node0.clock.json, how far a node's clock is from node 0's
 metrics.jsonl   the steps so far, one line each: times by module, and scalars
+tensorboard/mimo_launch/    the same steps as TensorBoard's events, with runtime.tensorboard; later runs add to them
 live.json       what the ranks do now, as `mimo-launch top` shows it; rewritten every second or so
 report.trace.json    the last seconds of a run that failed or hung
 mimo_trace.json      what `mimo-launch trace` has written
@@ -104,6 +105,11 @@ class RunDirLayout(_PlanDir):
     def metrics_file(self) -> Path:
         """The steps so far."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """The steps so far as TensorBoard's events, apart from those that the script writes."""
+        return self.path / "tensorboard" / "mimo_launch"
 
     @property
     def live_file(self) -> Path:

@@ -71,7 +71,8 @@ def curves_of(steps: Sequence[StepMetrics]) -> list[Curves]:
     names = dict.fromkeys(name for each in steps for name in each.scalars)
     in_order = sorted(names, key=lambda name: "loss" not in name.lower())
     found = [_curves(name, [("", _scalar(steps, name))], from_zero=False) for name in in_order[:MOST_SCALARS]]
-    found.append(_curves("seconds per step", [("", [(each.step, each.seconds) for each in steps])], from_zero=True))
+    seconds = [(each.step, each.seconds) for each in steps if each.seconds is not None]
+    found.append(_curves("seconds per step", [("", seconds)], from_zero=True))
     for what in ("samples", "tokens"):
         modules = dict.fromkeys(name for each in steps for name in each.modules)
         rates = [(name, list(_rate(steps, name, what))) for name in modules]
@@ -97,5 +98,5 @@ def _scalar(steps: Sequence[StepMetrics], name: str) -> list[tuple[int, float]]:
 def _rate(steps: Sequence[StepMetrics], module: str, what: str) -> Iterator[tuple[int, float]]:
     for each in steps:
         amount = getattr(each.modules[module], what) if module in each.modules else None
-        if amount is not None and each.seconds > 0:
+        if amount is not None and each.seconds:
             yield each.step, amount / each.seconds

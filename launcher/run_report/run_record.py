@@ -47,6 +47,12 @@ class RunRecord:
         found = self.report.get("stragglers") if self.report is not None else None
         return list(stragglers_in(found)) if isinstance(found, list) else []
 
+    @property
+    def stragglers_left_out(self) -> int:
+        """How many more there were, by the report; 0 if it does not state it."""
+        found = (self.report or {}).get("stragglers_left_out")
+        return found if isinstance(found, int) else 0
+
 
 def read_run(run_dir: RunDirLayout, plan: LaunchPlan, hosts: Mapping[str, str]) -> RunRecord:
     """Read all about a run but its timelines.

@@ -194,7 +194,10 @@ def stragglers_section(record: RunRecord) -> Element:
         return section("stragglers", "Stragglers", element("p", None, "No rank computed longer than its peers."))
     heads = ["rank", "role", "node", "time beside its peers", "from step", "until step", "cost of a step"]
     rows = [_straggler_row(each) for each in found]
-    return section("stragglers", "Stragglers", _wide(table(heads, rows), "stragglers"))
+    left_out = record.stragglers_left_out
+    text = f"{counted(left_out, 'further straggler')} cost less and did not last."
+    note = element("p", {"class": "quiet"}, text) if left_out else None
+    return section("stragglers", "Stragglers", _wide(table(heads, rows), "stragglers"), note)
 
 
 def _straggler_row(each: Straggler) -> list[str]:

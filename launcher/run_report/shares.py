@@ -29,11 +29,11 @@ class ModuleShares:
 
 
 def shares_of(steps: Sequence[StepMetrics]) -> list[ModuleShares]:
-    """The shares of each module with a schedule, over all its steps. Parts that overlap are scaled to 1 together."""
+    """The shares of each module with a schedule, over all steps of known duration. Parts that overlap are scaled to 1."""
     found = []
     for module in dict.fromkeys(name for each in steps for name in each.modules):
-        own = [each for each in steps if module in each.modules]
-        total_s = sum(each.seconds for each in own)
+        own = [each for each in steps if module in each.modules and each.seconds is not None]
+        total_s = sum(each.seconds or 0.0 for each in own)
         spent_s = {name: sum(getattr(each.modules[module], name) for each in own) for name in PARTS}
         if total_s > 0 and any(spent_s.values()):
             parts = {name: seconds / total_s for name, seconds in spent_s.items()}

@@ -38,14 +38,16 @@ def _message(record: RunRecord) -> Iterator[str]:
 def _steps(record: RunRecord) -> Iterator[str]:
     if not record.steps:
         return
-    seconds = sorted(each.seconds for each in record.steps)
+    seconds = sorted(each.seconds for each in record.steps if each.seconds is not None)
     last = record.steps[-1]
     scalars = "".join(f", {name} {number_text(value)}" for name, value in last.scalars.items())
     yield ""
-    median = duration_text(seconds[len(seconds) // 2])
-    yield f"{counted(len(seconds), 'step')}, {median} each (median); step {last.step}{scalars}"
+    median = f", {duration_text(seconds[len(seconds) // 2])} each (median)" if seconds else ""
+    yield f"{counted(len(record.steps), 'step')}{median}; step {last.step}{scalars}"
 
 
 def _stragglers(record: RunRecord) -> Iterator[str]:
     for each in record.stragglers:
         yield f"straggler: {straggler_text.describe(each)}"
+    if record.stragglers_left_out:
+        yield f"{counted(record.stragglers_left_out, 'further straggler')} cost less and did not last"

@@ -74,6 +74,7 @@ def test_an_outcome_survives_json_but_for_the_details():
         "restarts": ["once"],
         "message": "first\nmore",
         "stragglers": [],
+        "stragglers_left_out": 0,
         "hint": None,
     }
     assert Outcome.from_dict(value) == Outcome(kind="failed", exit_code=7, message="first", attempts=2, restarts=("once",))

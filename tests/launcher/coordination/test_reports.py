@@ -1,6 +1,7 @@
 """Reports of three agents over a real store."""
 
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,12 +13,16 @@ from launcher.coordination.store import connect, serve
 pytestmark = pytest.mark.timeout(60)
 
 
+def free_endpoint():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return Endpoint("127.0.0.1", found.getsockname()[1])
+
+
 @pytest.fixture
 def three():
     """The reports of three nodes, which have opened theirs."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        endpoint = Endpoint("127.0.0.1", found.getsockname()[1])
+    endpoint = free_endpoint()
     stores = [serve(endpoint, "node0", 3), *(connect(endpoint, "node0", 20, node=node, nodes=3) for node in (1, 2))]
     found = [Reports(store) for store in stores]
     for each in found:
@@ -61,6 +66,20 @@ def test_all_send_and_node_0_collects_at_the_same_time(three):
     assert len(found) <= 120
     assert found.count(59) == 2
     assert all(found.count(number) <= 2 for number in range(60))
+
+
+def test_nothing_is_lost_that_one_thread_sends_while_another_collects():
+    reports, count, found = Reports(serve(free_endpoint(), "node0", 1)), 50_000, []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(lambda: [reports.send(number) for number in range(count)])
+            while not sending.done():
+                found += reports.collect()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [*found, *reports.collect()] == list(range(count))
 
 
 def test_a_node_without_others_needs_no_store():

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -102,3 +102,24 @@ def test_a_straggler_is_in_the_view_and_in_the_report_of_the_attempt(collector):
     (now,) = collector.view(0.0).stragglers
     assert (now.ratio, now.share) == (pytest.approx(1.5), pytest.approx(0.1))
     assert collector.stragglers == [now]
+
+
+def test_a_step_that_cannot_be_processed_is_left_out_alone(collector, caplog):
+    good, times = report(0, [1, 4]), {"unknown": ModuleTimes(0.1)}
+    bad = [RankStep(rank, step, 1000.0, 1.0, 0, times) for rank in (0, 1) for step in (2, 3)]
+    for value in (good, NodeReport(0, 1, [0, 1], bad).to_value(), report(1, range(1, 5))):
+        collector.add(value, 0.0)
+    assert [each.step for each in collector.advance(0.0)[0]] == [1, 4]
+    assert [each.getMessage() for each in caplog.records if "step 2 is missing" in each.getMessage()] != []
+    assert len(caplog.records) == 1
+
+
+def test_numbers_as_large_as_they_get_leave_a_view_that_is_json(collector):
+    for node in range(2):
+        value = report(node, range(1, 4))
+        found = NodeReport.from_value(value)
+        steps = [replace(each, scalars={"samples": 1.7e308 / 3, "loss": 1.7e308}) for each in found.steps]
+        collector.add(NodeReport(node, 1, found.recording, steps).to_value(), 0.0)
+    metrics, _ = collector.advance(0.0)
+    text = collector.view(0.0).to_json()
+    assert ([each.step for each in metrics], "Infinity" in text) == ([1, 2, 3], False)

@@ -78,7 +78,20 @@ def test_every_attempt_writes_its_steps(job):
     metrics, view, _ = files_of(job)
     assert ([(each.step, each.attempt) for each in metrics], view.attempt) == ([(1, 1), (2, 1), (3, 1)], 1)
     lines = (job.folder / "runs/small/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["attempt"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    # The ranks of the first attempt fail in their last step.
+    assert [json.loads(line)["attempt"] for line in lines] == [0, 0, 1, 1, 1]
+
+
+def test_very_fast_steps_are_all_written(job):
+    count = 6000
+    script = (
+        f"import mimo_role\nctx = mimo_role.current()\nfor step in range({count}):\n    ctx.step(step)\n    ctx.log(at=step)\n"
+    )
+    done = job.run(script)
+    assert done.returncode == 0, done.stderr
+    metrics, *_ = files_of(job)
+    assert [each.step for each in metrics] == list(range(count))
+    assert ([each.seconds for each in metrics].count(None), metrics[-1].scalars["at"]) == (1, count - 1)
 
 
 @pytest.mark.parametrize(

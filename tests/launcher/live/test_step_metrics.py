@@ -3,7 +3,7 @@ import json
 import pytest
 
 from launcher.live.job_steps import JobStep
-from launcher.live.metrics import ModuleStep
+from launcher.live.metrics import ModuleStep, read_metrics
 from launcher.live.rank_step import ModuleTimes, RankStep
 from launcher.live.step_metrics import metrics_of
 from mimo_role import Topology
@@ -52,3 +52,16 @@ def test_samples_and_tokens_count_once_per_lane_on_the_first_stage_that_has_them
 def test_numbers_as_large_as_they_get_are_written():
     text = metrics(step(0, loss=1.7e308), step(1, loss=1.7e308)).to_json()
     assert json.loads(text)["scalars"]["loss"] == pytest.approx(1.7e308)
+
+
+def test_totals_that_are_not_finite_are_left_out():
+    found = metrics(*(step(rank, samples=1.7e308, tokens=3.0, loss=1.7976931348623157e308) for rank in (0, 1)))
+    assert found.modules["vision"] == ModuleStep(compute_s=0.0, samples=None, tokens=6.0)
+    assert json.loads(found.to_json())["modules"]["vision"]["samples"] is None
+
+
+def test_the_duration_of_a_step_is_of_the_ranks_where_it_is_known():
+    assert metrics(step(0, seconds=0.0, loss=1.0), step(1, seconds=2.0)).seconds == 2.0
+    found = metrics(step(0, seconds=0.0, loss=1.0))
+    assert found.seconds is None
+    assert read_metrics([found.to_json()]) == [found]

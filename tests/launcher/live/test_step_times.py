@@ -80,7 +80,7 @@ def test_times_of_a_device_replace_the_hosts_and_may_be_recorded_a_step_late():
     (found,) = times.add(written.step(9, 200).take())
     assert (found.step, found.seconds, found.scalars) == (7, 0.1, {"loss": 2.0})
     assert found.modules == {"vision": approx(compute_s=0.07)}
-    assert [each.step for each in times.finish()] == [8, 9]
+    assert [each.step for each in times.finish(is_clean=True)] == [8]
 
 
 def test_the_last_scalar_counts_and_one_that_is_not_finite_is_left_out():
@@ -88,12 +88,37 @@ def test_the_last_scalar_counts_and_one_that_is_not_finite_is_left_out():
     assert first_of(written).scalars == {"loss": 2.0}
 
 
-def test_the_last_step_ends_with_the_last_record():
+def test_what_has_a_name_that_the_ring_has_no_room_for_is_left_out():
+    assert first_of(Written().step(7, 0).scalar("loss", 3.0).scalar("(further names)", 2.0)).scalars == {"loss": 3.0}
+
+
+def test_the_last_step_ends_with_its_last_span():
     times = StepTimes(0, NAMES)
-    assert times.add(Written().step(7, 100).span(Kind.SPAN, "save", 100, 350).take()) == []
-    (found,) = times.finish()
-    assert (found.step, found.seconds) == (7, 0.25)
-    assert times.finish() == []
+    written = Written().step(7, 100).span(Kind.SPAN, "save", 100, 350).scalar("loss", 1.0, 400)
+    assert times.add(written.take()) == []
+    (found,) = times.finish(is_clean=True)
+    assert (found.step, found.seconds, found.ended) == (7, 0.25, 0.35)
+    assert times.finish(is_clean=True) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [
+        pytest.param(Written().step(7, 100).scalar("loss", 1.0, 100.05), [(7, 0.0, {"loss": 1.0})], id="scalars"),
+        pytest.param(Written().step(7, 100), [], id="nothing"),
+    ],
+)
+def test_a_last_step_without_spans_has_no_duration_and_needs_scalars(written, steps):
+    times = StepTimes(0, NAMES)
+    times.add(written.take())
+    assert [(each.step, each.seconds, each.scalars) for each in times.finish(is_clean=True)] == steps
+
+
+def test_a_rank_that_fails_leaves_no_unfinished_step():
+    written, times = Written().step(7, 0), StepTimes(0, NAMES)
+    written.span(Kind.FORWARD, "vision.0", 5, 45, device=True).step(8, 100).span(Kind.FORWARD, "vision.0", 100, 140)
+    assert times.add(written.take()) == []
+    assert [each.step for each in times.finish(is_clean=False)] == [7]
 
 
 def test_a_step_of_which_records_are_missing_is_left_out():
@@ -132,8 +157,8 @@ def test_it_does_not_matter_how_often_records_are_read(sizes):
         return written
 
     at_once, in_parts = StepTimes(0, NAMES), StepTimes(0, NAMES)
-    expected = [*at_once.add(whole().take()), *at_once.finish()]
+    expected = [*at_once.add(whole().take()), *at_once.finish(is_clean=True)]
     written, found = whole(), []
     for size in sizes:
         found += in_parts.add(written.take(size))
-    assert [*found, *in_parts.add(written.take()), *in_parts.finish()] == expected
+    assert [*found, *in_parts.add(written.take()), *in_parts.finish(is_clean=True)] == expected

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.live.evidence import LEAST_RATIO
 from launcher.live.job_steps import JobStep
 from launcher.live.rank_step import ModuleTimes, RankStep
-from launcher.live.straggler_text import describe
+from launcher.live.straggler_text import describe, describe_changes
 from launcher.live.stragglers import StragglerDetector, medians_of_others
 from launcher.live.view import Straggler
 from mimo_role import Topology
@@ -25,12 +26,14 @@ LAYOUTS = {
 }
 
 
-def job_step(topology, number, compute_s, seconds=1.0):
+def job_step(topology, number, compute_s, seconds=1.0, samples=None):
     """`compute_s` by rank, divided between its modules."""
     ranks = {}
     for rank, each in compute_s.items():
         modules = topology.modules_of(rank)
-        ranks[rank] = RankStep(rank, number, 0.0, seconds, 0, {name: ModuleTimes(each / len(modules)) for name in modules})
+        times = {name: ModuleTimes(each / len(modules)) for name in modules}
+        scalars = {} if samples is None else {"samples": float(samples[rank])}
+        ranks[rank] = RankStep(rank, number, 0.0, seconds, 0, times, scalars)
     return JobStep(number, ranks)
 
 
@@ -124,6 +127,70 @@ def test_ranks_that_do_not_compute_in_a_step_are_left_out_of_it():
     assert [each.rank for _, each in changes] == [1]
 
 
+DP3 = Topology.from_modules({"language": {"dp": 3}}, layout="colocated")
+
+
+def of_lanes(samples, per_sample=(1, 1, 1), fixed=0.0, count=300):
+    """Steps of three lanes with other numbers of samples."""
+    generator = random.Random(1)
+    for number in range(count):
+        compute_s = {
+            rank: (fixed + 0.05 * samples[rank] * per_sample[rank]) * generator.lognormvariate(0, 0.04) for rank in range(3)
+        }
+        yield job_step(DP3, number, compute_s, samples=samples)
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.1, 10.0], ids=["proportional", "in part", "constant"])
+@pytest.mark.parametrize("samples", [(3, 2, 2), (2, 3, 3), (4, 4, 3), (1, 2, 4)])
+def test_a_lane_with_more_samples_is_not_slow_where_all_record_them(samples, fixed):
+    assert detect(DP3, of_lanes(samples, fixed=fixed))[0] == []
+
+
+def test_a_slow_lane_is_found_beside_others_with_more_samples():
+    ((_, found),) = detect(DP3, of_lanes((3, 2, 2), per_sample=(1, 2, 1)))[0]
+    assert (found.rank, round(found.ratio, 1)) == (1, 1.6)
+
+
+def test_a_lane_with_more_samples_that_are_not_known_is_slow_or_has_more_work():
+    steps = [job_step(DP3, number, {0: 0.3, 1: 0.2, 2: 0.2}) for number in range(60)]
+    ((_, found),) = detect(DP3, steps)[0]
+    assert (found.rank, found.ratio, found.is_from_start) == (0, pytest.approx(1.5), True)
+    assert describe(found) == (
+        "rank 0 (language.dp0, n0) computes 1.50x its peers' median since step 3, from the start of the attempt: "
+        "slower, or more work; 10 % of each step of the whole job"
+    )
+
+
+def test_a_rank_that_becomes_slow_later_is_not_so_from_the_start():
+    ((_, found),) = detect(DP2, noisy(DP2, 220, 1, begin=200, ratio=1.5))[0]
+    assert not found.is_from_start
+
+
+def test_the_ratio_of_a_straggler_is_never_less_than_the_least_that_is_reported():
+    ratios = [1.0] * 50 + [1.3] * 30 + [1.1] * 200
+    steps = [job_step(DP2, number, {0: 0.2, 1: 0.2 * each, 2: 0.2, 3: 0.2}) for number, each in enumerate(ratios)]
+    found = detector(DP2)
+    seen = [each.ratio for step in steps for each in (found.add(step), found.found.values())[1]]
+    assert len(seen) > 100
+    assert min(seen) >= LEAST_RATIO
+
+
+def test_of_those_that_have_ended_the_most_costly_are_kept_and_the_others_counted(monkeypatch):
+    monkeypatch.setattr("launcher.live.stragglers.MOST_ENDED", 4)
+    found = detector(DP2)
+    for number in range(7 * 400):
+        turn, at = divmod(number, 400)
+        slow = 0.2 * (1.5 + 0.1 * (turn % 5)) if 300 <= at < 320 else 0.2
+        found.add(job_step(DP2, number, {0: 0.2, 1: slow, 2: 0.2, 3: 0.2}))
+    assert [(since // 400, round(each.ratio, 1)) for (_, since), each in found.found.items()] == [
+        (2, 1.7),
+        (3, 1.8),
+        (4, 1.9),
+        (6, 1.6),
+    ]
+    assert found.left_out == 3
+
+
 @given(st.dictionaries(st.integers(0, 50), st.floats(-10, 10), min_size=2, max_size=9))
 def test_medians_of_others_are_those_of_the_statistics_module(values):
     for rank, found in medians_of_others(values).items():
@@ -141,3 +208,14 @@ def test_a_straggler_is_one_line(until, text):
         rank=713, label="language.pp3.tp1", node="n88", ratio=1.4201, since_step=1200, until_step=until, share=0.111
     )
     assert describe(found) == text
+
+
+def test_many_changes_at_once_are_a_few_lines_the_most_costly_first():
+    changed = [
+        Straggler(rank=rank, label="vision", node="n0", ratio=1.5, since_step=9, share=0.01 * (1 + rank)) for rank in range(20)
+    ]
+    *lines, rest = describe_changes(changed)
+    assert lines == [describe(each) for each in changed[:11:-1]]
+    assert rest == "and 12 more ranks slow, or as fast as before"
+    assert list(describe_changes(changed[:8])) == [describe(each) for each in changed[7::-1]]
+    assert list(describe_changes([])) == []

@@ -37,6 +37,7 @@ FAILED = DONE | {
         },
         {"damaged": 1},
     ],
+    "stragglers_left_out": 12,
 }
 
 
@@ -108,7 +109,16 @@ def test_the_page_loads_nothing_and_allows_its_own_script_and_style_only(tmp_pat
 def test_a_failed_run_has_its_message_hint_traceback_restarts_and_stragglers(tmp_path):
     page = page_of(tmp_path, report=FAILED)
     text = Outline(page).text
-    for part in ("in line 7", "use smaller batches", "Traceback", "once: ", "1.5 times", "12.5%", "host-7"):
+    for part in (
+        "in line 7",
+        "use smaller batches",
+        "Traceback",
+        "once: ",
+        "1.5 times",
+        "12.5%",
+        "12 further stragglers",
+        "host-7",
+    ):
         assert part in text
     assert [title for title in ("Failure", "Restarts", "Stragglers") if f'-title">{title}</h2>' not in page] == []
     assert [len(data["rows"]) for data in data_of(page, "timeline-data")] == [4, 4]
@@ -124,7 +134,8 @@ def test_an_empty_run_has_a_reason_in_each_section_that_is_empty(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "report", [{}, {"outcome": 3, "first": 7, "others": [1], "stragglers": [5], "headline": 1, "began": "x"}]
+    "report",
+    [{}, {"outcome": 3, "first": 7, "others": [1], "stragglers": [5], "stragglers_left_out": "x", "headline": 1, "began": "x"}],
 )
 def test_a_report_of_another_form_is_shown_as_far_as_it_can_be(tmp_path, report):
     assert "<h1>" in page_of(tmp_path, report=report)

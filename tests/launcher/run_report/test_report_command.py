@@ -41,6 +41,7 @@ def test_the_text_has_the_outcome_its_message_restarts_steps_and_stragglers(run,
     assert "\n  in line 7\n" in text
     assert "\n20 steps, " in text
     assert "rank 2 (language.pp0" in text
+    assert "\n12 further stragglers cost less and did not last" in text
     assert "\x1b" not in text
 
 
