@@ -103,7 +103,7 @@ def planned(arguments: list[str]) -> list[str]:
     elif command == "rehearse":
         options = [index for index, word in enumerate(rest) if word in ("--jobs", "--steps")]
         rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
-        rest, command = [word for word in rest if word not in ("--shrink", "--traffic")], "plan"
+        rest, command = [word for word in rest if word not in ("--shrink", "--traffic", "--memory", "--real-tensors")], "plan"
     elif command == "submit" and "--dry-run" not in rest:
         rest = [*rest, "--dry-run"]
     elif command in ("status", "top", "logs", "trace", "report", "advise", "cancel"):

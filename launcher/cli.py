@@ -148,6 +148,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
 
     if arguments.jobs < 1 or arguments.steps < 0:
         raise UsageError("--jobs is 1 or more, and --steps 0 or more; mimo-launch rehearse --help lists the arguments")
+    if arguments.real_tensors and not arguments.memory:
+        raise UsageError("--real-tensors is for --memory, which is not given")
     become_child_of_init()
     plan, config_text, config = _planned(arguments)
     if arguments.shrink:
@@ -162,6 +164,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
             config_text,
             jobs=arguments.jobs,
             steps=arguments.steps,
+            tensors=("real" if arguments.real_tensors else "fake") if arguments.memory else None,
+            gpu_memory_gib={name: pool.resources.gpu_memory_gib for name, pool in (config.pools or {}).items()},
             say=_say,
             report=lambda result: _say(f"{result.kind.name}: {result.exit.ending}, {result.seconds:.2f} s"),
         )
@@ -171,8 +175,12 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     print(found.table())
     if arguments.traffic:
         print(f"\n{found.traffic_table()}")
+    if arguments.memory:
+        print(f"\n{found.memory.table()}")
     for failure in found.failures():
         _say(failure)
+    for line in found.memory.too_large():
+        _say(line)
     _say(found.summary())
     return found.exit_code
 

@@ -187,6 +187,12 @@ def _add_rehearse(parser: _Parser, commands: _Commands) -> None:
         "--shrink", action="store_true", help="print the overrides of the smallest real job with every kind; run nothing"
     )
     rehearse.add_argument("--traffic", action="store_true", help="print calls and bytes of each stage by group and operation")
+    rehearse.add_argument(
+        "--memory",
+        action="store_true",
+        help="print the peak memory of each kind's tensors; here they take none",
+    )
+    rehearse.add_argument("--real-tensors", action="store_true", help="with --memory: real tensors, to check what it predicts")
 
 
 def _add_submit(parser: _Parser, commands: _Commands) -> None:

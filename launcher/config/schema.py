@@ -78,6 +78,8 @@ class ResourcesConfig:
     """Number of GPUs."""
     memory_mb: int = field(default=1024, metadata=_AT_LEAST_1)
     """Memory in MiB."""
+    gpu_memory_gib: float | None = field(default=None, metadata=_ABOVE_0)
+    """Memory of one GPU in GiB, for `rehearse --memory`. Default: any peak fits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,9 +13,11 @@ from launcher.console import Say
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import ConfigError, LaunchError
 from launcher.plan.launch_plan import LaunchPlan
+from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import kinds_of
+from launcher.rehearse.memory import MemoryResult
 from launcher.rehearse.rehearsed_rank import rehearsed_plan
-from launcher.rehearse.result import KindResult, RehearsalResult
+from launcher.rehearse.result import RehearsalResult
 from launcher.rehearse.runner import Runner
 from launcher.run_dir.layout import RunDirLayout
 from launcher.run_dir.writer import RunDir
@@ -23,7 +25,15 @@ from mimo_role.host.files import write_whole
 
 
 def rehearse(
-    plan: LaunchPlan, config_text: str, *, jobs: int, steps: int, say: Say, report: Callable[[KindResult], None]
+    plan: LaunchPlan,
+    config_text: str,
+    *,
+    jobs: int,
+    steps: int,
+    tensors: str | None,
+    gpu_memory_gib: Mapping[str, float | None],
+    say: Say,
+    report: Callable[[KindResult], None],
 ) -> RehearsalResult:
     """Run the script once for each kind of rank, in a world of the plan's size without communication.
 
@@ -32,6 +42,8 @@ def rehearse(
         config_text: from which it was made.
         jobs: processes at the same time.
         steps: training steps after which scripts end; 0: when they end by themselves.
+        tensors: count the memory of tensors that are `fake` or `real`; `None`: do not.
+        gpu_memory_gib: by pool, the memory of one GPU in GiB, if it is known.
         say: prints a message for a user who waits.
         report: called for each kind when it has ended.
 
@@ -56,11 +68,12 @@ def rehearse(
         ),
     ):
         server.wait_for_modules(say)
-        runner = Runner(plan, run_dir, node_directory, server)
+        runner = Runner(plan, run_dir, node_directory, server, tensors)
         try:
             results = runner.run(kinds_of(plan.topology), jobs=jobs, steps=steps, report=report)
         except OSError as error:
             raise LaunchError(f"rehearsal: {error.strerror or error}") from None
-        found = RehearsalResult(plan=plan, results=results, seconds=time.time() - began)
+        memory = MemoryResult(plan=plan, results=results, gpu_memory_gib=gpu_memory_gib)
+        found = RehearsalResult(plan=plan, results=results, memory=memory, seconds=time.time() - began)
         write_whole(run_dir.rehearsal_file, json.dumps(found.as_dict(), indent=1))
         return found

@@ -38,6 +38,8 @@ class RehearsedRank:
     run_dir: RunDir
     """Of the rehearsal."""
     node_dir: Path
+    tensors: str | None = None
+    """`fake` or `real` ones whose memory is counted; `None`: it is not."""
 
     @property
     def record_file(self) -> Path:
@@ -73,6 +75,7 @@ class RehearsedRank:
             "world_size": self.plan.topology.world_size,
             "earlier": list(earlier),
             "steps": steps,
+            "tensors": self.tensors,
             "board": str(self.node_dir),
             "record": str(self.record_file),
         }

@@ -1,59 +1,23 @@
 """What a rehearsal has found: for people and for programs."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
 
 from launcher.exit_code import ExitCode
-from launcher.failures.rank_exit import RankExit
 from launcher.failures.report import FailureReport
 from launcher.formatting import counted
 from launcher.plan.launch_plan import LaunchPlan
-from launcher.rehearse.kinds import Kind, described
+from launcher.rehearse.kind_result import KindResult
+from launcher.rehearse.kinds import described
+from launcher.rehearse.memory import MemoryResult
 from mimo_role.topology.stage_links import stage_links
 
 _MIB = 1 << 20
 _LONGEST_ENDING = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class KindResult:
-    """The end of one kind's process."""
-
-    kind: Kind
-    exit: RankExit
-    seconds: float
-    """From the start of its process to its end."""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """What the process has recorded at its end (`mimo_role/rehearsal/world.py`)."""
-
-    @property
-    def overhead(self) -> float | None:
-        """Seconds beside those of the script; `None` of a process that was killed."""
-        return self.seconds - self.record["script_seconds"] if "script_seconds" in self.record else None
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the real job would fail on these ranks."""
-        return self.exit.code not in (ExitCode.SUCCESS, ExitCode.REQUEUE)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "kind": self.kind.name,
-            "stage": self.kind.stage,
-            "ranks": described(self.kind.ranks),
-            "rank_count": len(self.kind.ranks),
-            "rehearsed_rank": self.kind.representative,
-            "exit_code": self.exit.code,
-            "ending": self.exit.ending,
-            "seconds": round(self.seconds, 3),
-            "overhead_seconds": None if self.overhead is None else round(self.overhead, 3),
-            **self.record,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +27,26 @@ class RehearsalResult:
     plan: LaunchPlan
     results: Sequence[KindResult]
     """In the order of the kinds."""
+    memory: MemoryResult
     seconds: float
     """Of the whole rehearsal."""
 
     @property
     def exit_code(self) -> int:
-        """The exit code that the real job would have."""
+        """The exit code that the real job would have; 1 if it needs more memory than a GPU has."""
         failed = [result for result in self.results if result.has_failed]
-        return failed[0].exit.job_code if failed else max((result.exit.code for result in self.results), default=0)
+        if failed:
+            return failed[0].exit.job_code
+        if self.memory.too_large():
+            return ExitCode.FAILURE
+        return max((result.exit.code for result in self.results), default=0)
 
     def summary(self) -> str:
         """`10,240 ranks are 17 kinds; none failed`."""
         failed = sum(len(result.kind.ranks) for result in self.results if result.has_failed)
         outcome = f"{failed:,} ranks would fail" if failed else "none failed"
+        if large := self.memory.ranks_too_large():
+            outcome += f"; {large:,} ranks need more memory than their GPU has"
         count = counted(len(self.results), "kind")
         world = self.plan.topology.world_size
         return f"{world:,} ranks are {count}, rehearsed in {self.seconds:.1f} s; {outcome}"
@@ -121,6 +92,7 @@ class RehearsalResult:
             "exit_code": self.exit_code,
             "kinds": [result.as_dict() | {"traffic": self._traffic(result)} for result in self.results],
             "failures": self.failures(),
+            "memory_failures": self.memory.too_large(),
         }
 
     def _traffic(self, result: KindResult) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from typing import Any
 from launcher.failures.rank_exit import read_rank_exit
 from launcher.host.fork_server import ForkServer
 from launcher.plan.launch_plan import LaunchPlan
+from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import Kind
 from launcher.rehearse.rehearsed_rank import RehearsedRank
-from launcher.rehearse.result import KindResult
 from launcher.run_dir.writer import RunDir
 from mimo_role.host import environ, node_dir
 from mimo_role.monitoring.heartbeat import read_pulse
@@ -27,17 +27,21 @@ _POLL_S = 0.01
 class Runner:
     """Starts the processes of the kinds, several at a time, and collects how they end."""
 
-    def __init__(self, plan: LaunchPlan, run_dir: RunDir, node_directory: Path, server: ForkServer) -> None:
+    def __init__(
+        self, plan: LaunchPlan, run_dir: RunDir, node_directory: Path, server: ForkServer, tensors: str | None = None
+    ) -> None:
         """
         Args:
             plan: of the rehearsal.
             run_dir: of the rehearsal.
             node_directory, server: of this process.
+            tensors: `fake` or `real` ones whose memory is counted; `None`: it is not.
         """
         self._plan = plan
         self._run_dir = run_dir
         self._node_dir = node_directory
         self._server = server
+        self._tensors = tensors
         self._started: dict[int, tuple[Kind, float]] = {}
         """By process id, the kind and when it was started."""
 
@@ -122,7 +126,13 @@ class Runner:
         return KindResult(kind=kind, exit=found, seconds=seconds, record=record)
 
     def _rank(self, kind: Kind) -> RehearsedRank:
-        return RehearsedRank(plan=self._plan, rank=kind.representative, run_dir=self._run_dir, node_dir=self._node_dir)
+        return RehearsedRank(
+            plan=self._plan,
+            rank=kind.representative,
+            run_dir=self._run_dir,
+            node_dir=self._node_dir,
+            tensors=self._tensors,
+        )
 
 
 def _waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:

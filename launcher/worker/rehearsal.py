@@ -8,10 +8,13 @@ import time
 from collections.abc import Collection
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.worker import entrypoint, main_program, process_end
 from mimo_role.host.files import write_whole
+
+if TYPE_CHECKING:
+    from mimo_role.rehearsal.memory import Memory
 
 
 def run(task_file: str, *, started_with: Collection[str]) -> None:
@@ -25,8 +28,14 @@ def run(task_file: str, *, started_with: Collection[str]) -> None:
     from mimo_role.rehearsal.board import Board
 
     task: dict[str, Any] = json.loads(Path(task_file).read_text(encoding="utf-8"))
+    memory = _memory(task["tensors"])
     installed = world.install(
-        Board(Path(task["board"])), task["rank"], task["world_size"], earlier=task["earlier"], steps=task["steps"]
+        Board(Path(task["board"])),
+        task["rank"],
+        task["world_size"],
+        earlier=task["earlier"],
+        steps=task["steps"],
+        observe=None if memory is None else memory.tracker.communicated,
     )
     clock = _ScriptClock()
     rank = os.getpid()
@@ -34,14 +43,25 @@ def run(task_file: str, *, started_with: Collection[str]) -> None:
     def record() -> None:
         if os.getpid() == rank:
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            found = {"peak_bytes": peak, "cpu_seconds": time.process_time(), "script_seconds": clock.seconds}
+            found: dict[str, Any] = {"peak_bytes": peak, "cpu_seconds": time.process_time(), "script_seconds": clock.seconds}
+            if memory is not None:
+                found["memory"] = memory.as_dict()
             write_whole(Path(task["record"]), json.dumps(installed.close() | found))
             process_end.end_if_succeeded()
 
     # Registered before the exit functions of the script and of mimo_role, so that it is called after them.
     atexit.register(record)
-    vars(entrypoint).update(run_as_main=clock.around(main_program.run_as_main))
+    run_as_main = main_program.run_as_main if memory is None else memory.around(main_program.run_as_main)
+    vars(entrypoint).update(run_as_main=clock.around(run_as_main))
     entrypoint.run_python(task["plan"], task["run_id"], task["node"], started_with=started_with)
+
+
+def _memory(tensors: str | None) -> "Memory | None":
+    if tensors is None:
+        return None
+    from mimo_role.rehearsal.memory import Memory  # late: it imports much of torch
+
+    return Memory(fake=tensors == "fake")
 
 
 class _ScriptClock:

@@ -54,8 +54,8 @@ class Contributions:
         name = f"flags {self._calls['flags']}"
         known = self._board.get(name)
         if known is not None:
-            torch.maximum(found, known.to(found.device), out=found)
-        self._board.put(name, found.cpu())
+            torch.maximum(found, torch.tensor(known, dtype=found.dtype, device=found.device), out=found)
+        self._board.put(name, found.tolist())
 
 
 def same_samples(request: ReadRequest) -> ReadRequest:

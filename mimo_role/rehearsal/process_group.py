@@ -61,7 +61,7 @@ class RehearsalGroup(dist.ProcessGroup):
         return NAME
 
     def allreduce(self, tensors: Tensors, opts: Any = AllreduceOptions()) -> dist.Work:
-        self._count("all_reduce", tensors)
+        self.count("all_reduce", tensors)
         for tensor in tensors:
             reduce_equal(tensor.detach(), opts.reduceOp, self._size)
         return _done(tensors)
@@ -69,7 +69,7 @@ class RehearsalGroup(dist.ProcessGroup):
     allreduce_coalesced = allreduce
 
     def reduce(self, tensors: Tensors, opts: Any = ReduceOptions()) -> dist.Work:
-        self._count("reduce", tensors)
+        self.count("reduce", tensors)
         if opts.rootRank == self._rank:
             for tensor in tensors:
                 reduce_equal(tensor.detach(), opts.reduceOp, self._size)
@@ -77,24 +77,24 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def broadcast(self, tensors: Tensors, opts: Any = BroadcastOptions()) -> dist.Work:
         if opts.rootRank == self._rank:
-            self._count("broadcast", tensors)
+            self.count("broadcast", tensors)
         return _done(tensors)
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
-        self._count("all_gather", inputs)
+        self.count("all_gather", inputs)
         for output, own in zip(outputs, inputs, strict=True):
             _repeat(output, own)
         return _done(outputs)
 
     def all_gather_single(self, output: torch.Tensor, own: torch.Tensor, opts: Any = AllgatherOptions()) -> dist.Work:
-        self._count("all_gather", [own])
+        self.count("all_gather", [own])
         _repeat_into(output, own)
         return _done(output)
 
     _allgather_base = all_gather_single
 
     def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
-        self._count("all_gather", inputs)
+        self.count("all_gather", inputs)
         for output, own in zip(outputs, inputs, strict=True):
             _repeat_into(output, own)
         return _done(outputs)
@@ -102,7 +102,7 @@ class RehearsalGroup(dist.ProcessGroup):
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
     def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = GatherOptions()) -> dist.Work:
-        self._count("gather", inputs)
+        self.count("gather", inputs)
         if opts.rootRank == self._rank:
             for output, own in zip(outputs, inputs, strict=True):
                 _repeat(output, own)
@@ -111,7 +111,7 @@ class RehearsalGroup(dist.ProcessGroup):
     def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ScatterOptions()) -> dist.Work:
         for number, output in enumerate(outputs):
             if opts.rootRank == self._rank:
-                self._count("scatter", inputs[number])
+                self.count("scatter", inputs[number])
                 output.detach().copy_(inputs[number][self._rank])
             else:
                 output.detach().zero_()
@@ -119,12 +119,12 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ReduceScatterOptions()) -> dist.Work:
         for output, parts in zip(outputs, inputs, strict=True):
-            self._count("reduce_scatter", parts)
+            self.count("reduce_scatter", parts)
             self._reduce_into(output, parts[self._rank], opts)
         return _done(outputs)
 
     def reduce_scatter_single(self, output: torch.Tensor, whole: torch.Tensor, opts: Any = ReduceScatterOptions()) -> dist.Work:
-        self._count("reduce_scatter", [whole])
+        self.count("reduce_scatter", [whole])
         self._reduce_into(output, self._part_of(whole, output), opts)
         return _done(output)
 
@@ -133,7 +133,7 @@ class RehearsalGroup(dist.ProcessGroup):
     def reduce_scatter_single_coalesced(
         self, outputs: Tensors, wholes: Tensors, opts: Any = ReduceScatterOptions()
     ) -> dist.Work:
-        self._count("reduce_scatter", wholes)
+        self.count("reduce_scatter", wholes)
         for output, whole in zip(outputs, wholes, strict=True):
             self._reduce_into(output, self._part_of(whole, output), opts)
         return _done(outputs)
@@ -141,7 +141,7 @@ class RehearsalGroup(dist.ProcessGroup):
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
     def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = AllToAllOptions()) -> dist.Work:
-        self._count("all_to_all", inputs)
+        self.count("all_to_all", inputs)
         for output in outputs:
             _fill(output, inputs[self._rank])
         return _done(outputs)
@@ -161,7 +161,7 @@ class RehearsalGroup(dist.ProcessGroup):
     alltoall_base = all_to_all_single
 
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> dist.Work:
-        self._count("send", tensors)
+        self.count("send", tensors)
         return _done(tensors)
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> dist.Work:
@@ -173,7 +173,7 @@ class RehearsalGroup(dist.ProcessGroup):
         return self.recv(tensors, 0, tag)
 
     def barrier(self, opts: Any = BarrierOptions()) -> dist.Work:
-        self._count("barrier", ())
+        self.count("barrier", ())
         return _done([])
 
     def _part_of(self, whole: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -185,7 +185,8 @@ class RehearsalGroup(dist.ProcessGroup):
         reduced.copy_(own)
         reduce_equal(reduced, opts.reduceOp, self._size)
 
-    def _count(self, operation: str, tensors: Tensors) -> None:
+    def count(self, operation: str, tensors: Tensors) -> None:
+        """Count one call of an operation with these tensors of this rank."""
         self._traffic.add(self.group_desc, self._size, operation, tensors)
 
 

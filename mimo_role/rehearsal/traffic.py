@@ -26,6 +26,9 @@ class Traffic:
     counts: dict[tuple[str, int, str], _Count] = field(default_factory=dict)
     """By the group's description, its size and the operation."""
 
+    observe: Callable[[Iterable[torch.Tensor]], None] | None = None
+    """Called with the tensors of each operation."""
+
     bridge: str | None = None
     """The bridge whose message is being sent, instead of a group."""
 
@@ -45,6 +48,9 @@ class Traffic:
     def add(self, group: str, size: int, operation: str, tensors: Iterable[torch.Tensor]) -> None:
         """Count one call. Its bytes are those of the tensors that the caller passes in, before the operation."""
         count = self.counts.setdefault((self.bridge or _NAMES.get(group, group), size, operation), _Count())
+        tensors = list(tensors)
+        if self.observe is not None:
+            self.observe(tensors)
         count.calls += 1
         count.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

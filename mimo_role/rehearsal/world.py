@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
@@ -66,7 +67,15 @@ class Rehearsal:
         }
 
 
-def install(board: Board, rank: int, world_size: int, *, earlier: Iterable[int] = (), steps: int = 0) -> Rehearsal:
+def install(
+    board: Board,
+    rank: int,
+    world_size: int,
+    *,
+    earlier: Iterable[int] = (),
+    steps: int = 0,
+    observe: Callable[[Iterable[torch.Tensor]], None] | None = None,
+) -> Rehearsal:
     """Make this process the rank; it joins a world whose other ranks do not exist.
 
     Args:
@@ -75,8 +84,9 @@ def install(board: Board, rank: int, world_size: int, *, earlier: Iterable[int] 
         world_size: of the real job.
         earlier: the ranks that have been rehearsed.
         steps: training steps after which the script ends with exit code 0; 0: when it ends by itself.
+        observe: called with the tensors that are passed to each operation of a group.
     """
-    traffic, objects = Traffic(), ObjectCollectives(board)
+    traffic, objects = Traffic(observe=observe), ObjectCollectives(board)
     dist.Backend.register_backend(
         NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
     )

@@ -1,0 +1,135 @@
+"""`mimo-launch rehearse --memory`: the peak of fake tensors, beside that of real ones in the same ranks."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.jobs import ROOT
+
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(400)]
+
+LARGE = Path(__file__).with_name("large_transformer.py")
+SMALL_SIZES = "--layers 4 --width 64 --inner-width 128 --heads 4 --key-heads 2 --words 200 --length 16 --micro-batches 3"
+
+TORCH = """\
+name: small
+layout: colocated
+modules: {language: {pp: 2}}
+entry: {script: script.py}
+runtime: {join: script}
+"""
+TRANSFORMER = """\
+name: small
+layout: colocated
+modules: {language: {dp: 2, tp: 2, pp: 2}}
+entry: {script: script.py}
+"""
+LINEAR = """\
+import torch
+model = torch.nn.Linear(1024, 1024, bias=False)
+optimizer = torch.optim.SGD(model.parameters())
+model(torch.ones(1, 1024)).sum().backward()
+optimizer.step()
+"""
+
+
+@pytest.fixture
+def rehearse(job):
+    """Rehearse a config with `--memory`; returns the process that has ended, with its kinds as `kinds`."""
+
+    def run(config, *words, timeout_s=190):
+        run_dir = job.folder / ("real" if "--real-tensors" in words else "fake")
+        done = subprocess.run(
+            [*job.program, "rehearse", str(config), f"run_dir={run_dir}", "--memory", "--jobs", "2", *words],
+            cwd=job.folder,
+            env=job.whole_environ(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        path = run_dir / "rehearsal" / "rehearsal.json"
+        done.kinds = json.loads(path.read_text())["kinds"] if path.exists() else []
+        return done
+
+    return run
+
+
+def cases():
+    yield pytest.param(None, TRANSFORMER, LARGE, SMALL_SIZES, 8, id="tp, fsdp2 and pp: 8 kinds")
+    for name, kinds in (("fsdp2", 2), ("tensor_parallel", 2)):
+        yield pytest.param(None, TORCH, ROOT / "tests" / "unchanged" / "scripts" / f"{name}.py", "", kinds, id=name)
+    for name, kinds in (("pipeline", 4), ("tensor", 4)):
+        yield pytest.param(ROOT / "examples" / "digits_vlm" / f"{name}.yaml", "", None, "", kinds, id=f"digits {name}")
+
+
+@pytest.mark.parametrize(("config", "text", "script", "arguments", "count"), list(cases()))
+def test_the_predicted_peak_is_that_of_real_tensors(rehearse, job, config, text, script, arguments, count):
+    if script is not None:
+        job.config = text
+        job.write(script.read_text())
+    else:
+        pytest.importorskip("sklearn")
+    fake, real = (rehearse(config or job.name, *flag, "--", *arguments.split()) for flag in ([], ["--real-tensors"]))
+    assert fake.returncode == real.returncode == 0, fake.stderr + real.stderr
+    assert len(fake.kinds) == len(real.kinds) == count
+    for predicted, measured in zip(fake.kinds, real.kinds, strict=True):
+        assert predicted["memory"]["peak_bytes"] == pytest.approx(measured["memory"]["peak_bytes"], rel=0.05)
+        assert predicted["memory"]["parameters"] == measured["memory"]["parameters"] > 0
+        assert predicted["traffic"] == measured["traffic"]
+
+
+def test_a_kind_that_does_not_fit_its_gpu_is_an_error(rehearse, job):
+    job.config = (
+        "name: small\nlayout: non_colocated\nmodules: {vision: {pool: a}, language: {dp: 3, pool: b}}\n"
+        "pools: {a: {nodes: 1, procs_per_node: 1}, b: {nodes: 1, procs_per_node: 3, resources: {gpu_memory_gib: 0.005}}}\n"
+        "entry: {script: script.py}\n"
+    )
+    job.write(LINEAR)
+    done = rehearse(job.name)
+    assert done.returncode == 1
+    assert done.stderr.count("GiB more than the 0.005 GiB of a GPU") == 3
+    assert "parameters (0.004 GiB)" in done.stderr
+    assert "most in one module are in " in done.stderr
+    assert "3 ranks need more memory than their GPU has" in done.stderr
+    assert rehearse(job.name, "pools.b.resources.gpu_memory_gib=0.01").returncode == 0
+
+
+def test_an_operator_that_needs_values_is_reported_with_its_line(rehearse, job):
+    job.write("import torch\nnumbers = torch.randn(300, 300)\ntorch._unique(numbers)\n")
+    done = rehearse(job.name)
+    assert done.returncode == 1
+    assert "whose shape depends on values" in done.stderr
+    assert "script.py:3 in <module>" in done.stderr
+
+
+def test_real_tensors_are_for_memory(job):
+    job.write("")
+    done = subprocess.run(
+        [*job.program, "rehearse", job.name, "--real-tensors"],
+        cwd=job.folder,
+        env=job.whole_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--real-tensors is for --memory" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_model_of_70_billion_parameters_is_rehearsed(rehearse, job):
+    job.config = TRANSFORMER.replace("dp: 2, tp: 2, pp: 2", "dp: 2, tp: 8, pp: 8")
+    job.write(LARGE.read_text())
+    done = rehearse(job.name, "--", "--micro-batches", "1", timeout_s=1100)
+    assert done.returncode == 0, done.stderr
+    assert len(done.kinds) == 32
+    assert max(kind["peak_bytes"] for kind in done.kinds) < 2 << 30  # of the host: two at a time
+    # Two lanes and tp 8: a rank has a 16th of a stage's 80 / 8 layers, in bfloat16, and Adam's two moments.
+    per_layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28_672
+    for kind in done.kinds:
+        assert kind["memory"]["optimizer_state"] > 2 * 2 * 10 * per_layer / 16

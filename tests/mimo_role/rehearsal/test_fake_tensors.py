@@ -1,0 +1,93 @@
+"""Values of fake tensors: those that follow from the script's numbers, and those that are assumed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mimo_role.rehearsal.fake_values import FakeTensorError
+from mimo_role.rehearsal.memory import Memory
+
+
+def run_fake(script):
+    """Run a function with fake tensors; returns what was recorded."""
+    memory = Memory(fake=True)
+    memory.around(script)()
+    return memory.as_dict()
+
+
+def test_small_values_that_follow_from_numbers_are_known():
+    def script():
+        counts = torch.zeros(4, dtype=torch.int64)
+        counts[1:3] += torch.arange(2) + 5
+        row = counts.view(2, 2)[1]
+        row.mul_(2)
+        assert counts.tolist() == [0, 5, 12, 0]
+        assert (counts > 0).nonzero().flatten().tolist() == [1, 2]
+        assert torch.tensor([counts[1], 3]).tolist() == [5, 3]
+        assert counts.numpy()[2] == np.asarray(counts)[2] == 12
+        assert torch.randperm(7).sort().values.tolist() == list(range(7))
+
+    assert run_fake(script)["values_assumed"] == {}
+
+
+def test_what_is_overwritten_by_an_unknown_value_is_not_known_any_more():
+    def script():
+        values = torch.zeros(3)
+        part = values[:1]
+        part.copy_(torch.randn(1))
+        assert values[1].item() == 1.0  # and not 0.0: the storage is not known
+
+    assert run_fake(script)["values_assumed"] == {"item": 1}
+
+
+def test_values_that_are_not_known_are_assumed_and_counted():
+    def script():
+        loss = torch.randn(100, 100).sum()
+        assert loss.item() == 1.0
+        assert not torch.isnan(loss).any()
+        assert torch.isfinite(loss).all()
+        assert torch.randn(2, 3).numpy().tolist() == [[1.0] * 3] * 2
+        chosen = torch.randn(2000, 2)
+        assert chosen[chosen[:, 0] > 0].shape == (2000, 2)
+        assert chosen.masked_select(chosen > 0).shape == (4000,)
+
+    assert run_fake(script)["values_assumed"] == {"item": 3, "numpy": 1, "index": 1, "masked_select": 1}
+
+
+def test_modules_are_converted_and_copied():
+    def script():
+        with torch.device("meta"):
+            model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        other = copy.deepcopy(model).to_empty(device="cpu").to(torch.bfloat16)
+        assert {parameter.dtype for parameter in other.parameters()} == {torch.bfloat16}
+        assert {parameter.device.type for parameter in other.parameters()} == {"cpu"}
+        other(torch.randn(3, 4, dtype=torch.bfloat16)).sum().backward()
+        assert other[0].weight.grad.shape == (4, 4)
+
+    assert run_fake(script)["parameters"] == 2 * 2 * (16 + 4)
+
+
+def test_a_model_larger_than_memory_takes_none():
+    def script():
+        with torch.no_grad():
+            nn.Linear(1 << 20, 1 << 20, bias=False)(torch.ones(1, 1 << 20))
+
+    found = run_fake(script)
+    assert found["peak_bytes"] == 4 * ((1 << 40) + 2 * (1 << 20))
+    assert found["parameters"] == 4 << 40
+    assert next(iter(found["modules"])) == "Linear"
+
+
+def test_a_result_whose_shape_no_rule_gives_is_refused():
+    with pytest.raises(FakeTensorError, match="depends on values"):
+        run_fake(lambda: torch._unique(torch.randn(50, 50)))
+
+
+def test_ddp_is_refused():
+    with pytest.raises(FakeTensorError, match="DistributedDataParallel"):
+        run_fake(lambda: DistributedDataParallel(nn.Linear(2, 2)))
+    assert DistributedDataParallel.__init__.__name__ == "__init__"
