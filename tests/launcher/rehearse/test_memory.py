@@ -118,18 +118,3 @@ def test_real_tensors_are_for_memory(job):
     )
     assert done.returncode == 2
     assert "--real-tensors is for --memory" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_model_of_70_billion_parameters_is_rehearsed(rehearse, job):
-    job.config = TRANSFORMER.replace("dp: 2, tp: 2, pp: 2", "dp: 2, tp: 8, pp: 8")
-    job.write(LARGE.read_text())
-    done = rehearse(job.name, "--", "--micro-batches", "1", timeout_s=1100)
-    assert done.returncode == 0, done.stderr
-    assert len(done.kinds) == 32
-    assert max(kind["peak_bytes"] for kind in done.kinds) < 2 << 30  # of the host: two at a time
-    # Two lanes and tp 8: a rank has a 16th of a stage's 80 / 8 layers, in bfloat16, and Adam's two moments.
-    per_layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28_672
-    for kind in done.kinds:
-        assert kind["memory"]["optimizer_state"] > 2 * 2 * 10 * per_layer / 16
