@@ -16,6 +16,9 @@ from launcher.plan.launch_plan import LaunchPlan
 
 logger = logging.getLogger(__name__)
 
+_FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a step may cause. Not `Exception`: torchelastic's handlers raise one for a signal, which has to pass."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -71,7 +74,7 @@ class Collector:
             try:
                 metrics.append(self._take(step))
                 changed += self._detector.add(step)
-            except Exception:  # a step that cannot be processed shall not end the monitoring of the next ones
+            except _FAULTS:  # a step that cannot be processed shall not end the monitoring of the next ones
                 self._log(step)
         return metrics, changed
 

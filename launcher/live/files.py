@@ -12,6 +12,9 @@ from mimo_role.host.files import write_whole
 
 logger = logging.getLogger(__name__)
 
+_FAULTS = (OSError, ImportError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What TensorBoard may raise. Not `Exception`: torchelastic's handlers raise one for a signal, which has to pass."""
+
 
 class LiveFiles:
     """Those of one run."""
@@ -57,7 +60,7 @@ class LiveFiles:
     def _guard_events(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except Exception as error:  # of whatever kind: it is a library's, and not worth a run
+        except _FAULTS as error:
             self._events = None
             logger.warning("%s: %s; no events are written any more", self._run_dir.tensorboard_dir, error)
 

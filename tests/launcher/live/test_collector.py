@@ -7,6 +7,7 @@ from launcher.config.loader import load
 from launcher.live.collector import Attempt, Collector
 from launcher.live.node_report import NodeReport
 from launcher.live.rank_step import ModuleTimes, RankStep
+from launcher.live.stragglers import StragglerDetector
 from launcher.live.view import LiveView, SlowestRank
 from launcher.plan.planner import make_plan
 
@@ -112,6 +113,21 @@ def test_a_step_that_cannot_be_processed_is_left_out_alone(collector, caplog):
     assert [each.step for each in collector.advance(0.0)[0]] == [1, 4]
     assert [each.getMessage() for each in caplog.records if "step 2 is missing" in each.getMessage()] != []
     assert len(caplog.records) == 1
+
+
+class Signalled(Exception):  # noqa: N818 (as torchelastic's SignalException)
+    """What a signal's handler raises in the main thread, wherever that is."""
+
+
+def test_a_signal_passes_through_the_processing_of_a_step(collector, monkeypatch):
+    def be_signalled(*_):
+        raise Signalled
+
+    collector.add(report(0, [1], is_last=True), 0.0)
+    collector.add(report(1, [1], is_last=True), 0.0)
+    monkeypatch.setattr(StragglerDetector, "add", be_signalled)
+    with pytest.raises(Signalled):
+        collector.advance(1.0, is_over=True)
 
 
 def test_numbers_as_large_as_they_get_leave_a_view_that_is_json(collector):

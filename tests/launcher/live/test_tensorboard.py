@@ -4,6 +4,7 @@ import pytest
 
 from launcher.live.files import LiveFiles
 from launcher.live.metrics import ModuleStep, StepMetrics
+from launcher.live.tensorboard import TensorBoardEvents
 from launcher.run_dir.layout import RunDirLayout
 
 pytest.importorskip("torch")
@@ -57,3 +58,16 @@ def test_events_that_cannot_be_written_are_logged_once_and_the_metrics_are_writt
     (record,) = caplog.records
     assert str(layout.tensorboard_dir) in record.message
     assert "no events are written any more" in record.message
+
+
+class Signalled(Exception):  # noqa: N818 (as torchelastic's SignalException)
+    """What a signal's handler raises in the main thread, wherever that is."""
+
+
+def test_a_signal_passes_while_events_are_written(layout, monkeypatch):
+    def be_signalled(*_):
+        raise Signalled
+
+    monkeypatch.setattr(TensorBoardEvents, "append", be_signalled)
+    with pytest.raises(Signalled):
+        LiveFiles(layout, tensorboard=True).append([step(1)])
