@@ -33,7 +33,7 @@ from mimo_role.lifecycle import init as init
 from mimo_role.lifecycle import shutdown as shutdown
 from mimo_role.megatron.hyper_comm_grid import HyperCommGrid as HyperCommGrid
 from mimo_role.pipeline.schedule import Schedule1F1B as Schedule1F1B
-from mimo_role.pipeline.step_executor import StageOutput as StageOutput
+from mimo_role.pipeline.step_plan import StageOutput as StageOutput
 from mimo_role.preemption.notice import REQUEUE_EXIT_CODE as REQUEUE_EXIT_CODE
 from mimo_role.preemption.notice import Notice as Notice
 from mimo_role.preemption.notice import listen as listen

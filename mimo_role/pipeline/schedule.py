@@ -19,7 +19,9 @@ from mimo_role.pipeline.gradient_sync import GradientSync, Modules
 from mimo_role.pipeline.receive_order import ACTIONS_AHEAD, Receive, receives_ahead, receives_of, receives_when_sent
 from mimo_role.pipeline.stage_graph import Destination, StageGraph
 from mimo_role.pipeline.stage_tensors import Specs
-from mimo_role.pipeline.step_executor import Batch, Pipeline, StepExecutor, StepPlan, StepResults
+from mimo_role.pipeline.step_executor import StepExecutor
+from mimo_role.pipeline.step_plan import Batch, Pipeline, StepPlan, StepResults
+from mimo_role.pipeline.step_transfers import StepTransfers
 from mimo_role.pipeline.timeline import SLACK, Action, run_limits, timeline
 from mimo_role.pipeline.trained_stages import TrainedStages
 from mimo_role.resharding.samples import TokenSplit
@@ -216,22 +218,24 @@ class Schedule1F1B(Generic[Batch]):
         self._ctx.recorder.begin_batch(self._number, self._steps_run)
         try:
             with self._gradient_sync.of_step(len(batches), sync=sync_gradients, backward=backward) as gradient_sync:
+                position = Position(self._ctx.heartbeat.script_step, self._steps_run)
+                transfers = StepTransfers(self._pipeline, plan, batches, position, self._ctx.recorder)
                 executor = StepExecutor(
                     self._pipeline,
                     plan,
                     batches,
+                    transfers=transfers,
                     gradient_sync=gradient_sync,
-                    position=Position(self._ctx.heartbeat.script_step, self._steps_run),
                     results=self._results,
                     recorder=self._ctx.recorder,
                     check_frozen=not self._is_checked,
                 )
                 for action, first, later in zip(actions, receives, [*receives[1:], []], strict=True):
-                    executor.receive(first)
-                    executor.prepare(later)
+                    transfers.receive(first)
+                    transfers.prepare(later)
                     executor.execute(action)
                     self._ctx.heartbeat.beat()
-                executor.finish()
+                transfers.finish()
                 with self._ctx.recorder.span(Kind.SPAN, "reduce gradients"):
                     gradient_sync.reduce()
             self._steps_run += 1
