@@ -19,13 +19,13 @@ from statistics import median
 
 from report import parser
 
-from launcher.live.job_steps import JobStep
-from launcher.live.rank_step import RankStep
-from launcher.live.span_names import SpanNames
-from launcher.live.step_times import StepTimes
-from launcher.live.stragglers import StragglerDetector
 from launcher.plan.plan_file import read_plan
 from launcher.run_dir.layout import RunDirLayout
+from launcher.steps.job_steps import JobStep
+from launcher.steps.rank_step import RankStep
+from launcher.steps.span_names import SpanNames
+from launcher.steps.step_times import StepTimes
+from launcher.stragglers.detector import StragglerDetector
 from launcher.trace.recordings import load
 from mimo_role import Topology
 from mimo_role.monitoring.records import Recording

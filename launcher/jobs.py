@@ -10,7 +10,6 @@ from typing import Any
 
 from launcher.errors import ConfigError, LaunchError
 from launcher.formatting import ranges
-from launcher.live.straggler_text import describe_all
 from launcher.live.summary import read_view, summary
 from launcher.live.view import LiveView
 from launcher.logs.reader import LogFilter, lines_of
@@ -22,6 +21,7 @@ from launcher.run_dir.reader import describe, host_of, is_locked, read_report
 from launcher.schedulers import slurm_client
 from launcher.schedulers.slurm_client import SlurmJob
 from launcher.schedulers.submission import Submission
+from launcher.stragglers.text import describe_all
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from launcher.live.metrics import read_metrics
 from launcher.live.view import LiveView
+from launcher.steps.metrics import read_metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 if os.geteuid() != 0:
