@@ -185,6 +185,8 @@ def _by_run_dir(run_dir: RunDirLayout, name: str) -> Job:
     if record is None and not run_dir.run_id_file.exists():
         if run_dir.has_submissions():
             raise LaunchError(f"{name}: nothing has run here, and no scheduler has accepted a job from it")
+        if run_dir.rehearsal.run_id_file.exists():
+            raise LaunchError(f"{name}: nothing has run here; the job was rehearsed: {run_dir.rehearsal.path}")
         raise LaunchError(f"{name}: not a run directory of mimo-launch")
     begun = _job_in(run_dir)
     latest = record.job_id if record is not None else begun
