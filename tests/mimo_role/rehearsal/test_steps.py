@@ -29,7 +29,7 @@ def test_a_step_too_many_ends_the_script(traffic):
     limit, begin = steps(traffic, limit=2)
     begin()
     begin()
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         begin()
     assert limit.begun == 2
 
