@@ -1,6 +1,7 @@
 """How good the predictions of `mimo-launch advise` are, on workloads whose stages sleep for known times.
 
-Real runs under mimo-launch over gloo, of benchmarks/sleeping_stages.py:
+Real ranks under mimo-launch over gloo, of benchmarks/sleeping_layouts.py. All layouts of a workload run one after another on
+the same ranks, each with groups and a recording of its own:
 
 - `case N`: a random workload (costs of two or three modules, micro-batches, frozen encoders, whether ranks meet between steps)
   runs in a random layout; the step of another random layout on as many ranks is predicted from its recordings, and measured.
@@ -8,8 +9,8 @@ Real runs under mimo-launch over gloo, of benchmarks/sleeping_stages.py:
 - `workload N`: ten layouts of a workload run. From the recordings of each of them all ten are predicted. The last line has the
   share of these rankings in which the fastest as measured is among the first two as predicted.
 
-A run in which forwards and backwards take much longer than their sleeps was disturbed by other load of the machine. It is
-repeated, and of three tries the least disturbed counts.
+A layout whose forwards and backwards take much longer than their sleeps was disturbed by other load of the machine. It runs
+again, and of three tries the least disturbed counts.
 """
 
 import json
@@ -20,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,19 +32,20 @@ from launcher.advise.candidates import Layout
 from launcher.advise.cost_model import Assumptions
 from launcher.advise.measured import Measured, measure
 from launcher.advise.predictor import Predictor
+from launcher.coordination.clock_offset import ClockOffset
 from launcher.plan.plan_file import read_plan
 from launcher.run_dir.layout import RunDirLayout
-from launcher.trace.recordings import load
+from launcher.trace.recordings import load, save_clock
 from mimo_role import ModuleSizes, Topology
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = Path(__file__).with_name("sleeping_stages.py")
+SCRIPT = Path(__file__).with_name("sleeping_layouts.py")
 SAMPLES = 840
 """Of a micro-batch: all numbers of lanes up to 8 divide it."""
 SLEEPS_MS = (5, 40)
 """What a forward or a backward of one stage takes in all layouts."""
 QUIET_MS, TRIES = 1.1, 3
-"""A run whose forwards and backwards take longer than their sleeps by more, on average, is repeated so often."""
+"""A layout whose forwards and backwards take longer than their sleeps by more, on average, is tried so often."""
 LARGEST_WORLD, LAYOUTS, WITHIN = 8, 10, 0.05
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -126,15 +128,28 @@ def workload_with(layouts: int, source: random.Random, steps: int) -> tuple[Work
             return workload, source.sample(found, layouts)
 
 
-def run(workload: Workload, sizes: Sizes, keep: Path | None) -> Measured:
-    """Run a workload under mimo-launch, and read its recordings; again, while other load of the machine disturbs it."""
-    tries = []
-    for number in range(TRIES):
-        folder = keep and keep.with_name(f"{keep.name}-try{number}" if number else keep.name)
-        tries.append(run_once(workload, sizes, folder))
-        if excess_ms(workload, sizes, tries[-1]) <= QUIET_MS:
-            break
-    return min(tries, key=lambda measured: excess_ms(workload, sizes, measured))
+def run(workload: Workload, layouts: Sequence[Sizes], keep: Path | None) -> list[Measured]:
+    """Run layouts of a workload, and read their recordings; again, where other load of the machine has disturbed them."""
+    tries: list[list[Measured]] = [[] for _ in layouts]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if keep is None else keep
+        for number in range(TRIES):
+            again = [
+                at for at, found in enumerate(tries) if all(excess_ms(workload, layouts[at], each) > QUIET_MS for each in found)
+            ]
+            if again:
+                found = run_once(workload, {f"layout{at}": layouts[at] for at in again}, folder / f"try{number}")
+                for at in again:
+                    tries[at].append(found[f"layout{at}"])
+    return [
+        min(found, key=lambda measured: excess_ms(workload, sizes, measured))
+        for found, sizes in zip(tries, layouts, strict=True)
+    ]
+
+
+def is_disturbed(workload: Workload, sizes: Sizes, tries: Sequence[Measured]) -> bool:
+    """Whether all tries so far were disturbed."""
+    return all(excess_ms(workload, sizes, each) > QUIET_MS for each in tries)
 
 
 def excess_ms(workload: Workload, sizes: Sizes, measured: Measured) -> float:
@@ -146,35 +161,50 @@ def excess_ms(workload: Workload, sizes: Sizes, measured: Measured) -> float:
     return fmean(found)
 
 
-def run_once(workload: Workload, sizes: Sizes, keep: Path | None) -> Measured:
-    """Run a workload, or read the run that is kept already."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if keep is None else keep
-        folder.mkdir(parents=True, exist_ok=True)
-        run_dir = RunDirLayout(folder / "runs" / "sleep")
-        if not run_dir.report_file.exists():
-            start(workload, sizes, folder)
-        plan = read_plan(run_dir.plan_file)
-        found = load(run_dir, plan)
+def run_once(workload: Workload, layouts: Mapping[str, Sizes], folder: Path) -> dict[str, Measured]:
+    """Run layouts, or read those that are kept in the folder already; by name."""
+    files = {name: RunDirLayout(folder / name) for name in layouts}
+    is_there = all(any(each.attempt_dir(0).glob("*.recording.gz")) for each in files.values())
+    if not is_there:
+        start(workload, layouts, files, folder)
+    plan = read_plan(RunDirLayout(folder / "runs" / "sleep").plan_file)
+    measured = {}
+    for name, sizes in layouts.items():
+        own_plan = replace(plan, topology=Topology.from_modules(layout_of(sizes)))
+        found = load(files[name], own_plan)
         assert found is not None
-        return measure(plan, found)
+        measured[name] = measure(own_plan, found)
+    return measured
 
 
-def start(workload: Workload, sizes: Sizes, folder: Path) -> None:
-    """Run a workload in a folder."""
-    modules = {name: {"dp": dp, "pp": pp} for name, (dp, pp) in sizes.items()}
+def start(workload: Workload, layouts: Mapping[str, Sizes], files: Mapping[str, RunDirLayout], folder: Path) -> None:
+    """Run layouts on the same ranks."""
+    for each in files.values():
+        each.attempt_dir(0).mkdir(parents=True, exist_ok=True)
+        save_clock(each, 0, 0, ClockOffset.none(0))
+    modules = {name: {"dp": dp, "pp": pp} for name, (dp, pp) in next(iter(layouts.values())).items()}
     job = {"name": "sleep", "layout": "non_colocated", "modules": modules, "entry": {"script": str(SCRIPT)}}
+    job["runtime"] = {"join": "script", "backend": "gloo"}
     Path(folder, "job.yaml").write_text(json.dumps(job), encoding="utf-8")
-    command = [sys.executable, "-m", "launcher", "run", "job.yaml", "--", json.dumps(asdict(workload))]
+    task = {
+        "folders": [str(each.path.absolute()) for each in files.values()],
+        "layouts": [{name: {"dp": dp, "pp": pp} for name, (dp, pp) in sizes.items()} for sizes in layouts.values()],
+        "workload": asdict(workload),
+    }
+    command = [sys.executable, "-m", "launcher", "run", "job.yaml", "--", json.dumps(task)]
     environ = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=180, check=False)
+    ended = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=600, check=False)
     if ended.returncode:
-        sys.exit(f"{text_of(sizes)}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
+        sys.exit(f"{', '.join(map(text_of, layouts.values()))}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
+
+
+def layout_of(sizes: Sizes) -> Layout:
+    return {name: ModuleSizes(dp=dp, pp=pp) for name, (dp, pp) in sizes.items()}
 
 
 def predict(measured: Measured, sizes: Sizes) -> float:
     """The predicted time of a step in ms."""
-    layout: Layout = {name: ModuleSizes(dp=dp, pp=pp) for name, (dp, pp) in sizes.items()}
+    layout = layout_of(sizes)
     return 1000 * Predictor(measured, Assumptions()).predict(layout, Topology.from_modules(layout)).step_s
 
 
@@ -185,9 +215,7 @@ def text_of(sizes: Sizes) -> str:
 def cases(number: int, seed: int, steps: int, keep: Path | None) -> Iterator[Case]:
     for at in range(number):
         workload, (before, after) = workload_with(2, random.Random(f"case {seed} {at}"), steps)
-        measured, checked = (
-            run(workload, sizes, keep and keep / f"case{at}-{which}") for which, sizes in (("before", before), ("after", after))
-        )
+        measured, checked = run(workload, (before, after), keep and keep / f"case{at}")
         case = Case(
             ran=text_of(before),
             predicted_for=text_of(after)
@@ -211,7 +239,7 @@ def rankings(count: int, seed: int, steps: int, keep: Path | None) -> Iterator[d
     """By workload and layout that ran: which place the fastest layout has among the predicted ones, and all times."""
     for at in range(count):
         workload, layouts = workload_with(LAYOUTS, random.Random(f"ranking {seed} {at}"), steps)
-        ran = [run(workload, sizes, keep and keep / f"workload{at}-{number}") for number, sizes in enumerate(layouts)]
+        ran = run(workload, layouts, keep and keep / f"workload{at}")
         measured_ms = [1000 * each.step_s for each in ran]
         best = min(range(LAYOUTS), key=measured_ms.__getitem__)
         places = []

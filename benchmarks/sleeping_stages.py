@@ -1,4 +1,4 @@
-"""A training script whose stages sleep for known times, for benchmarks/advise.py.
+"""A training script whose stages sleep for known times, for benchmarks/sleeping_layouts.py and tests.
 
     sleeping_stages.py '{"samples": 840, "micro_batches": 8, "steps": 6, "forward_ms": {...}, "backward_ms": {...},
                          "frozen": [], "meets": true}'
@@ -34,10 +34,9 @@ class Sleep(torch.autograd.Function):
         return gradients[0], None
 
 
-def main() -> None:
-    workload = json.loads(sys.argv[1])
+def train(ctx: mimo_role.RoleContext, workload: dict[str, Any]) -> None:
+    """Run the steps of a workload."""
     samples = workload["samples"]
-    ctx = mimo_role.current()
     frozen = tuple(workload["frozen"])
 
     def seconds(kind: str, module: str) -> float:
@@ -69,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(mimo_role.current(), json.loads(sys.argv[1]))

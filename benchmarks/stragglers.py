@@ -10,36 +10,52 @@ the ranks have recorded:
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from report import parser
 
-from launcher.live.job_steps import JobStep
-from launcher.live.rank_step import RankStep
-from launcher.live.span_names import SpanNames
-from launcher.live.step_times import StepTimes
-from launcher.live.stragglers import StragglerDetector
 from launcher.plan.plan_file import read_plan
 from launcher.run_dir.layout import RunDirLayout
+from launcher.steps.job_steps import JobStep
+from launcher.steps.rank_step import RankStep
+from launcher.steps.span_names import SpanNames
+from launcher.steps.step_times import StepTimes
+from launcher.stragglers.detector import StragglerDetector
 from launcher.trace.recordings import load
 from mimo_role import Topology
 from mimo_role.monitoring.records import Recording
 from mimo_role.monitoring.ring_reader import NewRecords
 
+ROOT = Path(__file__).parents[1]
 SLOW_FROM, STEPS = 61, 100
+
+
+class Layout(NamedTuple):
+    """Modules, and which of their ranks becomes slow."""
+
+    layout: str
+    modules: str
+    slow_rank: int
+
+
 LAYOUTS = {
-    "dp": ("non_colocated", "vision: {dp: 3}, language: {}", 1),
-    "tp": ("non_colocated", "vision: {}, language: {tp: 2}", 1),
-    "pp": ("non_colocated", "vision: {}, language: {pp: 2, dp: 2}", 4),
-    "colocated": ("colocated", "vision: {dp: 2}, language: {dp: 2}", 1),
-    "uneven lanes": ("non_colocated", "vision: {dp: 3}, language: {dp: 2}", 4),
+    "dp": Layout("non_colocated", "vision: {dp: 3}, language: {}", 1),
+    "tp": Layout("non_colocated", "vision: {}, language: {tp: 2}", 1),
+    "pp": Layout("non_colocated", "vision: {}, language: {pp: 2, dp: 2}", 4),
+    "colocated": Layout("colocated", "vision: {dp: 2}, language: {dp: 2}", 1),
+    "uneven lanes": Layout("non_colocated", "vision: {dp: 3}, language: {dp: 2}", 4),
 }
-"""By name: the layout, its modules, and the rank that becomes slow."""
+HOSTS = ("alpha", "beta", "gamma")
+ON_HOSTS = Layout("non_colocated", "vision: {dp: 3}, language: {dp: 3}", 5)
+"""With two ranks on each host."""
 
 SCRIPT = """
 import random, sys, time, torch, torch.distributed as dist, mimo_role
@@ -84,20 +100,56 @@ class Found:
     others: int
 
 
-def measure(layout: str, modules: str, slow_rank: int, ratio: float, noise: float) -> Found:
+def measure(case: Layout, ratio: float, noise: float) -> Found:
     """Run a layout, and play the detector over what its ranks have recorded."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "script.py").write_text(SCRIPT)
-        (folder / "job.yaml").write_text(CONFIG.format(layout=layout, modules=modules, folder=folder))
-        words = [str(each) for each in (STEPS, slow_rank, SLOW_FROM, ratio, noise)]
-        command = [sys.executable, "-m", "launcher", "run", str(folder / "job.yaml"), "--", *words]
+        command = write(case, folder, ratio, noise)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        files = RunDirLayout(folder / "run")
-        plan = read_plan(files.plan_file)
-        recordings = load(files, plan)
+        return found_in(folder, case)
+
+
+def measure_on_hosts(case: Layout, ratio: float, noise: float) -> Found:
+    """The same on three hosts, which are network namespaces of this machine."""
+    sys.path.insert(0, str(ROOT))
+    from tests.cluster.hosts import Hosts
+
+    with tempfile.TemporaryDirectory() as name, Hosts(HOSTS, Path(name)) as hosts:
+        folder = Path(name)
+        program, words = split(write(case, folder, ratio, noise, "pools: {hosts: {nodes: 3, procs_per_node: 2}}"))
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        agents = []
+        for node, host in enumerate(HOSTS):
+            place = ["--node-rank", str(node), "--rdzv-endpoint", f"{HOSTS[0]}:29500"]
+            agents.append(hosts.popen(host, [*program, *place, *words], cwd=folder, env=environ))
+        for agent in agents:
+            _, said = agent.communicate()
+            if agent.returncode:
+                sys.exit(said)
+        return found_in(folder, case)
+
+
+def write(case: Layout, folder: Path, ratio: float, noise: float, more: str = "") -> list[str]:
+    """Write the script and the config; return the command that runs them."""
+    (folder / "script.py").write_text(SCRIPT)
+    (folder / "job.yaml").write_text(CONFIG.format(layout=case.layout, modules=case.modules, folder=folder) + more)
+    words = [str(each) for each in (STEPS, case.slow_rank, SLOW_FROM, ratio, noise)]
+    return [sys.executable, "-m", "launcher", "run", str(folder / "job.yaml"), "--", *words]
+
+
+def split(command: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """A command before the arguments of the script, and these."""
+    at = list(command).index("--")
+    return command[:at], command[at:]
+
+
+def found_in(folder: Path, case: Layout) -> Found:
+    """What the detector makes of the run in a folder."""
+    files = RunDirLayout(folder / "run")
+    plan = read_plan(files.plan_file)
+    recordings = load(files, plan)
     assert recordings is not None
-    return detect(plan.topology, steps_of(plan.topology, recordings.by_rank), slow_rank)
+    return detect(plan.topology, steps_of(plan.topology, recordings.by_rank), case.slow_rank)
 
 
 def steps_of(topology: Topology, recordings: dict[int, Recording]) -> list[JobStep]:
@@ -134,9 +186,12 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=5, help="runs of each layout (default: 5)")
     options.add_argument("--ratio", type=float, default=1.3, help="how much longer the slow rank takes (default: 1.3)")
     options.add_argument("--noise", type=float, default=0.05, help="the spread of each rank's times (default: 0.05)")
+    options.add_argument("--hosts", action="store_true", help="also on three hosts: network namespaces, which need root")
     arguments = options.parse_args()
     runs, how = range(arguments.runs), (arguments.ratio, arguments.noise)
-    found = {name: [measure(*each, *how) for _ in runs] for name, each in LAYOUTS.items()}
+    found = {name: [measure(each, *how) for _ in runs] for name, each in LAYOUTS.items()}
+    if arguments.hosts:
+        found["three hosts"] = [measure_on_hosts(ON_HOSTS, *how) for _ in runs]
     if arguments.json:
         rows = [{"case": name, "runs": [asdict(each) for each in all_found]} for name, all_found in found.items()]
         print(json.dumps({"benchmark": "stragglers", "rows": rows}))

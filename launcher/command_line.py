@@ -234,7 +234,8 @@ def _add_trace(parser: _Parser, commands: _Commands) -> None:
 
 
 def _add_advise(parser: _Parser, commands: _Commands) -> None:
-    advise = _add_job_command(parser, commands, "advise", "predict the time per step with other sizes of a run's modules")
+    advise = _add_job_command(parser, commands, "advise", "predict the time per step with other sizes of a job's modules")
+    advise.description = f"{advise.description} The job has run, or was rehearsed (RUN_DIR/rehearsal)."
     advise.add_argument("--top", metavar="N", type=int, default=5, help="how many layouts to show (default: 5)")
     advise.add_argument("--steps", metavar="N[-M]", help="learn from these steps (default: all that are left)")
     advise.add_argument("--samples", metavar="N", type=int, help="samples of a micro-batch (default: lanes divide them evenly)")

@@ -10,7 +10,6 @@ from typing import Any
 
 from launcher.errors import ConfigError, LaunchError
 from launcher.formatting import ranges
-from launcher.live.straggler_text import describe_all
 from launcher.live.summary import read_view, summary
 from launcher.live.view import LiveView
 from launcher.logs.reader import LogFilter, lines_of
@@ -22,6 +21,7 @@ from launcher.run_dir.reader import describe, host_of, is_locked, read_report
 from launcher.schedulers import slurm_client
 from launcher.schedulers.slurm_client import SlurmJob
 from launcher.schedulers.submission import Submission
+from launcher.stragglers.text import describe_all
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,8 @@ def _by_run_dir(run_dir: RunDirLayout, name: str) -> Job:
     if record is None and not run_dir.run_id_file.exists():
         if run_dir.has_submissions():
             raise LaunchError(f"{name}: nothing has run here, and no scheduler has accepted a job from it")
+        if run_dir.rehearsal.run_id_file.exists():
+            raise LaunchError(f"{name}: nothing has run here; the job was rehearsed: {run_dir.rehearsal.path}")
         raise LaunchError(f"{name}: not a run directory of mimo-launch")
     begun = _job_in(run_dir)
     latest = record.job_id if record is not None else begun

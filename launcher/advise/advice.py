@@ -37,7 +37,7 @@ class Advice:
     present_s: float
     """Its step as the model has it, without a correction."""
     correction: float
-    """What all predictions are multiplied by: its measured step, divided by `present_s`."""
+    """What all predictions are multiplied by: its measured step, divided by `present_s`; 1 of a rehearsal."""
     best: Sequence[Prediction]
     """Of others, the fastest first."""
     compared: int
@@ -46,6 +46,11 @@ class Advice:
     """All modules but the last have a multiple of so many ranks in them."""
     basis: Sequence[str]
     """What all predictions rest on."""
+
+    @property
+    def before_s(self) -> float:
+        """What predictions are compared with: the measured step; of a rehearsal the predicted one."""
+        return self.present_s if self.measured.step_s is None else self.measured.step_s
 
 
 Accepts = Callable[[Topology], Sequence[str]]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from launcher.advise.basis import basis_of
 from launcher.advise.candidates import Layout
 from launcher.advise.cost_model import Assumptions, costs_of, is_frozen
-from launcher.advise.measured import Measured, as_destinations
+from launcher.advise.measured import Measured
+from launcher.advise.recorded_shape import as_destinations
 from launcher.advise.simulator import Program, least_step_time, step_time
 from mimo_role import ModuleLayout, ModuleSizes, Topology
 from mimo_role.pipeline.stage_graph import StageGraph
@@ -38,7 +39,7 @@ class Predictor:
         self._programs: dict[object, Program] = {}
         self.present_s = self.play(measured.topology)
         """The step of the layout that ran, as it was played."""
-        self.correction = measured.step_s / self.present_s
+        self.correction = 1.0 if measured.step_s is None else measured.step_s / self.present_s
         """What all predictions are multiplied by: what the model leaves out takes as large a share of other layouts."""
 
     def predict(self, layout: Layout, topology: Topology) -> Prediction:

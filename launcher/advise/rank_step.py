@@ -1,5 +1,6 @@
 """What one rank did in one recorded step: its runs, what it sent in them, and the gaps between them. Pure."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,6 +13,8 @@ from mimo_role.topology.stage_links import StageId
 
 SECONDS = 1e-9
 """Per ns."""
+LINK = re.compile(r"(?P<source>.+) stage (?P<of_source>\d+) -> (?P<target>.+) stage (?P<of_target>\d+)")
+"""The name of a link between stages."""
 
 
 class Run(NamedTuple):

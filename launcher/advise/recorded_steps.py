@@ -10,9 +10,20 @@ from launcher.trace.recordings import Recordings
 from launcher.trace.spans import clock_offsets
 from mimo_role.monitoring.records import Flag, Kind, Record, Recording
 
-WARM_UP = 2
-"""First steps of a schedule that are left out: memory is taken and kernels are loaded then."""
-LEAST_STEPS = 3
+
+@dataclass(frozen=True)
+class Needed:
+    """Which steps are learned from."""
+
+    warm_up: int
+    """First steps of a schedule that are left out: memory is taken and kernels are loaded then."""
+    least: int
+    """Steps that are needed after them."""
+    how: str
+    """How there are more."""
+
+
+OF_RUN = Needed(2, 3, "train for more steps, or give other --steps")
 
 COMPUTES = (Kind.FORWARD, Kind.BACKWARD)
 WAITS = (Kind.WAIT_ACTIVATIONS, Kind.WAIT_GRADIENTS)
@@ -58,11 +69,13 @@ class RecordedSteps:
         return sorted(next(iter(self.by_number.values())))
 
 
-def recorded_steps(plan: LaunchPlan, found: Recordings, script_steps: Container[int] | None = None) -> RecordedSteps:
+def recorded_steps(
+    plan: LaunchPlan, found: Recordings, script_steps: Container[int] | None = None, needed: Needed = OF_RUN
+) -> RecordedSteps:
     """Choose the steps of a run to learn from.
 
     They are those of the most frequent form, with backwards if any have them: other numbers of micro-batches at the end of an
-    epoch, evaluations, and steps of which older records were overwritten are left out, and so are the first `WARM_UP` ones.
+    epoch, evaluations, and steps of which older records were overwritten are left out, and so are the first ones (`needed`).
 
     Raises:
         LaunchError: nothing of a schedule was recorded, a stage has no rank with a recording, or there are too few such steps.
@@ -86,18 +99,20 @@ def recorded_steps(plan: LaunchPlan, found: Recordings, script_steps: Container[
     forms = {step: tuple(_form(by_rank[rank][step]) for rank in sorted(by_rank)) for step in common}
     counts = Counter(forms.values())
     chosen = max(counts, key=lambda form: (_has_backward(form), counts[form], str(form)), default=None)
-    steps = sorted(step for step, form in forms.items() if form == chosen and step % _STEPS_PER_SCHEDULE >= WARM_UP)
-    if len(steps) < LEAST_STEPS:
-        raise LaunchError(
-            f"{len(steps)} whole training steps are recorded after the first {WARM_UP}, which are left out; advise needs "
-            f"{LEAST_STEPS}: train for more steps, or give other --steps"
-        )
+    steps = sorted(step for step, form in forms.items() if form == chosen and step % _STEPS_PER_SCHEDULE >= needed.warm_up)
+    if len(steps) < needed.least:
+        after = f" after the first {needed.warm_up}, which are left out" if needed.warm_up else ""
+        raise LaunchError(f"{_whole(len(steps))} recorded{after}; advise needs {needed.least}: {needed.how}")
     begins = {
         step: min(each.begin_ns for steps in by_rank.values() for each in steps[step] if each.kind is Kind.FORWARD)
         for step in common
         if any(each.kind is Kind.FORWARD for steps in by_rank.values() for each in steps[step])
     }
     return RecordedSteps({step: {rank: by_rank[rank][step] for rank in by_rank} for step in steps}, begins, on_device)
+
+
+def _whole(steps: int) -> str:
+    return "1 whole training step is" if steps == 1 else f"{steps} whole training steps are"
 
 
 def _is_of_device(record: Record) -> bool:

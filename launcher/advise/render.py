@@ -15,6 +15,8 @@ _AXES = ("tp", "pp", "dp")
 _MISSES = 0.1
 """An error for the present layout from which on predictions are called rough."""
 
+_FROM_REHEARSAL = "from times of a rehearsal"
+
 
 def as_text(advice: Advice) -> str:
     """The present layout, then the others with what each prediction rests on."""
@@ -23,7 +25,7 @@ def as_text(advice: Advice) -> str:
         lines += _lines_of(advice, prediction)
     if not advice.best:
         lines.append("there is no other layout on as many ranks that the planner accepts; --pp and --tp-efficiency allow more")
-    elif advice.best[0].step_s >= advice.measured.step_s:
+    elif advice.best[0].step_s >= advice.before_s:
         lines += ["no other layout is predicted to be faster than the present one", ""]
     compared = f"compared: {counted(advice.compared, 'other layout')} of the run's ranks"
     if advice.multiple > 1:
@@ -35,7 +37,8 @@ def as_json(advice: Advice) -> str:
     """The same for programs."""
     measured = advice.measured
     value = {
-        "measured_ms": round(measured.step_s * _MS, 3),
+        "measured_ms": None if measured.step_s is None else round(measured.step_s * _MS, 3),
+        "rehearsed": measured.is_rehearsed,
         "steps": measured.steps,
         "ranks_recorded": measured.ranks,
         "micro_batches": measured.shape.micro_batches,
@@ -53,12 +56,14 @@ def as_json(advice: Advice) -> str:
 
 
 def _present(advice: Advice) -> Iterator[str]:
-    measured, predicted_s = advice.measured, advice.present_s
-    times = f"measured {_ms(measured.step_s * _MS)} ms, predicted {_ms(predicted_s * _MS)} ms per step"
+    measured, predicted = advice.measured, f"predicted {_ms(advice.present_s * _MS)} ms per step"
     steps = f"{counted(measured.steps, 'step')}, {measured.shape.micro_batches} micro-batches each"
-    ranks = f"{measured.ranks} of {counted(measured.topology.world_size, 'rank')} recorded"
-    error = predicted_s / measured.step_s - 1
-    yield f"present layout: {times} ({error:+.1%}); {steps}, {ranks}"
+    ranks = f"{measured.ranks} of {counted(measured.topology.world_size, 'rank')}"
+    if measured.step_s is None:
+        yield f"present layout: {predicted}, {_FROM_REHEARSAL}; {steps}, {ranks} rehearsed"
+        return
+    error = advice.present_s / measured.step_s - 1
+    yield (f"present layout: measured {_ms(measured.step_s * _MS)} ms, {predicted} ({error:+.1%}); {steps}, {ranks} recorded")
     if abs(error) > _MISSES:
         yield (
             "the model misses much of this run, such as delays of ranks that share cores: the order of the layouts below "
@@ -67,9 +72,9 @@ def _present(advice: Advice) -> Iterator[str]:
 
 
 def _lines_of(advice: Advice, prediction: Prediction) -> Iterator[str]:
-    before = advice.measured.step_s * _MS
     changed = ", ".join(_changes(advice, prediction))
-    yield f"{changed}: step {_ms(before)} -> {_ms(prediction.step_s * _MS)} ms (predicted)"
+    how = f"predicted, {_FROM_REHEARSAL}" if advice.measured.is_rehearsed else "predicted"
+    yield f"{changed}: step {_ms(advice.before_s * _MS)} -> {_ms(prediction.step_s * _MS)} ms ({how})"
     yield f"  {' '.join(_overrides(advice.present, prediction.layout))}"
     yield from (f"  {line}" for line in prediction.basis)
     yield ""

@@ -13,8 +13,9 @@ from launcher.agent.node_job import NodeJob
 from launcher.coordination.reports import report_interval_s
 from launcher.live.collector import Attempt, Collector
 from launcher.live.files import LiveFiles
-from launcher.live.straggler_text import describe_changes
-from launcher.live.view import STORE_KEY, LiveView, Straggler
+from launcher.live.view import STORE_KEY, LiveView
+from launcher.stragglers.straggler import Straggler
+from launcher.stragglers.text import describe_changes
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from launcher.agent.node_job import NodeJob
-from launcher.live.node_report import NodeReport, thinned
-from launcher.live.rank_step import RankStep
-from launcher.live.span_names import SpanNames
-from launcher.live.step_times import StepTimes
+from launcher.steps.node_report import NodeReport, thinned
+from launcher.steps.rank_step import RankStep
+from launcher.steps.span_names import SpanNames
+from launcher.steps.step_times import StepTimes
 from mimo_role.host import node_dir
 from mimo_role.monitoring.ring_reader import RingReader
 

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.live.job_steps import JobStep, JobSteps
-from launcher.live.metrics import StepMetrics
-from launcher.live.node_report import NodeReport
 from launcher.live.recent_steps import RecentSteps
-from launcher.live.step_metrics import metrics_of
-from launcher.live.stragglers import StragglerDetector
-from launcher.live.view import LiveView, Straggler
+from launcher.live.view import LiveView
 from launcher.plan.launch_plan import LaunchPlan
+from launcher.steps.job_steps import JobStep, JobSteps
+from launcher.steps.metrics import StepMetrics
+from launcher.steps.node_report import NodeReport
+from launcher.steps.step_metrics import metrics_of
+from launcher.stragglers.detector import StragglerDetector
+from launcher.stragglers.straggler import Straggler
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from launcher.live.metrics import StepMetrics
 from launcher.live.tensorboard import TensorBoardEvents
 from launcher.live.view import LiveView
 from launcher.run_dir.layout import RunDirLayout
+from launcher.steps.metrics import StepMetrics
 from mimo_role.host.files import write_whole
 
 logger = logging.getLogger(__name__)

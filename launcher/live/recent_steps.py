@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Mapping
 from statistics import median
 
-from launcher.live.job_steps import JobStep
-from launcher.live.metrics import StepMetrics
-from launcher.live.rank_step import PEAK_GIB
 from launcher.live.view import ModuleView, SlowestRank
+from launcher.steps.job_steps import JobStep
+from launcher.steps.metrics import StepMetrics
+from launcher.steps.rank_step import PEAK_GIB
 from mimo_role import Topology
 
 _STEPS = 20

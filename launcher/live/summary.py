@@ -3,9 +3,9 @@
 from launcher.errors import LaunchError
 from launcher.formatting import printable
 from launcher.live.status_line import status_line
-from launcher.live.straggler_text import describe
 from launcher.live.view import LiveView
 from launcher.run_dir.layout import RunDirLayout
+from launcher.stragglers.text import describe
 
 
 def read_view(run_dir: RunDirLayout) -> LiveView | None:

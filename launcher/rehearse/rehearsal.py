@@ -74,6 +74,8 @@ def rehearse(
         except OSError as error:
             raise LaunchError(f"rehearsal: {error.strerror or error}") from None
         memory = MemoryResult(plan=plan, results=results, gpu_memory_gib=gpu_memory_gib)
-        found = RehearsalResult(plan=plan, results=results, memory=memory, seconds=time.time() - began)
+        found = RehearsalResult(
+            plan=plan, results=results, memory=memory, seconds=time.time() - began, jobs=jobs, tensors=tensors
+        )
         write_whole(run_dir.rehearsal_file, json.dumps(found.as_dict(), indent=1))
         return found

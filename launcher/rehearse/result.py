@@ -30,6 +30,10 @@ class RehearsalResult:
     memory: MemoryResult
     seconds: float
     """Of the whole rehearsal."""
+    jobs: int = 1
+    """Processes at the same time."""
+    tensors: str | None = None
+    """`fake` or `real` ones whose memory was counted; `None`: it was not."""
 
     @property
     def exit_code(self) -> int:
@@ -89,6 +93,8 @@ class RehearsalResult:
             "world_size": self.plan.topology.world_size,
             "plan": self.plan.digest,
             "seconds": round(self.seconds, 3),
+            "jobs": self.jobs,
+            "tensors": self.tensors,
             "exit_code": self.exit_code,
             "kinds": [result.as_dict() | {"traffic": self._traffic(result)} for result in self.results],
             "failures": self.failures(),

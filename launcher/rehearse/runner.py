@@ -18,6 +18,7 @@ from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import Kind
 from launcher.rehearse.rehearsed_rank import RehearsedRank
 from launcher.run_dir.writer import RunDir
+from launcher.trace import recordings
 from mimo_role.host import environ, node_dir
 from mimo_role.monitoring.heartbeat import read_pulse
 
@@ -123,6 +124,9 @@ class Runner:
         record: dict[str, Any] = {}
         with suppress(OSError, ValueError):  # a process that was killed leaves none
             record = json.loads(self._rank(kind).record_file.read_text(encoding="utf-8"))
+        if self._tensors is None:  # with fake tensors, or while memory is counted, nothing takes the time that it would take
+            recordings.save(run_dir, 0, self._node_dir, [rank])
+        node_dir.recording_file(self._node_dir, rank).unlink(missing_ok=True)
         return KindResult(kind=kind, exit=found, seconds=seconds, record=record)
 
     def _rank(self, kind: Kind) -> RehearsedRank:

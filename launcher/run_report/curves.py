@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from launcher.live.metrics import StepMetrics
+from launcher.steps.metrics import StepMetrics
 
 MOST_BUCKETS = 240
 """Points of a curve. One has the least, the mean and the largest value of several steps: no outlier disappears."""

@@ -5,9 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.errors import LaunchError
-from launcher.live.metrics import StepMetrics, read_metrics
-from launcher.live.straggler_text import stragglers_in
-from launcher.live.view import Straggler
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
 from launcher.run_dir.reader import describe, is_locked, read_whole_report
@@ -18,6 +15,9 @@ from launcher.run_report.step_timeline import (
     steps_begun,
     timeline_of,
 )
+from launcher.steps.metrics import StepMetrics, read_metrics
+from launcher.stragglers.straggler import Straggler
+from launcher.stragglers.text import stragglers_in
 from launcher.trace.recordings import Recordings, load, load_running
 
 _PROBES = 4

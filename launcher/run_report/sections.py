@@ -6,7 +6,6 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from launcher.formatting import counted, ranges
-from launcher.live.view import Straggler
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_report.charts import charts, share_table
 from launcher.run_report.curves import attempts_begin, curves_of
@@ -17,6 +16,7 @@ from launcher.run_report.run_record import RunRecord
 from launcher.run_report.shares import shares_of
 from launcher.run_report.ticks import duration_text, number_text
 from launcher.run_report.timeline_figure import timeline_figure
+from launcher.stragglers.straggler import Straggler
 
 _MOST_NODES = 2_000
 _NO_METRICS = (

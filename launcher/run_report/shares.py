@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.live.metrics import StepMetrics
+from launcher.steps.metrics import StepMetrics
 
 PARTS = {
     "compute_s": "compute",

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.formatting import counted, printable
-from launcher.live import straggler_text
 from launcher.run_report.run_record import RunRecord
 from launcher.run_report.ticks import duration_text, number_text
+from launcher.stragglers import text as straggler_text
 
 
 def as_text(record: RunRecord) -> str:

@@ -12,8 +12,8 @@ from rich.text import Text
 from launcher.formatting import counted, listed, printable
 from launcher.live.quantities import duration, scalar, seconds, share
 from launcher.live.status_line import describe_step, main_scalar
-from launcher.live.straggler_text import describe
 from launcher.live.view import LiveView, ModuleView
+from launcher.stragglers.text import describe
 from launcher.top.columns import BAR_WIDTHS, GAP, Column, bands_of, groups_of, names_of, width_of
 from launcher.top.moment import Moment, State
 from launcher.top.shares import bar

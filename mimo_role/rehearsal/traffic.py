@@ -54,6 +54,14 @@ class Traffic:
         count.calls += 1
         count.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def calls_of_all(self, world_size: int) -> int:
+        """Collectives so far in which all ranks of the world take part."""
+        return sum(
+            count.calls
+            for (group, size, _), count in self.counts.items()
+            if size == world_size and not group.startswith("bridge ")
+        )
+
     def as_list(self) -> list[dict[str, str | int]]:
         """The JSON form, the most bytes first."""
         found = sorted(self.counts.items(), key=lambda item: -item[1].bytes)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from mimo_role.bridge import messages
 from mimo_role.data import sample_sizes
 from mimo_role.data.sample_reader import SampleReader
 from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.ring import Ring
 from mimo_role.pipeline import trained_stages
 from mimo_role.rehearsal.agreement import Contributions, same_samples
 from mimo_role.rehearsal.board import Board
@@ -28,16 +31,30 @@ from mimo_role.rehearsal.traffic import Traffic
 class StepLimit:
     """Ends the script with exit code 0 when it begins a step too many."""
 
-    def __init__(self, steps: int) -> None:
-        """`steps`: how many it runs; 0: as many as it likes."""
+    def __init__(self, steps: int, calls_of_all: Callable[[], int]) -> None:
+        """
+        Args:
+            steps: how many it runs; 0: as many as it likes.
+            calls_of_all: the number of collectives of all ranks so far.
+        """
         self.begun = 0
         """Training steps that have begun."""
         self._steps = steps
+        self._calls_of_all = calls_of_all
+        self._calls: list[int] = []
+        """Their number at the beginning of each step."""
+
+    @property
+    def meets(self) -> bool | None:
+        """Whether all ranks take part in a collective in each step; `None` if no two steps have begun."""
+        pairs = list(pairwise(self._calls))
+        return all(later > earlier for earlier, later in pairs) if pairs else None
 
     def around(self, start: Callable[..., None]) -> Callable[..., None]:
         """What replaces `Heartbeat._start_step`."""
 
         def start_or_end(heartbeat: Heartbeat, number: int) -> None:
+            self._calls.append(self._calls_of_all())
             if self._steps and self.begun == self._steps:
                 raise SystemExit(0)
             self.begun += 1
@@ -62,6 +79,7 @@ class Rehearsal:
         self.board.put(_headers_of(self.rank), self.headers)
         return {
             "steps": self.steps.begun,
+            "meets": self.steps.meets,
             "objects_not_known": self.objects.not_known,
             "traffic": self.traffic.as_list(),
         }
@@ -103,7 +121,8 @@ def install(
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
-    limit = StepLimit(steps)
+    limit = StepLimit(steps, partial(traffic.calls_of_all, world_size))
+    _replace(Ring, create=staticmethod(_of_one_rank(Ring.create)))
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
     return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
 
@@ -124,6 +143,11 @@ def _replace(place: Any, **values: Any) -> None:
     """Set attributes of a module or class."""
     for name, value in values.items():
         setattr(place, name, value)
+
+
+def _of_one_rank(create: Callable[..., Any]) -> Callable[..., Any]:
+    """A recording as large as that of a node's only rank: the others do not exist."""
+    return lambda path, rank, _: create(path, rank, 1)
 
 
 def _of_the_same_sample(read: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,11 +5,11 @@ import pytest
 
 from launcher.config.loader import load
 from launcher.live.collector import Attempt, Collector
-from launcher.live.node_report import NodeReport
-from launcher.live.rank_step import ModuleTimes, RankStep
-from launcher.live.stragglers import StragglerDetector
 from launcher.live.view import LiveView, SlowestRank
 from launcher.plan.planner import make_plan
+from launcher.steps.node_report import NodeReport
+from launcher.steps.rank_step import ModuleTimes, RankStep
+from launcher.stragglers.detector import StragglerDetector
 
 CONFIG = """
 name: two

@@ -3,9 +3,9 @@ import logging
 import pytest
 
 from launcher.live.files import LiveFiles
-from launcher.live.metrics import StepMetrics, read_metrics
 from launcher.live.view import LiveView
 from launcher.run_dir.layout import RunDirLayout
+from launcher.steps.metrics import StepMetrics, read_metrics
 
 VIEW = LiveView(run="one", attempt=0, time=1.0, began=0.0, interval_s=1.0, world_size=1, recording=0)
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from launcher.live.metrics import read_metrics
 from launcher.live.view import LiveView
+from launcher.steps.metrics import read_metrics
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from launcher.live.files import LiveFiles
-from launcher.live.metrics import ModuleStep, StepMetrics
 from launcher.live.tensorboard import TensorBoardEvents
 from launcher.run_dir.layout import RunDirLayout
+from launcher.steps.metrics import ModuleStep, StepMetrics
 
 pytest.importorskip("torch")
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -3,8 +3,9 @@ import math
 import pytest
 
 from launcher.errors import LaunchError
-from launcher.live.metrics import ModuleStep, StepMetrics, read_metrics
-from launcher.live.view import LiveView, ModuleView, SlowestRank, Straggler
+from launcher.live.view import LiveView, ModuleView, SlowestRank
+from launcher.steps.metrics import ModuleStep, StepMetrics, read_metrics
+from launcher.stragglers.straggler import Straggler
 
 VIEW = LiveView(
     run="digits",

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from launcher.live.view import LiveView, ModuleView, SlowestRank, Straggler
+from launcher.live.view import LiveView, ModuleView, SlowestRank
+from launcher.stragglers.straggler import Straggler
 
 
 def module(name="language", ranks=2, **more):

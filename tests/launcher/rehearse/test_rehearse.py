@@ -79,7 +79,7 @@ def test_each_kind_runs_the_script_and_ends_after_the_steps(rehearse, job):
     assert (job.folder / "runs" / "small" / "rehearsal" / "logs" / "attempt0" / "rank5.stderr.log").exists()
 
 
-def test_ten_thousand_ranks_are_rehearsed_in_their_real_places(rehearse):
+def test_ten_thousand_ranks_are_rehearsed_in_their_real_places(rehearse, job):
     script = BRIDGED + 'print("not reached")\n'
     check = "import torch.distributed as dist\nassert dist.get_world_size() == 10240\nassert dist.get_rank() == ctx.rank\n"
     done = rehearse(script.replace("width =", f"{check}width ="), *AT_SCALE, "--steps", "1")
@@ -87,6 +87,19 @@ def test_ten_thousand_ranks_are_rehearsed_in_their_real_places(rehearse):
     assert done.found["world_size"] == 10_240
     assert sum(kind["rank_count"] for kind in done.found["kinds"]) == 10_240
     assert "not reached" not in done.stdout
+    recorded = {path.name for path in (job.folder / "runs/small/rehearsal/logs/attempt0").glob("*.recording.gz")}
+    assert recorded == {f"rank{kind['rehearsed_rank']}.recording.gz" for kind in done.found["kinds"]}
+    refused = subprocess.run(
+        [*job.program, "advise", "runs/small"],
+        cwd=job.folder,
+        env=job.whole_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    where = job.folder / "runs" / "small" / "rehearsal"
+    assert refused.stderr == f"mimo-launch: runs/small: nothing has run here; the job was rehearsed: {where}\n"
 
 
 def test_a_failure_names_all_ranks_that_it_would_hit(rehearse):

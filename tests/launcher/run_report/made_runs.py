@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from launcher.config.loader import load
-from launcher.live.metrics import ModuleStep, StepMetrics
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.planner import make_plan
 from launcher.run_dir.layout import RunDirLayout
 from launcher.run_report.step_timeline import ranks_to_read
+from launcher.steps.metrics import ModuleStep, StepMetrics
 from mimo_role.monitoring.records import RECORD, RECORDS_AT, Flag, Kind, used_bytes
 from mimo_role.monitoring.ring import Ring, what
 

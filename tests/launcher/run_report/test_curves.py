@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.live.metrics import ModuleStep, StepMetrics
 from launcher.run_report.curves import MOST_BUCKETS, attempts_begin, buckets_of, curves_of
 from launcher.run_report.shares import shares_of
 from launcher.run_report.ticks import duration_text, number_text, ticks
+from launcher.steps.metrics import ModuleStep, StepMetrics
 from tests.launcher.run_report.made_runs import made_steps
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -5,11 +5,11 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from statistics import median
 
-from launcher.live.evidence import LEAST_RATIO, Evidence
-from launcher.live.job_steps import JobStep
-from launcher.live.rank_step import SAMPLES
-from launcher.live.roles import peer_group
-from launcher.live.view import Straggler
+from launcher.steps.job_steps import JobStep
+from launcher.steps.rank_step import SAMPLES
+from launcher.steps.roles import peer_group
+from launcher.stragglers.evidence import LEAST_RATIO, Evidence
+from launcher.stragglers.straggler import Straggler
 from mimo_role import Topology
 
 _WARM_UP_STEPS = 3

@@ -1,8 +1,8 @@
 import pytest
 
-from launcher.live.job_steps import JobSteps
-from launcher.live.node_report import NodeReport
-from launcher.live.rank_step import RankStep
+from launcher.steps.job_steps import JobSteps
+from launcher.steps.node_report import NodeReport
+from launcher.steps.rank_step import RankStep
 
 
 def report(node, *steps, recording=(0, 1), is_last=False):

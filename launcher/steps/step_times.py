@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from launcher.live.intervals import Interval, overlap, union
-from launcher.live.rank_step import ModuleTimes, RankStep
-from launcher.live.span_names import SpanNames
+from launcher.steps.intervals import Interval, overlap, union
+from launcher.steps.rank_step import ModuleTimes, RankStep
+from launcher.steps.span_names import SpanNames
 from mimo_role.monitoring.records import Flag, Kind, Record
 from mimo_role.monitoring.ring import OTHER_NAMES
 from mimo_role.monitoring.ring_reader import NewRecords

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.live.rank_step import ModuleTimes
-from launcher.live.span_names import SpanNames
-from launcher.live.step_times import StepTimes
+from launcher.steps.rank_step import ModuleTimes
+from launcher.steps.span_names import SpanNames
+from launcher.steps.step_times import StepTimes
 from mimo_role import Topology
 from mimo_role.monitoring.records import Kind
 from mimo_role.topology.stage_links import stage_links
-from tests.launcher.live.recordings import Written
+from tests.launcher.steps.recordings import Written
 
 TOPOLOGY = Topology.from_modules({"vision": {}, "language": {"pp": 2}})
 NAMES = SpanNames(TOPOLOGY)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from launcher.live.node_report import NodeReport
-from launcher.live.rank_step import RankStep
+from launcher.steps.node_report import NodeReport
+from launcher.steps.rank_step import RankStep
 
 _MOST_AHEAD = 20
 _PATIENCE_S = 30.0

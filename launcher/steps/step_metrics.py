@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from statistics import fmean, median
 
-from launcher.live.job_steps import JobStep
-from launcher.live.metrics import ModuleStep, StepMetrics
-from launcher.live.rank_step import PEAK_GIB, SAMPLES, TOKENS, ModuleTimes, RankStep
-from launcher.live.roles import is_first_of_lane, stage_of
+from launcher.steps.job_steps import JobStep
+from launcher.steps.metrics import ModuleStep, StepMetrics
+from launcher.steps.rank_step import PEAK_GIB, SAMPLES, TOKENS, ModuleTimes, RankStep
+from launcher.steps.roles import is_first_of_lane, stage_of
 from mimo_role import Topology
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.formatting import counted
-from launcher.live.view import Straggler
+from launcher.stragglers.straggler import Straggler
 
 _MOST_LINES = 8
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.live.evidence import LEAST_RATIO
-from launcher.live.job_steps import JobStep
-from launcher.live.rank_step import ModuleTimes, RankStep
-from launcher.live.straggler_text import describe, describe_changes
-from launcher.live.stragglers import StragglerDetector, medians_of_others
-from launcher.live.view import Straggler
+from launcher.steps.job_steps import JobStep
+from launcher.steps.rank_step import ModuleTimes, RankStep
+from launcher.stragglers.detector import StragglerDetector, medians_of_others
+from launcher.stragglers.evidence import LEAST_RATIO
+from launcher.stragglers.straggler import Straggler
+from launcher.stragglers.text import describe, describe_changes
 from mimo_role import Topology
 
 DP2 = Topology.from_modules({"vision": {"dp": 2}, "language": {"dp": 2}})
@@ -176,7 +176,7 @@ def test_the_ratio_of_a_straggler_is_never_less_than_the_least_that_is_reported(
 
 
 def test_of_those_that_have_ended_the_most_costly_are_kept_and_the_others_counted(monkeypatch):
-    monkeypatch.setattr("launcher.live.stragglers.MOST_ENDED", 4)
+    monkeypatch.setattr("launcher.stragglers.detector.MOST_ENDED", 4)
     found = detector(DP2)
     for number in range(7 * 400):
         turn, at = divmod(number, 400)

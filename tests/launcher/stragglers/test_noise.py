@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.live.noise import noise_of
+from launcher.stragglers.noise import noise_of
 
 
 def autoregression(seed, count, sigma, rho):

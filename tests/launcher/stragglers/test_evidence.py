@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.live.evidence import LEAST_RATIO, Evidence
+from launcher.stragglers.evidence import LEAST_RATIO, Evidence
 
 NOISE = 0.07
 """Of the logarithm of a ratio, as that of two ranks that vary by 5 % each."""

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from launcher.live.job_steps import JobStep
-from launcher.live.metrics import ModuleStep, read_metrics
-from launcher.live.rank_step import ModuleTimes, RankStep
-from launcher.live.step_metrics import metrics_of
+from launcher.steps.job_steps import JobStep
+from launcher.steps.metrics import ModuleStep, read_metrics
+from launcher.steps.rank_step import ModuleTimes, RankStep
+from launcher.steps.step_metrics import metrics_of
 from mimo_role import Topology
 
 TOPOLOGY = Topology.from_modules({"vision": {"dp": 2}, "language": {"tp": 2, "cp": 2, "dp": 2, "pp": 2}})

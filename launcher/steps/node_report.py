@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.live.rank_step import PEAK_GIB, SAMPLES, TOKENS, ModuleTimes, RankStep
+from launcher.steps.rank_step import PEAK_GIB, SAMPLES, TOKENS, ModuleTimes, RankStep
 
 _MOST_ROWS = 20_000
 """Steps of one rank in the reports of all nodes together, within one interval."""

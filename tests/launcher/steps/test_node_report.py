@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from launcher.live.node_report import NodeReport, thinned
-from launcher.live.rank_step import ModuleTimes, RankStep
+from launcher.steps.node_report import NodeReport, thinned
+from launcher.steps.rank_step import ModuleTimes, RankStep
 
 MICROSECONDS = st.integers(0, 10**9).map(lambda each: each / 1e6)
 TIMES = st.builds(ModuleTimes, MICROSECONDS, MICROSECONDS, MICROSECONDS, MICROSECONDS)

@@ -5,15 +5,15 @@ smallest slowdown that is reported (CUSUM; E. S. Page, "Continuous Inspection Sc
 a sum above 0 is the maximum-likelihood estimate of the beginning.
 
 Each step counts up to a limit only, so that a few steps, however slow, are no evidence. The noise of the steps before is
-measured (`launcher.live.noise`). Where it is larger than what the limits are made for, all of them grow with it, and the sum
-that is needed with its square, as the number of steps that a mean of some accuracy takes does.
+measured (`launcher.stragglers.noise`). Where it is larger than what the limits are made for, all of them grow with it, and the
+sum that is needed with its square, as the number of steps that a mean of some accuracy takes does.
 """
 
 import math
 from collections import deque
 from statistics import median
 
-from launcher.live.noise import noise_of
+from launcher.stragglers.noise import noise_of
 
 LEAST_RATIO = 1.15
 """A rank that is slower than its peers by less is not reported."""
