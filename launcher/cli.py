@@ -174,7 +174,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         return Outcome.signalled(signal.SIGTERM).exit_code
     print(found.table())
     if arguments.traffic:
-        print(f"\n{found.traffic_table()}")
+        print(f"\n{found.traffic.table()}")
     if arguments.memory:
         print(f"\n{found.memory.table()}")
     for failure in found.failures():

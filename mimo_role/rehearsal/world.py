@@ -28,16 +28,22 @@ from mimo_role.rehearsal.traffic import Traffic
 class StepLimit:
     """Ends the script with exit code 0 when it begins a step too many."""
 
-    def __init__(self, steps: int) -> None:
-        """`steps`: how many it runs; 0: as many as it likes."""
+    def __init__(self, steps: int, on_begin: Callable[[], None]) -> None:
+        """
+        Args:
+            steps: how many it runs; 0: as many as it likes.
+            on_begin: called when a step begins, one too many included.
+        """
         self.begun = 0
         """Training steps that have begun."""
         self._steps = steps
+        self._on_begin = on_begin
 
     def around(self, start: Callable[..., None]) -> Callable[..., None]:
         """What replaces `Heartbeat._start_step`."""
 
         def start_or_end(heartbeat: Heartbeat, number: int) -> None:
+            self._on_begin()
             if self._steps and self.begun == self._steps:
                 raise SystemExit(0)
             self.begun += 1
@@ -103,7 +109,7 @@ def install(
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
-    limit = StepLimit(steps)
+    limit = StepLimit(steps, traffic.begin_step)
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
     return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
 
