@@ -195,6 +195,7 @@ def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig
     from launcher.config.loader import load
     from launcher.config.yaml_reader import source_of
     from launcher.plan.planner import make_plan
+    from launcher.run_dir.rehearsed_traffic import with_rehearsed_traffic
     from launcher.schedulers.sbatch_options import check_options, review
 
     config, config_text = load(arguments.config, arguments.overrides)
@@ -208,7 +209,8 @@ def _planned(arguments: argparse.Namespace) -> "tuple[LaunchPlan, str, JobConfig
     plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
     used = dict.fromkeys(node.pool for node in plan.nodes if node.pool in options)
     found = review({name: options[name] for name in used})
-    return replace(plan, warnings=(*plan.warnings, *found)), config_text, config
+    plan = with_rehearsed_traffic(replace(plan, warnings=(*plan.warnings, *found)))
+    return plan, config_text, config
 
 
 def _submit(arguments: argparse.Namespace) -> int:
