@@ -36,15 +36,18 @@ def _traffic_of(plan: LaunchPlan) -> Mapping[str, Any]:
         traffic = found["step_traffic"]
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-    return traffic if is_whole and isinstance(traffic, Mapping) else {}
+    is_of_groups = isinstance(traffic, dict) and all(isinstance(sent, dict) for sent in traffic.values())
+    return traffic if is_whole and is_of_groups else {}
 
 
 def _with_bytes(warning: PlanWarning, traffic: Mapping[str, Any]) -> PlanWarning:
     ending = next((ending for ending in _BOUNDARIES if warning.code.endswith(ending)), None)
-    found = [sent for group, sent in traffic.items() if _is_about(warning.about, group)]
-    if ending is None or not warning.about or not found:
+    if ending is None or not warning.about:
         return warning
-    crossing = sum(sent[f"{ending}_bytes"] for sent in found)
+    found = [sent.get(f"{ending}_bytes") for group, sent in traffic.items() if _is_about(warning.about, group)]
+    crossing = sum(size for size in found if isinstance(size, int))
+    if not crossing:
+        return warning
     note = f"{bytes_shown(crossing)} per step cross {_BOUNDARIES[ending]}, by the rehearsal in the run directory"
     return replace(warning, message=f"{warning.message}; {note}")
 
