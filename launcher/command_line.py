@@ -186,7 +186,9 @@ def _add_rehearse(parser: _Parser, commands: _Commands) -> None:
     rehearse.add_argument(
         "--shrink", action="store_true", help="print the overrides of the smallest real job with every kind; run nothing"
     )
-    rehearse.add_argument("--traffic", action="store_true", help="print calls and bytes of each stage by group and operation")
+    rehearse.add_argument(
+        "--traffic", action="store_true", help="print calls and bytes of each stage by group, and what crosses nodes and pools"
+    )
     rehearse.add_argument(
         "--memory",
         action="store_true",

@@ -84,6 +84,14 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def bytes_shown(size: int) -> str:
+    """`512 bytes`, `3.2 GiB`."""
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return counted(size, "byte")
+
+
 def printable(text: str) -> str:
     """The text on one line, without characters that a terminal would act upon."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

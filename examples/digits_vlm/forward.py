@@ -33,6 +33,9 @@ class ForwardPath:
             hidden = self._modules[module].merge(tokens.to(self._ctx.device), inputs)
         else:
             hidden = micro[module].to(self._ctx.device)
+        if not len(hidden):
+            # torch's tensor-parallel layers cannot reshape an output without samples.
+            return self._modules[module](_with_a_sample(hidden))[:0]
         return self._modules[module](hidden)
 
     def spec_of(self, at: StageId, micro: MicroBatch) -> ActivationSpec:
@@ -62,3 +65,8 @@ class ForwardPath:
         """What this rank's lane of the language model predicts, `[samples, CAPTION_TOKENS]`."""
         _, targets = micro[MIMO_LANGUAGE_MODULE_KEY]
         return targets.to(self._ctx.device)
+
+
+def _with_a_sample(hidden: torch.Tensor) -> torch.Tensor:
+    """Zeros `[1, T, H]` in place of `[0, T, H]`, through which gradients reach the same parameters."""
+    return functional.pad(hidden, (0, 0, 0, 0, 0, 1))

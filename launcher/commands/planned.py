@@ -9,6 +9,7 @@ from launcher.config.yaml_reader import source_of
 from launcher.errors import ConfigError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.planner import make_plan
+from launcher.run_dir.rehearsed_traffic import with_rehearsed_traffic
 from launcher.schedulers.sbatch_options import check_options, review
 
 
@@ -30,4 +31,5 @@ def planned(arguments: argparse.Namespace) -> tuple[LaunchPlan, str, JobConfig]:
     plan = make_plan(config, arguments.config, arguments.script_args, arguments.overrides)
     used = dict.fromkeys(node.pool for node in plan.nodes if node.pool in options)
     found = review({name: options[name] for name in used})
-    return replace(plan, warnings=(*plan.warnings, *found)), config_text, config
+    plan = with_rehearsed_traffic(replace(plan, warnings=(*plan.warnings, *found)))
+    return plan, config_text, config

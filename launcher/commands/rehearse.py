@@ -57,7 +57,7 @@ def _rehearse(arguments: argparse.Namespace, plan: LaunchPlan, config_text: str,
 def _print(arguments: argparse.Namespace, found: RehearsalResult) -> None:
     print(found.table())
     if arguments.traffic:
-        print(f"\n{found.traffic_table()}")
+        print(f"\n{found.traffic.table()}")
     if arguments.memory:
         print(f"\n{found.memory.table()}")
     for line in (*found.failures(), *found.memory.too_large(), found.summary()):

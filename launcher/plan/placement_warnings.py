@@ -21,6 +21,8 @@ class PlanWarning:
 
     code: str
     message: str
+    about: str = ""
+    """The group, bridge or module whose traffic crosses nodes or pools, as a rehearsal names it: `language.tp`."""
 
 
 def review(topology: Topology, nodes: Sequence[Node], pools: Mapping[str, PoolConfig]) -> list[PlanWarning]:
@@ -108,6 +110,7 @@ def _torn_rows(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWarni
                 f"{axis}_across_nodes",
                 f"modules.{name}.{axis}={size}: {len(torn)} of {grid.row_count(axis)} {axis} rows cross nodes, the first "
                 f"(ranks {listed(runs_of(torn[0]), 4)}) from {first} to {last}; these ranks communicate in every layer",
+                about=f"{name}.{axis}",
             )
 
 
@@ -118,12 +121,14 @@ def _split_module(name: str, grid: RankGrid, layout: _Layout) -> Iterator[PlanWa
         yield PlanWarning(
             "module_across_pools",
             f"modules.{name}: its {grid.size} ranks lie on {len(counts)} pools ({shares}); modules.{name}.pool puts it on one",
+            about=name,
         )
 
 
 def _bridges_between_pools(topology: Topology, layout: _Layout) -> Iterator[PlanWarning]:
-    for source, target in usual_links(topology):
-        if source.module == target.module:
+    for link in usual_links(topology):
+        source, target = link
+        if link.is_within_module:
             continue
         senders, receivers = (
             [rank for rank in topology.grids[at.module].ranks if topology.grids[at.module].coords(rank)["pp"] == at.stage]
@@ -135,4 +140,5 @@ def _bridges_between_pools(topology: Topology, layout: _Layout) -> Iterator[Plan
                 "bridge_across_pools",
                 f"bridge {source.module} -> {target.module}: {counted(len(senders), 'rank')} on {' and '.join(origin)} to "
                 f"{counted(len(receivers), 'rank')} on {' and '.join(to)}; all of its data crosses between the pools",
+                about=str(link),
             )

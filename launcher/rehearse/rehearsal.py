@@ -19,6 +19,7 @@ from launcher.rehearse.memory import MemoryResult
 from launcher.rehearse.rehearsed_rank import rehearsed_plan
 from launcher.rehearse.result import RehearsalResult
 from launcher.rehearse.runner import Runner
+from launcher.rehearse.traffic import TrafficResult
 from launcher.run_dir.layout import RunDirLayout
 from launcher.run_dir.writer import RunDir
 from mimo_role.host.files import write_whole
@@ -58,7 +59,7 @@ def rehearse(
         )
     began = time.time()
     run_id = f"{datetime.fromtimestamp(began, timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
-    plan = rehearsed_plan(plan)
+    job, plan = plan, rehearsed_plan(plan)
     path = RunDirLayout(Path(plan.run_dir)).rehearsal.path
     with (
         closing(RunDir(path, config_text, plan.to_json(), run_id, run_id)) as run_dir,
@@ -73,9 +74,14 @@ def rehearse(
             results = runner.run(kinds_of(plan.topology), jobs=jobs, steps=steps, report=report)
         except OSError as error:
             raise LaunchError(f"rehearsal: {error.strerror or error}") from None
-        memory = MemoryResult(plan=plan, results=results, gpu_memory_gib=gpu_memory_gib)
         found = RehearsalResult(
-            plan=plan, results=results, memory=memory, seconds=time.time() - began, jobs=jobs, tensors=tensors
+            plan=job,
+            results=results,
+            memory=MemoryResult(plan=job, results=results, gpu_memory_gib=gpu_memory_gib),
+            traffic=TrafficResult(job, results),
+            seconds=time.time() - began,
+            jobs=jobs,
+            tensors=tensors,
         )
         write_whole(run_dir.rehearsal_file, json.dumps(found.as_dict(), indent=1))
         return found

@@ -1,6 +1,5 @@
 """What a rehearsal has found: for people and for programs."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import described
 from launcher.rehearse.memory import MemoryResult
-from mimo_role.topology.stage_links import stage_links
+from launcher.rehearse.traffic import TrafficResult
 
 _MIB = 1 << 20
 _LONGEST_ENDING = 60
@@ -28,6 +27,7 @@ class RehearsalResult:
     results: Sequence[KindResult]
     """In the order of the kinds."""
     memory: MemoryResult
+    traffic: TrafficResult
     seconds: float
     """Of the whole rehearsal."""
     jobs: int = 1
@@ -72,17 +72,6 @@ class RehearsalResult:
         headers = ["kind", "ranks", "rehearsed", "steps", "seconds", "peak MiB", "result"]
         return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
 
-    def traffic_table(self) -> str:
-        """Calls and bytes over all steps, of the first kind of each stage; what a rank passes to an operation is counted."""
-        rows = []
-        for stage in dict.fromkeys(result.kind.stage for result in self.results):
-            first = next(result for result in self.results if result.kind.stage == stage)
-            for entry in self._traffic(first):
-                shown = f"{entry['calls']:,}", f"{entry['bytes'] / _MIB:,.3f}"
-                rows.append([stage, entry["group"], entry["size"], entry["operation"], *shown])
-        headers = ["stage", "group", "ranks", "operation", "calls", "MiB"]
-        return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
-
     def failures(self) -> list[str]:
         """The failures, each with the ranks that it would hit; kinds that fail alike are one."""
         return [self._failure(alike) for alike in self._alike()]
@@ -96,22 +85,11 @@ class RehearsalResult:
             "jobs": self.jobs,
             "tensors": self.tensors,
             "exit_code": self.exit_code,
-            "kinds": [result.as_dict() | {"traffic": self._traffic(result)} for result in self.results],
+            "kinds": [result.as_dict() | {"traffic": self.traffic.of(result)} for result in self.results],
             "failures": self.failures(),
             "memory_failures": self.memory.too_large(),
+            "step_traffic": self.traffic.of_groups(),
         }
-
-    def _traffic(self, result: KindResult) -> list[dict[str, Any]]:
-        """The record's traffic, with bridges by the stages that they connect."""
-        links = stage_links(self.plan.topology)
-        found = []
-        for entry in result.record.get("traffic", ()):
-            group = entry["group"]
-            if match := re.fullmatch(r"bridge (\d+) (\w+)", group):
-                tensor, number = divmod(int(match[1]), len(links))
-                group = f"{links[number]}{f' tensor {tensor}' if tensor else ''}, {match[2].replace('_', ' ')}"
-            found.append({**entry, "group": group})
-        return found
 
     def _alike(self) -> Iterator[list[KindResult]]:
         found: dict[tuple[object, ...], list[KindResult]] = {}

@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import (  # the options' defaults, as torch's ow
 from torch.distributed import distributed_c10d as c10d
 
 from mimo_role.rehearsal.reduction import reduce_equal
-from mimo_role.rehearsal.traffic import Traffic
+from mimo_role.rehearsal.traffic import Runs, Traffic, runs_of
 
 NAME = "rehearsal"
 
@@ -42,6 +42,7 @@ class RehearsalGroup(dist.ProcessGroup):
         self._rank = rank
         self._size = size
         self._traffic = traffic
+        self._runs: Runs | None = None
 
     def size(self) -> int:
         """The number of ranks."""
@@ -76,8 +77,7 @@ class RehearsalGroup(dist.ProcessGroup):
         return _done(tensors)
 
     def broadcast(self, tensors: Tensors, opts: Any = BroadcastOptions()) -> dist.Work:
-        if opts.rootRank == self._rank:
-            self.count("broadcast", tensors)
+        self.count("broadcast", tensors)
         return _done(tensors)
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
@@ -161,7 +161,8 @@ class RehearsalGroup(dist.ProcessGroup):
     alltoall_base = all_to_all_single
 
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> dist.Work:
-        self.count("send", tensors)
+        peer = dist.get_global_rank(self, to)
+        self._traffic.add(self.group_desc, self._size, "send", tensors, ((peer, peer + 1, 1),))
         return _done(tensors)
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> dist.Work:
@@ -187,7 +188,9 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def count(self, operation: str, tensors: Tensors) -> None:
         """Count one call of an operation with these tensors of this rank."""
-        self._traffic.add(self.group_desc, self._size, operation, tensors)
+        if self._runs is None:
+            self._runs = runs_of(dist.get_process_group_ranks(self))
+        self._traffic.add(self.group_desc, self._size, operation, tensors, self._runs)
 
 
 def _repeat(outputs: Tensors, own: torch.Tensor) -> None:

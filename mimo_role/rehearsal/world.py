@@ -31,16 +31,18 @@ from mimo_role.rehearsal.traffic import Traffic
 class StepLimit:
     """Ends the script with exit code 0 when it begins a step too many."""
 
-    def __init__(self, steps: int, calls_of_all: Callable[[], int]) -> None:
+    def __init__(self, steps: int, calls_of_all: Callable[[], int], on_begin: Callable[[], None]) -> None:
         """
         Args:
             steps: how many it runs; 0: as many as it likes.
             calls_of_all: the number of collectives of all ranks so far.
+            on_begin: called when a step begins, one too many included.
         """
         self.begun = 0
         """Training steps that have begun."""
         self._steps = steps
         self._calls_of_all = calls_of_all
+        self._on_begin = on_begin
         self._calls: list[int] = []
         """Their number at the beginning of each step."""
 
@@ -55,6 +57,7 @@ class StepLimit:
 
         def start_or_end(heartbeat: Heartbeat, number: int) -> None:
             self._calls.append(self._calls_of_all())
+            self._on_begin()
             if self._steps and self.begun == self._steps:
                 raise SystemExit(0)
             self.begun += 1
@@ -121,7 +124,7 @@ def install(
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
-    limit = StepLimit(steps, partial(traffic.calls_of_all, world_size))
+    limit = StepLimit(steps, partial(traffic.calls_of_all, world_size), traffic.begin_step)
     _replace(Ring, create=staticmethod(_of_one_rank(Ring.create)))
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
     return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)

@@ -89,6 +89,14 @@ def test_fifty_steps_of_every_layout_equal_a_single_process(layout, overrides, t
     assert losses == pytest.approx(expected, rel=1e-9, abs=0)
 
 
+def test_tensor_parallel_lanes_without_samples_leave_the_training_as_it_is(tmp_path):
+    tiny = [*exact(batch_size=3), "--micro-batches", "2", "--steps", "3"]
+    sizes = [f"modules.{module}={{dp: 2, tp: 4}}" for module in ("vision", "language")]
+    losses = train("colocated", tmp_path, *tiny, overrides=sizes)
+
+    assert losses == pytest.approx(single_process_losses("vision", batch_size=3, steps=3), rel=1e-9, abs=0)
+
+
 def test_clipped_steps_of_two_epochs_equal_a_single_process(tmp_path):
     losses = train("pipeline", tmp_path, *exact(LARGE_BATCH_SIZE), "--steps", "12", "--clip-grad-norm", "0.5")
 

@@ -36,3 +36,11 @@ def test_text_of_the_user_is_printed_on_one_line_and_not_at_length():
     assert formatting.printable("a\nb\x1b[31m é") == "a\\nb\\x1b[31m é"
     assert formatting.shortened("x" * 200) == "x" * 200
     assert formatting.shortened("x" * 201) == "x" * 200 + "..."
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (1, "1 byte"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (2 << 40, "2.0 TiB")],
+)
+def test_bytes_are_shown_in_the_largest_unit(size, text):
+    assert formatting.bytes_shown(size) == text

@@ -1,6 +1,7 @@
 """`mimo-launch rehearse`: the user's script, once for each kind of rank."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -247,3 +248,51 @@ def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
     )
     assert planned.returncode == 0, planned.stderr
     assert "19 ranks" in planned.stdout
+
+
+TORN = """\
+name: small
+layout: non_colocated
+modules: {vision: {dp: 2, pool: a}, language: {tp: 4, pool: b}}
+pools: {a: {nodes: 1, procs_per_node: 2}, b: {nodes: 2, procs_per_node: 2}}
+entry: {script: script.py}
+"""
+IN_EVERY_LAYER = """\
+import torch
+import torch.distributed as dist
+import mimo_role
+ctx = mimo_role.current()
+for step in range(3):
+    ctx.step(step)
+    if "language" in ctx.role.modules:
+        for layer in range(4):
+            dist.all_reduce(torch.ones(1 << 18), group=ctx.group("language", "tp"))
+"""
+
+
+def test_plan_shows_the_bytes_that_the_rehearsal_of_the_same_plan_has_counted(rehearse, job):
+    job.config = TORN
+    done = rehearse(IN_EVERY_LAYER, "--traffic")
+    assert done.returncode == 0, done.stderr
+    # 4 MiB a rank, 1.5 times of which it sends, over two of the four connections of the ring to another node.
+    assert re.search(r"language +language\.tp +4 +all_reduce +4 +4\.000 +6\.000 +3\.000 +0\.000", done.stdout)
+    assert done.found["step_traffic"]["language.tp"] == {
+        "sent_bytes": 24 << 20,
+        "across_nodes_bytes": 12 << 20,
+        "across_pools_bytes": 0,
+    }
+
+    def plan(*words):
+        shown = subprocess.run(
+            [*job.program, "plan", job.name, *words],
+            cwd=job.folder,
+            env=job.whole_environ(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return shown.stdout
+
+    assert "in every layer; 12.0 MiB per step cross nodes, by the rehearsal in the run directory" in plan()
+    assert "per step" not in plan("modules.language.dp=1", "env={A: b}")

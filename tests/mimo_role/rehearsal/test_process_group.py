@@ -5,13 +5,15 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed import HashStore
 from torch.distributed._functional_collectives import all_reduce as functional_all_reduce
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
-from mimo_role.rehearsal.traffic import Traffic
+from mimo_role.rehearsal.traffic import Traffic, runs_of
 from mimo_role.testing import run_ranks
 
 SIZE = 3
@@ -146,12 +148,41 @@ def test_ddp_keeps_the_mean_of_equal_gradients(join):
     assert torch.allclose(model.module.weight.grad, torch.full((1, 3), 2.0))
 
 
-def test_traffic_is_counted_by_group_and_operation(join):
+def test_traffic_is_counted_by_group_operation_and_step(join):
     traffic = join(0, 8)
     dist.all_reduce(torch.ones(10))
-    dist.all_reduce(torch.ones(6))
+    for elements in (6, 7, 8):
+        traffic.begin_step()
+        dist.all_reduce(torch.ones(elements))
     dist.isend(torch.ones(4, dtype=torch.float64), 1).wait()
+    world = {"group": "world", "size": 8}
     assert traffic.as_list() == [
-        {"group": "world", "size": 8, "operation": "all_reduce", "calls": 2, "bytes": 64},
-        {"group": "world", "size": 8, "operation": "send", "calls": 1, "bytes": 32},
+        {
+            **world,
+            "operation": "all_reduce",
+            "calls": 4,
+            "bytes": 124,
+            "step_calls": 1,
+            "step_bytes": 28,
+            "ranks": ((0, 8, 1),),
+        },
+        {**world, "operation": "send", "calls": 1, "bytes": 32, "step_calls": 0, "step_bytes": 0, "ranks": ((1, 2, 1),)},
     ]
+
+
+def test_the_only_step_is_all_that_comes_after_its_beginning(join):
+    traffic = join(0, 8)
+    dist.all_reduce(torch.ones(10))
+    traffic.begin_step()
+    dist.all_reduce(torch.ones(6))
+    (found,) = traffic.as_list()
+    assert (found["bytes"], found["step_bytes"]) == (64, 24)
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_ranks_of_a_group_are_recorded_as_ranges(ranks):
+    assert [rank for run in runs_of(sorted(ranks)) for rank in range(*run)] == sorted(ranks)
+
+
+def test_ranks_of_equal_steps_are_one_range():
+    assert runs_of([3, 7, 11, 15]) == ((3, 16, 4),)

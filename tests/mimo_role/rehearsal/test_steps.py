@@ -17,12 +17,12 @@ def traffic():
 
 def steps(traffic, limit=0):
     """A limit of steps, and the function that begins one."""
-    found = StepLimit(limit, partial(traffic.calls_of_all, WORLD))
+    found = StepLimit(limit, partial(traffic.calls_of_all, WORLD), traffic.begin_step)
     return found, partial(found.around(lambda *_: None), None, 0)
 
 
 def reduce(traffic, group="default_pg", size=WORLD):
-    traffic.add(group, size, "all_reduce", [])
+    traffic.add(group, size, "all_reduce", [], ranks=())
 
 
 def test_a_step_too_many_ends_the_script(traffic):
