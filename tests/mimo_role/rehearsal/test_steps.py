@@ -59,6 +59,6 @@ def test_messages_of_bridges_and_collectives_of_some_ranks_are_no_meetings(traff
     begin()
     reduce(traffic, "language.dp", size=2)
     traffic.bridge = "bridge 0 forward"
-    traffic.add("default_pg", WORLD, "send", [])
+    traffic.add("default_pg", WORLD, "send", [], ranks=())
     begin()
     assert limit.meets is False
