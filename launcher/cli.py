@@ -1,6 +1,7 @@
 """The commands, their messages and exit codes: the only module that prints and exits."""
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -104,6 +105,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    gc.disable()  # until torch is imported: collecting what stays takes a tenth of the time up to then
     from dataclasses import replace
 
     from launcher.agent import lifecycle
@@ -112,7 +114,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from launcher.host.init_process import become_child_of_init
     from launcher.plan.debugging import with_debuggers
     from launcher.plan.plan_file import is_plan, load_plan
-    from launcher.plan.render import summary
 
     become_child_of_init()
 
@@ -124,6 +125,8 @@ def _run(arguments: argparse.Namespace) -> int:
         plan, config_text, _ = _planned(arguments)
     place = node_identity.resolve_local_node(plan, arguments.node_rank, arguments.rdzv_endpoint)
     if sys.stderr.isatty():
+        from launcher.plan.render import summary
+
         _say(summary(plan))
     if place.node_rank == 0:
         _warn(plan)
