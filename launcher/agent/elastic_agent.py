@@ -25,6 +25,8 @@ from mimo_role.host import environ
 logger = logging.getLogger(__name__)
 
 MONITOR_INTERVAL_S = 0.05
+_SHORTEST_SLEEP_S = 1e-6
+"""torchelastic sleeps before it monitors the ranks, and here monitoring them waits; 0 is no interval to it."""
 _ENDING = (Signals.SIGTERM, Signals.SIGHUP, Signals.SIGQUIT)
 _STATES = {
     Decision.WAIT: WorkerState.HEALTHY,
@@ -100,6 +102,8 @@ class ElasticAgent(LocalElasticAgent):
         return [Worker(local_rank, rank, rank, world_size, world_size) for local_rank, rank in enumerate(job.node.ranks)]
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if isinstance(self._pcontext, RankContext):
+            self._pcontext.wait_for_ends(MONITOR_INTERVAL_S)
         decision = self._monitor.decide(_exit_codes(self._pcontext, self._monitor.job.node.first_rank))
         if decision in (Decision.REQUEUE, Decision.ABORT):
             self._remaining_restarts = 0
@@ -149,5 +153,5 @@ def _spec(job: NodeJob, rendezvous: PlanRendezvous) -> WorkerSpec:
         entrypoint=PROGRAM,
         rdzv_handler=rendezvous,
         max_restarts=job.plan.runtime.max_restarts,
-        monitor_interval=MONITOR_INTERVAL_S,
+        monitor_interval=_SHORTEST_SLEEP_S,
     )

@@ -18,7 +18,6 @@ from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.fork_server import ForkServer, Preload
-from launcher.live.status_display import status_display
 from launcher.outcome import Outcome, Terminated
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight import capacity
@@ -74,6 +73,7 @@ def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str,
             from launcher.agent.job_monitor import JobMonitor
             from launcher.agent.node_job import NodeJob
             from launcher.coordination.nodes import join_nodes
+            from launcher.live.status_display import status_display
             from launcher.logs.log_specs import RunDirLogsSpecs
 
             with (

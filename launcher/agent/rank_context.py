@@ -40,6 +40,10 @@ class RankContext(PContext):
         """By local rank: the exit code, negative for a signal; `None` while it runs."""
         return {local_rank: self._server.exit_code(pid) for local_rank, pid in self._pids.items()}
 
+    def wait_for_ends(self, timeout_s: float) -> None:
+        """Wait until all ranks have ended, at most for a time. If they had ended before, it waits that long."""
+        self._server.wait_for_ends(self._pids.values(), timeout_s)
+
     def pids(self) -> dict[int, int]:
         return dict(self._pids)
 

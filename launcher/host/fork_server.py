@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +151,18 @@ class ForkServer:
             self._channel.receive()
             return self._channel.codes.get(pid, UNKNOWN_EXIT if self._channel.is_closed else None)
 
+    def wait_for_ends(self, pids: Collection[int], timeout_s: float) -> None:
+        """Wait until all of some ranks have ended, at most for a time. If they had ended before, it waits that long."""
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0 and not self._channel.is_closed:
+            if not self._channel.wait(left_s):
+                return
+            with self._lock:
+                self._channel.receive()
+            if self._channel.codes.keys() >= set(pids):
+                return
+        time.sleep(max(0.0, deadline - time.monotonic()))
+
     def end_leftovers(self) -> list[int]:
         """End what earlier ranks have started and left; return the processes that could not be killed."""
         with self._lock:
@@ -172,8 +184,8 @@ class ForkServer:
 
     def close(self) -> None:
         """End all processes of the run but this one, and remove the node directory."""
+        self._channel.close()  # the server exits while the reaper looks for other processes
         self._reaper.communicate()  # it waits for the end of its input
-        self._channel.close()
         if self._reaper.returncode != 0:  # it was killed
             reaper.clean_up(self._agent_id, self._grace_s, str(self._directory))
 

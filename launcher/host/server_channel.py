@@ -46,6 +46,10 @@ class Channel:
             self.receive(timeout_s=None)
         return self._answers.pop(0) if self._answers else {"error": errno.ECONNRESET}
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is something to receive; return whether there is."""
+        return bool(select.select([self._socket], [], [], timeout_s)[0])
+
     def receive(self, timeout_s: float | None = 0) -> None:
         """Read what the server has reported; wait for it until the timeout."""
         while not self.is_closed and select.select([self._socket], [], [], timeout_s)[0]:

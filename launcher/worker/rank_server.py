@@ -22,6 +22,7 @@ from launcher.errors import LaunchError
 from launcher.host import limits
 from launcher.host.server_channel import LENGTH
 from launcher.worker import late_variables, process_end
+from launcher.worker.torch_libraries import loaded_beside
 from mimo_role.host import environ
 
 _STREAMS = 3
@@ -74,8 +75,9 @@ def _import_all(server: "_Server", modules: Mapping[str, Any] | None, started_wi
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
     late_variables.remember()
     # Python imports the codec when it first looks up the name of a host.
-    for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging", "encodings.idna"):
-        import_module(name)
+    with loaded_beside("sympy"):
+        for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging", "encodings.idna"):
+            import_module(name)
     from launcher.worker import main_program
 
     late_variables.list_modules()

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,38 @@ def python(server, folder, code, **variables):
 def test_exit_codes_and_signals_are_reported(server, tmp_path):
     ranks = [python(server, tmp_path, f"import os, sys; {end}") for end in ("sys.exit(3)", "os.kill(os.getpid(), 9)", "pass")]
     assert [rank.exit_code() for rank in ranks] == [3, -9, 0]
+
+
+@pytest.mark.parametrize("codes", [(0,), (0, 3)], ids=["well", "one badly"])
+def test_a_wait_is_over_once_all_ranks_have_ended(server, tmp_path, codes):
+    ranks = [python(server, tmp_path, f"import sys; sys.exit({code})") for code in codes]
+    server.wait_for_ends([rank.pid for rank in ranks], timeout_s=1000)
+    assert [server.exit_code(rank.pid) for rank in ranks] == list(codes)
+
+
+def test_a_wait_is_over_in_time_if_a_rank_runs_or_all_have_ended_before(server, tmp_path):
+    ended, running = python(server, tmp_path, ""), python(server, tmp_path, "import time; time.sleep(1000)")
+    assert ended.exit_code() == 0
+    for ranks in ([ended], [ended, running]):
+        began = time.monotonic()
+        server.wait_for_ends([rank.pid for rank in ranks], timeout_s=0.1)
+        assert time.monotonic() - began >= 0.1
+
+
+def test_a_wait_is_over_in_time_after_the_server_has_died(server, tmp_path):
+    rank = python(server, tmp_path, "import time; time.sleep(1000)")
+    os.kill(server_of(rank), signal.SIGKILL)
+    for _ in range(2):
+        began = time.monotonic()
+        server.wait_for_ends([rank.pid], timeout_s=0.1)
+        assert time.monotonic() - began >= 0.1
+    assert server.has_died
+    assert server.exit_code(rank.pid) == UNKNOWN_EXIT
+
+
+def server_of(rank):
+    """The process that has started a rank."""
+    return int(Path(f"/proc/{rank.pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_rank_has_its_own_session_streams_and_environment(server, tmp_path):
