@@ -179,6 +179,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         print(f"\n{found.memory.table()}")
     for failure in found.failures():
         _say(failure)
+    for difference in found.call_failures():
+        _say(difference)
     for line in found.memory.too_large():
         _say(line)
     _say(found.summary())

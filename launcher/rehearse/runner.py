@@ -120,10 +120,9 @@ class Runner:
             error_files=(run_dir.error_file(0, rank), node_dir.error_file(self._node_dir, rank)),
             stacks=node_dir.stacks_file(self._node_dir, rank),
         )
-        record: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # a process that was killed leaves none
-            record = json.loads(self._rank(kind).record_file.read_text(encoding="utf-8"))
-        return KindResult(kind=kind, exit=found, seconds=seconds, record=record)
+        files = self._rank(kind)
+        record, calls = _json_in(files.record_file), _json_in(files.calls_file)
+        return KindResult(kind=kind, exit=found, seconds=seconds, record=record or {}, calls=calls)
 
     def _rank(self, kind: Kind) -> RehearsedRank:
         return RehearsedRank(
@@ -133,6 +132,13 @@ class Runner:
             node_dir=self._node_dir,
             tensors=self._tensors,
         )
+
+
+def _json_in(file: Path) -> Any:
+    """A file's content; `None` if a process was killed before it had written it."""
+    with suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    return None
 
 
 def _waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:

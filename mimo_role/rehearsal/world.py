@@ -18,6 +18,8 @@ from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.pipeline import trained_stages
 from mimo_role.rehearsal.agreement import Contributions, same_samples
 from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.call_log import CallLog
+from mimo_role.rehearsal.group_creation import recorded_new_group
 from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
 from mimo_role.rehearsal.links import RehearsalLinks
 from mimo_role.rehearsal.objects import ObjectCollectives
@@ -28,19 +30,24 @@ from mimo_role.rehearsal.traffic import Traffic
 class StepLimit:
     """Ends the script with exit code 0 when it begins a step too many."""
 
-    def __init__(self, steps: int) -> None:
-        """`steps`: how many it runs; 0: as many as it likes."""
+    def __init__(self, steps: int, calls: CallLog) -> None:
+        """`steps`: how many it runs; 0: as many as it likes. `calls`: records in which step a call is."""
         self.begun = 0
         """Training steps that have begun."""
+        self.has_ended_script = False
         self._steps = steps
+        self._calls = calls
 
     def around(self, start: Callable[..., None]) -> Callable[..., None]:
         """What replaces `Heartbeat._start_step`."""
 
         def start_or_end(heartbeat: Heartbeat, number: int) -> None:
             if self._steps and self.begun == self._steps:
+                self.has_ended_script = True
+                self._calls.is_open = False
                 raise SystemExit(0)
             self.begun += 1
+            self._calls.step = self.begun
             start(heartbeat, number)
 
         return start_or_end
@@ -53,6 +60,7 @@ class Rehearsal:
     rank: int
     board: Board
     traffic: Traffic
+    calls: CallLog
     objects: ObjectCollectives
     headers: Headers
     steps: StepLimit
@@ -62,6 +70,7 @@ class Rehearsal:
         self.board.put(_headers_of(self.rank), self.headers)
         return {
             "steps": self.steps.begun,
+            "ended_by_steps": self.steps.has_ended_script,
             "objects_not_known": self.objects.not_known,
             "traffic": self.traffic.as_list(),
         }
@@ -86,14 +95,16 @@ def install(
         steps: training steps after which the script ends with exit code 0; 0: when it ends by itself.
         observe: called with the tensors that are passed to each operation of a group.
     """
-    traffic, objects = Traffic(observe=observe), ObjectCollectives(board)
+    traffic, calls = Traffic(observe=observe), CallLog()
+    objects = ObjectCollectives(board, calls)
     dist.Backend.register_backend(
-        NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
+        NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls), devices=["cpu", "cuda"]
     )
-    create = _with_our_backend(c10d._new_process_group_helper)
+    create = _with_our_backend(c10d._new_process_group_helper, calls)
     _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
+        _replace(module, new_group=recorded_new_group(module.new_group, calls))
     _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
     RehearsalLedger.seen = _seen(board, earlier)
     headers = RehearsalLedger.sent = {}
@@ -103,9 +114,11 @@ def install(
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
-    limit = StepLimit(steps)
+    limit = StepLimit(steps, calls)
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
-    return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
+    return Rehearsal(
+        rank=rank, board=board, traffic=traffic, calls=calls, objects=objects, headers=headers, steps=limit
+    )
 
 
 def _headers_of(rank: int) -> str:
@@ -130,12 +143,15 @@ def _of_the_same_sample(read: Callable[..., Any]) -> Callable[..., Any]:
     return lambda reader, request: read(reader, same_samples(request))
 
 
-def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
+def _with_our_backend(create: Callable[..., Any], calls: CallLog) -> Callable[..., Any]:
     """Whatever backend a group is asked for with, such as gloo for checkpoints."""
 
     def create_rehearsed(size: int, rank: int, ranks: Any, backend: Any, store: Any, *rest: Any, **settings: Any) -> Any:
         del backend
-        return create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
+        group, own_store = create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
+        if isinstance(group, RehearsalGroup) and size > 1:
+            calls.created(group, ranks or range(size))
+        return group, own_store
 
     return create_rehearsed
 
