@@ -146,8 +146,10 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     from launcher.outcome import Outcome, Terminated
     from launcher.rehearse.rehearsal import rehearse
 
-    if arguments.jobs < 1 or arguments.steps < 0:
-        raise UsageError("--jobs is 1 or more, and --steps 0 or more; mimo-launch rehearse --help lists the arguments")
+    if arguments.jobs < 1 or arguments.steps < 0 or not arguments.timeout_s >= 0:
+        raise UsageError(
+            "--jobs is 1 or more, --timeout-s and --steps 0 or more; mimo-launch rehearse --help lists the arguments"
+        )
     if arguments.real_tensors and not arguments.memory:
         raise UsageError("--real-tensors is for --memory, which is not given")
     become_child_of_init()
@@ -164,6 +166,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
             config_text,
             jobs=arguments.jobs,
             steps=arguments.steps,
+            timeout_s=arguments.timeout_s,
             tensors=("real" if arguments.real_tensors else "fake") if arguments.memory else None,
             gpu_memory_gib={name: pool.resources.gpu_memory_gib for name, pool in (config.pools or {}).items()},
             say=_say,

@@ -71,6 +71,11 @@ def _all_differences(kinds: Sequence[KindCalls]) -> Iterator[Difference]:
                 if (found := _first_difference(group.name, group.size, members)) is not None:
                     yield found
             yield from _of_messages(own, group, kinds)
+    for bridge in dict.fromkeys(name for each in kinds for name in each.bridges):
+        members = [Member(each, each.bridges[bridge]) for each in kinds if bridge in each.bridges]
+        ranks = sum(len(member.of.kind.ranks) for member in members)
+        if (found := _first_difference(bridge, ranks, members)) is not None:
+            yield found
 
 
 def _members(own: KindCalls, group: Group, kinds: Sequence[KindCalls]) -> Iterator[Member]:

@@ -113,9 +113,14 @@ class KindCalls:
     kind: Kind
     groups: Sequence[Group]
     """In the order of their creation."""
+    bridges: Mapping[str, Calls]
+    """The batches of activations over each bridge, by its name."""
     ended: Ended
 
     @classmethod
     def of(cls, kind: Kind, value: Mapping[str, Any], ended: Ended) -> "KindCalls":
         """From JSON."""
-        return cls(kind=kind, groups=[Group.of(group, value["texts"]) for group in value["groups"]], ended=ended)
+        texts = value["texts"]
+        groups = [Group.of(group, texts) for group in value["groups"]]
+        bridges = {name: Calls.of(calls, texts) for name, calls in value["bridges"].items()}
+        return cls(kind=kind, groups=groups, bridges=bridges, ended=ended)

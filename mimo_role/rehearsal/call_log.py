@@ -69,6 +69,7 @@ class CallLog:
         self._texts: dict[str, int] = {}
         self._groups: dict[dist.ProcessGroup, _Group] = {}
         """In the order of their creation."""
+        self._bridges: dict[str, Sequence] = {}
         self._numbers: Counter[Progressions] = Counter()
         self._kept = 0
 
@@ -121,9 +122,20 @@ class CallLog:
             messages = self._groups[group].messages
             self._add(messages.setdefault((source, destination, tag), Sequence()), content)
 
+    def add_batch(self, bridge: str) -> None:
+        """Record a batch of activations that this rank sends or receives.
+
+        Args:
+            bridge: its name, the same on both sides.
+        """
+        if self.is_open:
+            self._add(self._bridges.setdefault(bridge, Sequence()), "a batch of activations")
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"texts": list(self._texts), "groups": [group.as_dict() for group in self._groups.values()]}
+        groups = [group.as_dict() for group in self._groups.values()]
+        bridges = {name: vars(sequence) for name, sequence in self._bridges.items()}
+        return {"texts": list(self._texts), "groups": groups, "bridges": bridges}
 
     def _add(self, sequence: Sequence, operation: str) -> None:
         sequence.count += 1

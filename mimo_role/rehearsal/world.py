@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from mimo_role import lifecycle
 from mimo_role.bridge import messages
+from mimo_role.bridge.bridge_base import BridgeBase
 from mimo_role.data import sample_sizes
 from mimo_role.data.sample_reader import SampleReader
 from mimo_role.monitoring.heartbeat import Heartbeat
@@ -105,13 +106,14 @@ def install(
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
         _replace(module, new_group=recorded_new_group(module.new_group, calls))
-    _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
+    _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__, calls))
     RehearsalLedger.seen = _seen(board, earlier)
     headers = RehearsalLedger.sent = {}
     contributions = Contributions(board)
     _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
     _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
+    _replace(BridgeBase, transfer=_recorded(BridgeBase.transfer, calls))
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps, calls)
@@ -156,11 +158,23 @@ def _with_our_backend(create: Callable[..., Any], calls: CallLog) -> Callable[..
     return create_rehearsed
 
 
-def _uncoordinated(make: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(transfer: Callable[..., Any], calls: CallLog) -> Callable[..., Any]:
+    """Batches over bridges, which both sides count; their gradients follow from them."""
+
+    def transfer_recorded(bridge: BridgeBase, *arguments: Any, back: bool, **settings: Any) -> Any:
+        if not back:
+            calls.add_batch(str(bridge))
+        return transfer(bridge, *arguments, back=back, **settings)
+
+    return transfer_recorded
+
+
+def _uncoordinated(make: Callable[..., Any], calls: CallLog) -> Callable[..., Any]:
     """DCP without a coordinator: each rank writes and reads its part as if it were alone."""
 
     def make_alone(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:
-        del use_dist, coordinator_rank
+        if use_dist:
+            calls.add(group or c10d._get_default_group(), f"torch.distributed.checkpoint(coordinator {coordinator_rank})")
         make(self, group, False, 0)
 
     return make_alone
