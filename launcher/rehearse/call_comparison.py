@@ -16,7 +16,7 @@ _UNNAMED = ("undefined",)
 """torch's description of a group that was created without one."""
 
 Did = tuple[str, str]
-"""An operation, and the line of the script."""
+"""An operation, and the lines of the script."""
 NOTHING = "nothing more"
 NO_GROUP = "has no such group"
 _NO_CALLS = Calls((), 0, 0)
@@ -36,9 +36,12 @@ class Difference:
     """The first call over a group in which its members differ."""
 
     group: str
+    """Its name."""
     size: int
     number: int
     """Of the call over the group, from 1 on; 0: somewhere behind those that were kept."""
+    unit: str = "call"
+    """What is counted."""
     did: dict[Did, list[Kind]]
     """What the kinds did, the fewest ranks first."""
 
@@ -52,7 +55,7 @@ def differences(kinds: Sequence[KindCalls]) -> list[Difference]:
     merged: dict[tuple[object, ...], Difference] = {}
     for found in _all_differences(kinds):
         # Groups that only differ in their ranks, such as those of each lane, have one name.
-        signature = (found.group, found.size, found.number, *sorted(found.did))
+        signature = (found.group, found.size, found.number, found.unit, *sorted(found.did))
         known = merged.setdefault(signature, found)
         if known is not found:
             for did, others in found.did.items():
@@ -75,7 +78,7 @@ def _all_differences(kinds: Sequence[KindCalls]) -> Iterator[Difference]:
         members = [Member(each, each.bridges[bridge]) for each in kinds if bridge in each.bridges]
         ranks = sum(len(member.of.kind.ranks) for member in members)
         if (found := _first_difference(bridge, ranks, members)) is not None:
-            yield found
+            yield replace(found, unit="batch")
 
 
 def _members(own: KindCalls, group: Group, kinds: Sequence[KindCalls]) -> Iterator[Member]:
@@ -103,15 +106,18 @@ def _of_messages(own: KindCalls, group: Group, kinds: Sequence[KindCalls]) -> It
         theirs = found.messages.get((source, destination, tag))
         if theirs is not None and not sends:
             continue  # compared at the sender
-        name = f"messages from rank {group.ranks[source]} to rank {group.ranks[destination]} over {group.name}"
         ends = [Member(own, calls), Member(other, _NO_CALLS if theirs is None else theirs)]
-        if (difference := _first_difference(name, 2, ends)) is not None:
+        if (difference := _first_difference(group.name, group.size, ends)) is not None:
             sender = own if sends else other
-            yield replace(difference, did=_of_ends(difference.did, sender.kind))
+            yield replace(difference, did=_of_ends(difference.did, sender.kind), unit="message")
 
 
 def _of_ends(did: dict[Did, list[Kind]], sender: Kind) -> dict[Did, list[Kind]]:
-    return {(f"{'send' if sender in kinds else 'recv'}({text})", place): kinds for (text, place), kinds in did.items()}
+    found = {}
+    for (text, place), kinds in did.items():
+        name = "send" if sender in kinds else "recv"
+        found[text if text == NOTHING else f"{name}({text})", place] = kinds
+    return found
 
 
 def _same(group: Group, other: KindCalls) -> Group | None:

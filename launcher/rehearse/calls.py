@@ -15,7 +15,7 @@ class Call(NamedTuple):
     text: str
     """Its name with what has to be the same on all members: `all_reduce(6 float32, sum)`."""
     place: str
-    """The line of the script; empty if there is none."""
+    """The lines of the script, the innermost last; empty if there are none."""
     step: int
     """How many training steps had begun."""
 

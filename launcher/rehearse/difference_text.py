@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from linecache import getline
 from pathlib import Path
 
-from launcher.rehearse.call_comparison import Did, Difference
+from launcher.rehearse.call_comparison import NO_GROUP, NOTHING, Did, Difference
 from launcher.rehearse.kinds import Kind, described
 
 
@@ -17,13 +17,23 @@ def text_of(difference: Difference, kinds: Sequence[Kind]) -> str:
         kinds: all kinds of the rehearsal.
     """
     (what, _), odd = next(iter(difference.did.items()))
-    at = f"call {difference.number:,}" if difference.number else "its calls"
-    where = f"{difference.group} ({difference.size:,} ranks)" if difference.size > 2 else difference.group
-    lines = [f"{_who(odd, kinds)}: {what} as {at} over {where}; other ranks do not"]
+    lines = [f"{_who(odd, kinds)}: {_headline(what, difference)}"]
     for did, members in difference.did.items():
         lines += _lines_of(did, members, kinds)
-    lines.append("  all members have to call the same in the same order: the real job would hang, or mix the data of two calls")
+    lines.append("  members that do not do the same in the same order: the real job would hang, or mix the data of two calls")
     return "\n".join(lines)
+
+
+def _headline(what: str, difference: Difference) -> str:
+    at = f"{difference.unit} {difference.number:,}"
+    where = f"{difference.group} ({difference.size:,} ranks)"
+    if what == NO_GROUP:
+        return f"does not create {where}, which other ranks use"
+    if what == NOTHING:
+        return f"no {at} over {where}, which other ranks have"
+    if not difference.number:
+        return f"{what} over {where}, and other ones on other ranks"
+    return f"{what} is {at} over {where}, but not on other ranks"
 
 
 def names_of(named: Sequence[Kind], kinds: Sequence[Kind]) -> str:
@@ -55,7 +65,7 @@ def _who(named: Sequence[Kind], kinds: Sequence[Kind]) -> str:
 def _lines_of(did: Did, members: Sequence[Kind], kinds: Sequence[Kind]) -> Iterator[str]:
     what, place = did
     yield f"  {_who(members, kinds)}: {what}"
-    if match := re.fullmatch(r"(.*):(\d+) in (.*)", place):
+    for match in re.finditer(r"^(.*):(\d+) in (.*)$", place, re.MULTILINE):
         file, line, function = Path(match[1]), int(match[2]), match[3]
         shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         yield f"    {shown}:{line} in {function}"

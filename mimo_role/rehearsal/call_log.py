@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -20,6 +21,7 @@ import mimo_role
 
 KEPT_OF_A_GROUP = 4_000
 KEPT_OF_ALL = 40_000
+_LINES = 2
 
 _OURS = Path(mimo_role.__path__[0])
 _NOT_THE_SCRIPTS = (
@@ -142,22 +144,23 @@ class CallLog:
         sequence.checksum = zlib.crc32(operation.encode(), sequence.checksum)
         if len(sequence.calls) < KEPT_OF_A_GROUP and self._kept < KEPT_OF_ALL:
             self._kept += 1
-            sequence.calls.append((self._number(operation), self._number(script_line()), self.step))
+            sequence.calls.append((self._number(operation), self._number(script_lines()), self.step))
 
     def _number(self, text: str) -> int:
         return self._texts.setdefault(text, len(self._texts))
 
 
-def script_line() -> str:
-    """`train.py:21 in main`: the innermost line of the script on this thread's stack, or of a module that is not installed;
-    empty if there is none."""
-    frame = sys._getframe(1)
-    while frame is not None:
+def script_lines() -> str:
+    """The two innermost lines of the script on this thread's stack, or of modules that are not installed: `train.py:21 in main`,
+    one a line, the innermost last."""
+    found: list[str] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and len(found) < _LINES:
         code = frame.f_code
         if not code.co_filename.startswith(_NOT_THE_SCRIPTS):
-            return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+            found.insert(0, f"{code.co_filename}:{frame.f_lineno} in {code.co_name}")
+        frame = frame.f_back
+    return "\n".join(found)
 
 
 def progressions(numbers: Iterable[int]) -> Progressions:
