@@ -45,6 +45,14 @@ class Difference:
     did: dict[Did, list[Kind]]
     """What the kinds did, the fewest ranks first."""
 
+    def fits(self, other: "Difference") -> bool:
+        """Whether no kind would have done two things if both were one."""
+        return all(kind not in others for did, kinds in self.did.items() for kind in kinds for others in other.without(did))
+
+    def without(self, did: Did) -> Iterator[list[Kind]]:
+        """The kinds that did something else."""
+        return (kinds for each, kinds in self.did.items() if each != did)
+
 
 def differences(kinds: Sequence[KindCalls]) -> list[Difference]:
     """The first differences over each group that kinds share; those over alike groups are one.
@@ -52,15 +60,18 @@ def differences(kinds: Sequence[KindCalls]) -> list[Difference]:
     Args:
         kinds: what each has called, in the order of the kinds.
     """
-    merged: dict[tuple[object, ...], Difference] = {}
+    merged: dict[tuple[object, ...], list[Difference]] = {}
     for found in _all_differences(kinds):
         # Groups that only differ in their ranks, such as those of each lane, have one name.
         signature = (found.group, found.size, found.number, found.unit, *sorted(found.did))
-        known = merged.setdefault(signature, found)
-        if known is not found:
+        alike = merged.setdefault(signature, [])
+        known = next((each for each in alike if each.fits(found)), None)
+        if known is None:
+            alike.append(found)
+        else:
             for did, others in found.did.items():
                 known.did[did] += [kind for kind in others if kind not in known.did[did]]
-    return list(merged.values())
+    return [difference for alike in merged.values() for difference in alike]
 
 
 def _all_differences(kinds: Sequence[KindCalls]) -> Iterator[Difference]:

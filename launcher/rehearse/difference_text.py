@@ -16,24 +16,31 @@ def text_of(difference: Difference, kinds: Sequence[Kind]) -> str:
         difference: the first one over a group.
         kinds: all kinds of the rehearsal.
     """
-    (what, _), odd = next(iter(difference.did.items()))
-    lines = [f"{_who(odd, kinds)}: {_headline(what, difference)}"]
+    lines = [_headline(difference, kinds)]
     for did, members in difference.did.items():
         lines += _lines_of(did, members, kinds)
     lines.append("  members that do not do the same in the same order: the real job would hang, or mix the data of two calls")
     return "\n".join(lines)
 
 
-def _headline(what: str, difference: Difference) -> str:
-    at = f"{difference.unit} {difference.number:,}"
+def _headline(difference: Difference, kinds: Sequence[Kind]) -> str:
+    (what, _), odd = next(iter(difference.did.items()))
+    at = f"{difference.unit} {difference.number:,}" if difference.number else "the end"
     where = f"{difference.group} ({difference.size:,} ranks)"
-    if what == NO_GROUP:
-        return f"does not create {where}, which other ranks use"
-    if what == NOTHING:
-        return f"no {at} over {where}, which other ranks have"
-    if not difference.number:
-        return f"{what} over {where}, and other ones on other ranks"
-    return f"{what} is {at} over {where}, but not on other ranks"
+    described = f"does not create {where}" if what == NO_GROUP else f"{_short(what)} as {at} over {where}"
+    return f"{_who(odd, kinds)}: {described}, {_of_others(difference, kinds)}"
+
+
+def _of_others(difference: Difference, kinds: Sequence[Kind]) -> str:
+    _, *others = difference.did.items()
+    if len(others) > 1:
+        return f"{len(others)} other ones on other ranks"
+    ((what, _), members), *_ = others
+    return f"{_short(what)} on {names_of(members, kinds)}"
+
+
+def _short(what: str) -> str:
+    return "nothing" if what in (NOTHING, NO_GROUP) else what
 
 
 def names_of(named: Sequence[Kind], kinds: Sequence[Kind]) -> str:

@@ -57,7 +57,7 @@ class _Group:
 
     def as_dict(self) -> dict[str, Any]:
         messages = [{"between": key, **vars(sequence)} for key, sequence in self.messages.items()]
-        return {**vars(self), "calls": vars(self.calls), "messages": messages}
+        return {**vars(self), "calls": dict(vars(self.calls)), "messages": messages}
 
 
 class CallLog:
@@ -136,7 +136,7 @@ class CallLog:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         groups = [group.as_dict() for group in self._groups.values()]
-        bridges = {name: vars(sequence) for name, sequence in self._bridges.items()}
+        bridges = {name: dict(vars(sequence)) for name, sequence in self._bridges.items()}
         return {"texts": list(self._texts), "groups": groups, "bridges": bridges}
 
     def _add(self, sequence: Sequence, operation: str) -> None:
@@ -151,8 +151,10 @@ class CallLog:
 
 
 def script_lines() -> str:
-    """The two innermost lines of the script on this thread's stack, or of modules that are not installed: `train.py:21 in main`,
-    one a line, the innermost last."""
+    """The two innermost lines of the script, or of modules that are not installed, on this thread's stack.
+
+    Each is `train.py:21 in main`; the innermost one is the last.
+    """
     found: list[str] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(found) < _LINES:

@@ -131,8 +131,8 @@ class ObjectCollectives:
 
     def _record_message(self, group: Any, source: int, destination: int, count: int) -> None:
         group = group or c10d._get_default_group()
-        ends = (dist.get_group_rank(group, rank) for rank in (source, destination))
-        self._log.add_message(group, *ends, 0, f"{count} objects")
+        sender, receiver = (dist.get_group_rank(group, rank) for rank in (source, destination))
+        self._log.add_message(group, sender, receiver, 0, f"{count} objects")
 
     def _message(self, source: int, destination: int) -> str:
         name = f"objects from {source} to {destination}"

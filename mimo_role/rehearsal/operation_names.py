@@ -13,9 +13,7 @@ def of_tensors(tensors: Sequence[torch.Tensor], *, sizes: bool = True) -> str:
         tensors: of one rank.
         sizes: whether members need equal numbers of elements.
     """
-    return " + ".join(
-        f"{tensor.numel():,} {_name_of(tensor.dtype)}" if sizes else _name_of(tensor.dtype) for tensor in tensors
-    )
+    return " + ".join(f"{tensor.numel():,} {_name_of(tensor.dtype)}" if sizes else _name_of(tensor.dtype) for tensor in tensors)
 
 
 def of_parts(parts: Sequence[Sequence[torch.Tensor]], own: Sequence[torch.Tensor]) -> str:

@@ -118,9 +118,7 @@ def install(
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps, calls)
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
-    return Rehearsal(
-        rank=rank, board=board, traffic=traffic, calls=calls, objects=objects, headers=headers, steps=limit
-    )
+    return Rehearsal(rank=rank, board=board, traffic=traffic, calls=calls, objects=objects, headers=headers, steps=limit)
 
 
 def _headers_of(rank: int) -> str:

@@ -1,52 +1,15 @@
-"""Seeded bugs: each is a change of a script without bugs, or of its config, and what finds it."""
+"""Seeded bugs: each is a change of a script without bugs, or of its config, and what finds it.
 
-from dataclasses import dataclass, field
+`docs/guides/rehearsed-bugs.md` has the messages, or why a bug is not found.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPTS = Path(__file__).with_name("scripts")
 
-CONFIGS = {
-    "multimodal": """\
-name: job
-layout: non_colocated
-modules:
-  vision: {dp: 1024}
-  language: {dp: 1024, pp: 2}
-entry: {script: train.py}
-""",
-    "language": """\
-name: job
-layout: colocated
-modules:
-  language: {dp: 1024, tp: 4}
-pools: {gpus: {nodes: 512, procs_per_node: 8}}
-entry: {script: train.py}
-""",
-    "sharded": """\
-name: job
-layout: colocated
-modules:
-  language: {dp: 4096}
-entry: {script: train.py}
-runtime: {join: script}
-""",
-    "experts": """\
-name: job
-layout: colocated
-modules:
-  language: {dp: 4096, ep: 8}
-entry: {script: train.py}
-""",
-    "large": """\
-name: job
-layout: colocated
-modules:
-  language: {dp: 512, pp: 2}
-pools: {gpus: {nodes: 128, procs_per_node: 8, resources: {gpu_memory_gib: 0.05}}}
-entry: {script: train.py}
-""",
-}
-"""By the name of a script in `scripts`, the config of a large job that it trains."""
+WITHOUT_BUGS = tuple(sorted(path.stem for path in SCRIPTS.glob("*.py")))
+"""The scripts without bugs, each with the config of a large job that it trains beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +26,6 @@ class Bug:
     """Of the config, which the bug needs or is."""
     found_by: str | None = "rehearse"
     """The command; `None` if nothing finds it before the job runs."""
-    message: str
-    """The first line of the message; it may end in `...`. Why the bug is not found, if it is not."""
     steps: int = 2
     timeout_s: float = 60
 
@@ -77,13 +38,11 @@ class Bug:
         return found
 
 
-def bug(name, script, *change, message, **settings):
+def bug(name, script, *change, **settings):
     """A bug with one or several changes, given as old and new texts one after the other."""
     pairs = tuple(zip(change[::2], change[1::2], strict=True))
-    return Bug(name=name, script=script, change=pairs, message=message, **settings)
+    return Bug(name=name, script=script, change=pairs, **settings)
 
-
-EMPTY_OPTIMIZER = "optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)"
 
 BUGS = [
     # Batches, samples and sizes.
@@ -93,7 +52,6 @@ BUGS = [
         "rows = (lane + 1) * BATCH // lanes - lane * BATCH // lanes",
         "rows = BATCH // lanes",
         overrides=("modules.vision.dp=1000",),
-        message="",
     ),
     bug(
         "a pipeline stage without layers",
@@ -102,17 +60,25 @@ BUGS = [
         "LAYERS, MICRO_BATCHES = 4096, 3, 8, 32, 1",
         "per_stage = LAYERS // stages",
         "per_stage = min(-(-LAYERS // stages), LAYERS - stage * -(-LAYERS // stages))",
-        message="",
     ),
-    bug("heads that tp does not divide", "language", "HEADS = 2**23, 4, 64, 8", "HEADS = 2**23, 4, 72, 6", message=""),
+    bug(
+        "heads that tp does not divide",
+        "language",
+        "HEADS = 2**24, 4, 64, 8",
+        "HEADS = 2**24, 4, 72, 6",
+    ),
     bug(
         "an index of samples in int32, which overflows on the last lanes",
         "language",
         "first * LENGTH * WIDTH",
         "torch.tensor(first * LENGTH * WIDTH, dtype=torch.int32)",
-        message="",
     ),
-    bug("a division by the number of lanes beyond 1,024", "language", "torch.ones(()) / lanes", "1 / (lanes - 1024)", message=""),
+    bug(
+        "a division by the number of lanes beyond 1,024",
+        "language",
+        "torch.ones(()) / lanes",
+        "1 / (lanes - 1024)",
+    ),
     bug(
         "fewer test samples on the last lane, gathered as if all had the same",
         "language",
@@ -122,7 +88,6 @@ BUGS = [
         "tests = -(-TEST_SAMPLES // lanes)",
         "errors = torch.ones(tests)",
         "errors = torch.ones(min(tests, TEST_SAMPLES - lane * tests))",
-        message="",
     ),
     bug(
         "a last lane with one batch less",
@@ -130,7 +95,6 @@ BUGS = [
         "steps = 4",
         "steps = 4 if lane < lanes - 1 else 3",
         steps=0,
-        message="",
     ),
     # Two sides that disagree.
     bug(
@@ -138,21 +102,19 @@ BUGS = [
         "multimodal",
         "hidden = from_vision(batch_size=BATCH, sample_shape=(LENGTH, WIDTH)",
         "hidden = from_vision(batch_size=BATCH, sample_shape=(LENGTH, 2 * WIDTH)",
-        message="",
     ),
     bug(
         "two modules that disagree on the dtype of activations",
         "multimodal",
         "from_vision(model(images), ",
         "from_vision(model(images).bfloat16(), ",
-        message="",
     ),
     bug(
         "an encoder that is frozen while its receiver sends gradients",
         "multimodal",
         "    images = torch.randn(rows, LENGTH, WIDTH)\n        from_vision(model(images), batch_size=BATCH).backward()",
-        "    images = torch.randn(rows, LENGTH, WIDTH)\n        with torch.no_grad():\n            from_vision(model(images), batch_size=BATCH)",
-        message="",
+        "    images = torch.randn(rows, LENGTH, WIDTH)\n"
+        "        with torch.no_grad():\n            from_vision(model(images), batch_size=BATCH)",
     ),
     bug(
         "no_grad on the side that receives",
@@ -160,42 +122,37 @@ BUGS = [
         "        hidden = from_vision(batch_size=BATCH, sample_shape=(LENGTH, WIDTH), dtype=torch.float32)\n        words",
         "        with torch.no_grad():\n"
         "            hidden = from_vision(batch_size=BATCH, sample_shape=(LENGTH, WIDTH), dtype=torch.float32)\n        words",
-        message="",
     ),
     bug(
         "gradient accumulation that is off by one in one module",
         "multimodal",
         "for _ in range(MICRO_BATCHES):",
         "for _ in range(MICRO_BATCHES if not is_vision else MICRO_BATCHES + 1):",
-        message="",
     ),
     bug(
         "tied embeddings of two sizes: one stage pads the vocabulary",
         "multimodal",
         "nn.Embedding(WORDS, WIDTH)",
         "nn.Embedding(WORDS if is_first else 64, WIDTH)",
-        message="",
     ),
     bug(
         "a gradient in bfloat16 on one stage",
         "multimodal",
         'sum_over(ctx.group("language", "pp"), embedding.weight.grad)',
         'sum_over(ctx.group("language", "pp"), embedding.weight.grad.bfloat16() if is_last else embedding.weight.grad)',
-        message="",
     ),
     bug(
         "a message that one side sends in another dtype",
         "language",
         "torch.ones(LENGTH, WIDTH), group",
         "torch.ones(LENGTH, WIDTH, dtype=torch.bfloat16), group",
-        message="",
     ),
     bug(
         "a message that is sent and never received",
         "language",
         "    for each in work:",
-        "    if lane < lanes - 1:\n        work.append(dist.isend(torch.ones(1), group=dp, group_dst=lane + 1))\n    for each in work:",
-        message="",
+        "    if lane < lanes - 1:\n"
+        "        work.append(dist.isend(torch.ones(1), group=dp, group_dst=lane + 1))\n    for each in work:",
     ),
     # Collectives.
     bug(
@@ -203,71 +160,68 @@ BUGS = [
         "multimodal",
         'sum_over(ctx.group("language", "dp"), loss)',
         "sum_over(None, loss)",
-        message="",
     ),
-    bug("a barrier in one branch only", "multimodal", "    dist.barrier()", "    if is_vision:\n        dist.barrier()", message=""),
+    bug(
+        "a barrier in one branch only",
+        "multimodal",
+        "    dist.barrier()",
+        "    if is_vision:\n        dist.barrier()",
+    ),
     bug(
         "a collective under `if rank == 0`",
         "language",
         "accuracy = evaluate()",
         "if ctx.rank == 0:\n        accuracy = evaluate()",
-        message="",
     ),
     bug(
         "a checkpoint that only rank 0 saves",
         "language",
         "    checkpoint.save(",
         "    if ctx.rank == 0:\n        checkpoint.save(",
-        message="",
     ),
     bug(
         "two reductions: a sum on one stage and a maximum on another",
         "multimodal",
         'sum_over(ctx.group("language", "pp"), embedding.weight.grad)',
-        'dist.all_reduce(embedding.weight.grad, dist.ReduceOp.SUM if is_first else dist.ReduceOp.MAX, ctx.group("language", "pp"))',
-        message="",
+        "dist.all_reduce(embedding.weight.grad, dist.ReduceOp.SUM if is_first else dist.ReduceOp.MAX, "
+        'ctx.group("language", "pp"))',
     ),
     bug(
         "another order of collectives on the last lane",
         "multimodal",
         "    for parameter in model.parameters():",
-        "    for parameter in reversed(list(model.parameters())) if not is_vision and lane == lanes - 1 else model.parameters():",
-        message="",
+        "    for parameter in reversed(list(model.parameters())) "
+        "if not is_vision and lane == lanes - 1 else model.parameters():",
     ),
     bug(
         "new_group called by its members only",
         "language",
         "for pair in neighbours]",
         "for pair in neighbours if ctx.rank in pair]",
-        message="",
     ),
     bug(
         "a broadcast over tp from rank 0 of the world",
         "language",
         "dist.broadcast_object_list(layout, group=tp, group_src=0)",
         "dist.broadcast(torch.ones(1), src=0, group=tp)",
-        message="",
     ),
     bug(
         "an object broadcast from a rank that is not in the group",
         "language",
         "dist.broadcast_object_list(layout, group=tp, group_src=0)",
         "dist.broadcast_object_list(layout, src=0, group=tp)",
-        message="",
     ),
     bug(
         "LOCAL_RANK as a rank of the world",
         "language",
         "dist.broadcast_object_list(layout, group=tp, group_src=0)",
-        'dist.broadcast_object_list(layout, src=int(os.environ["LOCAL_RANK"]) // tp_size * tp_size, group=tp)',
-        message="",
+        "dist.broadcast_object_list(layout, src=local_rank // tp_size * tp_size, group=tp)",
     ),
     bug(
         "a wrong group on one stage",
         "multimodal",
         'sum_over(ctx.group(module, "dp"), parameter.grad)',
         'sum_over(ctx.group(module, "pp" if is_last and not is_vision else "dp"), parameter.grad)',
-        message="",
     ),
     bug(
         "a loop that looks for a number of experts and finds none",
@@ -275,10 +229,9 @@ BUGS = [
         "EXPERTS, WIDTH, TOKENS = 64",
         "EXPERTS, WIDTH, TOKENS = 60",
         "per_rank = EXPERTS // ep_size",
-        "per_rank = 1\nwhile per_rank * ep_size != EXPERTS:\n    per_rank += 1",
+        "per_rank = 1\nwhile per_rank * ep_size != EXPERTS: per_rank += 1",
         found_by="rehearse --timeout-s",
         timeout_s=3,
-        message="",
     ),
     # torch's own wrappers.
     bug(
@@ -286,29 +239,30 @@ BUGS = [
         "sharded",
         "(world // TP, TP)",
         "(world, TP)",
-        message="",
     ),
     bug(
         "a tensor parallel layer whose output stays sharded",
         "sharded",
         '"down": RowwiseParallel()',
         '"down": ColwiseParallel()',
-        message="",
     ),
-    bug("a placement along a dimension that the tensor lacks", "sharded", "[Shard(0)])", "[Shard(2)])", message=""),
+    bug(
+        "a placement along a dimension that the tensor lacks",
+        "sharded",
+        "[Shard(0)])",
+        "[Shard(2)])",
+    ),
     bug(
         "a list of experts that ep does not divide",
         "experts",
         "EXPERTS, WIDTH, TOKENS = 64",
         "EXPERTS, WIDTH, TOKENS = 60",
-        message="",
     ),
     bug(
         "an import that only one role has",
         "multimodal",
         "per_stage =",
         "if is_last and not is_vision:\n    import fused_cross_entropy\nper_stage =",
-        message="",
     ),
     # Memory.
     bug(
@@ -317,7 +271,7 @@ BUGS = [
         "WORDS // 16",
         "WORDS",
         found_by="rehearse --memory",
-        message="",
+        steps=1,
     ),
     bug(
         "FSDP over a group of one rank",
@@ -325,32 +279,57 @@ BUGS = [
         '"language", "dp")',
         '"language", "tp")',
         found_by="rehearse --memory",
-        message="",
+        steps=1,
     ),
     bug(
         "losses that keep the graph of each micro-batch",
         "large",
         "        loss = model(torch.ones(LENGTH, WIDTH)).square().mean()\n        loss.backward()\n",
-        "        losses = [*(losses if _ else ()), model(torch.ones(LENGTH, WIDTH)).square().mean()]\n    sum(losses).backward()\n",
+        "        losses = [*(losses if _ else ()), model(torch.ones(LENGTH, WIDTH)).square().mean()]\n"
+        "    sum(losses).backward()\n",
         found_by="rehearse --memory",
-        message="",
+        steps=1,
     ),
-    # Not found by rehearse.
+    # What the plan refuses, and what real ranks show.
+    bug(
+        "ranks that ep does not divide",
+        "experts",
+        overrides=("modules.language.ep=7",),
+        found_by="plan",
+    ),
+    bug(
+        "a pool with a node less than its module needs",
+        "language",
+        overrides=("pools.gpus.nodes=511",),
+        found_by="plan",
+    ),
+    bug(
+        "modules on the same ranks, which pp of one does not divide",
+        "multimodal",
+        overrides=("layout=colocated", "modules.vision={tp: 3}", "modules.language={pp: 2}"),
+        found_by="plan",
+    ),
+    bug(
+        "replicas of a module that begin with different numbers",
+        "replicas",
+        "torch.manual_seed(1)",
+        "torch.manual_seed(ctx.rank)",
+        found_by="rehearse --shrink, and run",
+    ),
+    # What nothing finds.
     bug(
         "files named by LOCAL_RANK: two nodes write the same one",
         "language",
         "accuracy = evaluate()",
-        'accuracy = evaluate()\n    Path(ctx.run_dir, f"accuracy-{os.environ[\'LOCAL_RANK\']}.txt").write_text(str(accuracy))',
+        'accuracy = evaluate()\n    (ctx.run_dir / f"accuracy-{local_rank}.txt").write_text(str(accuracy))',
         found_by=None,
-        message="",
     ),
     bug(
         "a seed by LOCAL_RANK: ranks of different nodes draw the same samples",
         "language",
         "torch.manual_seed(1 + tp_rank)",
-        'torch.manual_seed(1 + int(os.environ["LOCAL_RANK"]))',
+        "torch.manual_seed(1 + local_rank)",
         found_by=None,
-        message="",
     ),
     bug(
         "the same wrong group on all ranks: gradients summed over tp",
@@ -358,15 +337,14 @@ BUGS = [
         "dist.all_reduce(parameter.grad, group=dp)",
         "dist.all_reduce(parameter.grad, group=tp)",
         found_by=None,
-        message="",
     ),
     bug(
         "two groups in another order on odd lanes: a deadlock",
         "language",
         "    dist.all_reduce(loss, group=dp, op=dist.ReduceOp.SUM)",
-        "    for group in (dp, tp) if lane % 2 else (tp, dp):\n        dist.all_reduce(loss, group=group, op=dist.ReduceOp.SUM)",
+        "    for group in (dp, tp) if lane % 2 else (tp, dp):\n"
+        "        dist.all_reduce(loss, group=group, op=dist.ReduceOp.SUM)",
         found_by=None,
-        message="",
     ),
     bug(
         "names in a checkpoint that differ by rank",
@@ -374,6 +352,5 @@ BUGS = [
         "step, model, optimizer)",
         'step, model, optimizer, extra={f"rng_{ctx.rank}": 1})',
         found_by=None,
-        message="",
     ),
 ]

@@ -1,9 +1,6 @@
 """One language model over lanes and tensor parallel ranks, with collectives of its own: no bug in it."""
 
 import os
-import sys
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,14 +9,16 @@ from torch import nn
 import mimo_role
 from mimo_role import checkpoint
 
-SAMPLES, LENGTH, WIDTH, HEADS = 2**23, 4, 64, 8
+SAMPLES, LENGTH, WIDTH, HEADS = 2**24, 4, 64, 8
 TEST_SAMPLES = 8192
 
 ctx = mimo_role.current()
 tp, dp = ctx.group("language", "tp"), ctx.group("language", "dp")
 lane, lanes = ctx.lane("language")
 tp_rank, tp_size = dist.get_rank(tp), dist.get_world_size(tp)
+local_rank = int(os.environ["LOCAL_RANK"])
 torch.manual_seed(1 + tp_rank)
+print(f"rank {ctx.rank} uses GPU {local_rank}")
 
 
 class Attention(nn.Module):

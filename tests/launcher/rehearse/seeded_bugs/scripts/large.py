@@ -6,7 +6,7 @@ from torch.distributed.fsdp import fully_shard
 
 import mimo_role
 
-WIDTH, LAYERS, WORDS, LENGTH, MICRO_BATCHES = 1024, 4, 32_000, 512, 2
+WIDTH, LAYERS, WORDS, LENGTH, MICRO_BATCHES = 1024, 4, 32_000, 1024, 6
 
 ctx = mimo_role.current()
 stages = ctx.topology.grids["language"].axis_size("pp")

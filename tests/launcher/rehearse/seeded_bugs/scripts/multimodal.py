@@ -1,9 +1,5 @@
 """A vision encoder and a language model in two stages, with bridges: no bug in it."""
 
-import os
-import sys
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 from torch import nn

@@ -1,13 +1,11 @@
 """FSDP2 and tensor parallel layers of torch, over a mesh: no bug in it."""
 
-import os
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 WIDTH, INNER, LAYERS, TP = 64, 256, 2, 4
