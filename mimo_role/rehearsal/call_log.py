@@ -4,15 +4,14 @@ Only what the script causes is recorded, from its first line to its last one. Of
 with the line of the script that it comes from; of all of them the number, and a checksum.
 """
 
-import sys
 import sysconfig
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import wraps
+from inspect import currentframe
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -156,7 +155,7 @@ def script_lines() -> str:
     Each is `train.py:21 in main`; the innermost one is the last.
     """
     found: list[str] = []
-    frame: FrameType | None = sys._getframe(1)
+    frame = currentframe()
     while frame is not None and len(found) < _LINES:
         code = frame.f_code
         if not code.co_filename.startswith(_NOT_THE_SCRIPTS):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
-from torch.distributed import distributed_c10d as c10d
+import torch.distributed as dist
 
 from mimo_role.rehearsal.call_log import CallLog, progressions
 
@@ -18,8 +18,9 @@ def recorded_new_group(new_group: Callable[..., Any], calls: CallLog) -> Callabl
 
     @wraps(new_group)
     def recorded(ranks: Sequence[int] | None = None, *rest: Any, **settings: Any) -> Any:
-        if not settings.get("use_local_synchronization"):
-            calls.add(c10d._get_default_group(), f"new_group({_described(ranks)})")
+        world = dist.group.WORLD
+        if world is not None and not settings.get("use_local_synchronization"):
+            calls.add(world, f"new_group({_described(ranks)})")
         return new_group(ranks, *rest, **settings)
 
     return recorded
