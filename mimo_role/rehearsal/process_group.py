@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import (  # the options' defaults, as torch's ow
 )
 from torch.distributed import distributed_c10d as c10d
 
+from mimo_role.rehearsal.broadcasts import Broadcasts
 from mimo_role.rehearsal.call_log import CallLog
 from mimo_role.rehearsal.operation_names import of_parts, of_reduction, of_tensors
 from mimo_role.rehearsal.reduction import reduce_equal
@@ -39,19 +40,23 @@ class RehearsalGroup(dist.ProcessGroup):
     group that is written in Python.
     """
 
-    def __init__(self, rank: int, size: int, traffic: Traffic, calls: CallLog | None = None) -> None:
+    def __init__(
+        self, rank: int, size: int, traffic: Traffic, calls: CallLog | None = None, broadcasts: Broadcasts | None = None
+    ) -> None:
         """
         Args:
             rank: this process's place in the group.
             size: the number of ranks.
             traffic: counts operations.
             calls: records them; `None`: nothing does.
+            broadcasts: has what roots have sent; `None`: a broadcast keeps this rank's tensor.
         """
         super().__init__(rank, size)  # type: ignore[call-arg]
         self._rank = rank
         self._size = size
         self._traffic = traffic
         self._calls = calls
+        self._broadcasts = broadcasts
 
     def size(self) -> int:
         """The number of ranks."""
@@ -91,6 +96,9 @@ class RehearsalGroup(dist.ProcessGroup):
         self.record(f"broadcast({of_tensors(tensors)}, from member {opts.rootRank})")
         if opts.rootRank == self._rank:
             self.count("broadcast", tensors)
+        if self._broadcasts is not None and self._size > 1:
+            exchange = self._broadcasts.send if opts.rootRank == self._rank else self._broadcasts.receive
+            exchange(f"{self.group_desc} of {self._size}", dist.get_global_rank(self, opts.rootRank), tensors)
         return _done(tensors)
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:

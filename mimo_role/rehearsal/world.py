@@ -19,6 +19,7 @@ from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.pipeline import trained_stages
 from mimo_role.rehearsal.agreement import Contributions, same_samples
 from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.broadcasts import Broadcasts
 from mimo_role.rehearsal.call_log import CallLog
 from mimo_role.rehearsal.group_creation import recorded_new_group
 from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
@@ -97,9 +98,11 @@ def install(
         observe: called with the tensors that are passed to each operation of a group.
     """
     traffic, calls = Traffic(observe=observe), CallLog()
-    objects = ObjectCollectives(board, calls)
+    objects, broadcasts = ObjectCollectives(board, calls), Broadcasts(board)
     dist.Backend.register_backend(
-        NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls), devices=["cpu", "cuda"]
+        NAME,
+        lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls, broadcasts),
+        devices=["cpu", "cuda"],
     )
     create = _with_our_backend(c10d._new_process_group_helper, calls)
     _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))

@@ -179,6 +179,19 @@ def test_a_first_rank_decides_for_the_others(rehearse):
     assert all(kind["objects_not_known"] == 0 for kind in done.found["kinds"])
 
 
+def test_a_first_rank_decides_by_a_small_tensor_how_often_all_others_call_something(rehearse):
+    script = (
+        "import torch, mimo_role, torch.distributed as dist\nctx = mimo_role.current()\n"
+        "batches = torch.tensor([5 if ctx.rank == 0 else 0])\ndist.broadcast(batches, src=0)\n"
+        "assert batches.item() == 5\nfor _ in range(batches.item()):\n    dist.barrier()\n"
+        "group = ctx.group(next(iter(ctx.role.modules)), 'dp')\n"
+        "rows = torch.tensor([3 if dist.get_rank(group) == 0 else 0])\n"
+        "dist.broadcast(rows, group=group, group_src=0)\nassert rows.item() == 3\n"
+    )
+    done = rehearse(script, *AT_SCALE)
+    assert done.returncode == 0, done.stderr
+
+
 def test_checkpoints_are_saved_and_loaded_apart_from_the_jobs_own(rehearse, job):
     script = """\
 import torch, mimo_role

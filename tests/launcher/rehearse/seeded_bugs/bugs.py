@@ -304,9 +304,9 @@ BUGS = [
         found_by="plan",
     ),
     bug(
-        "modules on the same ranks, which pp of one does not divide",
+        "modules on the same ranks with two sizes",
         "multimodal",
-        overrides=("layout=colocated", "modules.vision={tp: 3}", "modules.language={pp: 2}"),
+        overrides=("layout=colocated", "modules.vision.tp=3"),
         found_by="plan",
     ),
     bug(

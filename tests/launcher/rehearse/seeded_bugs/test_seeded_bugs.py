@@ -59,7 +59,7 @@ def written(folder, script, text):
 def rows():
     """The rows of the guide's tables, by bug."""
     cells = [line.strip("| ").split(" | ") for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    return {name: rest for name, *rest in cells if rest and name != "bug"}
+    return {name: rest for name, *rest in cells if rest and name not in ("bug", "---")}
 
 
 def message_of(bug):
