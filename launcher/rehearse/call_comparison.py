@@ -118,9 +118,19 @@ def _of_messages(own: KindCalls, group: Group, kinds: Sequence[KindCalls]) -> It
         if theirs is not None and not sends:
             continue  # compared at the sender
         ends = [Member(own, calls), Member(other, _NO_CALLS if theirs is None else theirs)]
-        if (difference := _first_difference(group.name, group.size, ends)) is not None:
+        difference = _first_difference(group.name, group.size, ends)
+        if difference is not None and not _is_on_its_way(difference, ends):
             sender = own if sends else other
             yield replace(difference, did=_of_ends(difference.did, sender.kind), unit="message")
+
+
+def _is_on_its_way(difference: Difference, ends: Sequence[Member]) -> bool:
+    """Whether what one end lacks may follow in the next step, since both were ended after the same number of steps."""
+    shorter, longer = sorted((end.calls for end in ends), key=lambda calls: len(calls.first))
+    last = max(call.step for call in longer.first)
+    more = longer.first[len(shorter.first) :]
+    are_ended = all(end.of.ended is Ended.BY_STEPS for end in ends)
+    return are_ended and difference.number > len(shorter.first) and last > 0 and all(call.step == last for call in more)
 
 
 def _of_ends(did: dict[Did, list[Kind]], sender: Kind) -> dict[Did, list[Kind]]:
