@@ -1,6 +1,7 @@
 """Bugs that a large job would have: each is found by the command that the guide names, or by none."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -68,7 +69,10 @@ def message_of(bug):
 
 
 def matches(line, message):
-    return line.startswith(message.removesuffix("...")) if message.endswith("...") else line == message
+    """Whether a line is the message, which may have `...` at its ends in place of other text."""
+    pattern = re.escape(message.removeprefix("...").removesuffix("..."))
+    before, behind = (".*" if cut else "" for cut in (message.startswith("..."), message.endswith("...")))
+    return re.fullmatch(before + pattern + behind, line) is not None
 
 
 def launch(folder, *words):
