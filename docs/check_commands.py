@@ -101,7 +101,7 @@ def planned(arguments: list[str]) -> list[str]:
         rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
         command = "plan"
     elif command == "rehearse":
-        options = [index for index, word in enumerate(rest) if word in ("--jobs", "--steps")]
+        options = [index for index, word in enumerate(rest) if word in ("--jobs", "--steps", "--timeout-s")]
         rest = [word for index, word in enumerate(rest) if index not in options and index - 1 not in options]
         rest, command = [word for word in rest if word not in ("--shrink", "--traffic", "--memory", "--real-tensors")], "plan"
     elif command == "submit" and "--dry-run" not in rest:

@@ -184,6 +184,9 @@ def _add_rehearse(parser: _Parser, commands: _Commands) -> None:
         "--steps", metavar="N", type=int, default=2, help="training steps of each; 0: until the script ends (default: 2)"
     )
     rehearse.add_argument(
+        "--timeout-s", metavar="S", type=float, default=600.0, help="seconds for each process; 0: no limit (default: 600)"
+    )
+    rehearse.add_argument(
         "--shrink", action="store_true", help="print the overrides of the smallest real job with every kind; run nothing"
     )
     rehearse.add_argument(

@@ -14,6 +14,7 @@ if find_spec("torch") is None:
         "launcher/logs": "progress_bars reader",
         "launcher/preflight": "check",
         "launcher/rehearse": "rehearse traffic",
+        "launcher/rehearse/seeded_bugs": "*",
         "launcher/run_dir": "reader",
         "launcher/schedulers": "*",
         "mimo_role": "context joining rehearsal torch_interop",

@@ -35,8 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.jobs < 1 or arguments.steps < 0:
-        raise UsageError("--jobs is 1 or more, and --steps 0 or more; mimo-launch rehearse --help lists the arguments")
+    if arguments.jobs < 1 or arguments.steps < 0 or not arguments.timeout_s >= 0:
+        raise UsageError(
+            "--jobs is 1 or more, --timeout-s and --steps 0 or more; mimo-launch rehearse --help lists the arguments"
+        )
     if arguments.real_tensors and not arguments.memory:
         raise UsageError("--real-tensors is for --memory, which is not given")
 
@@ -47,6 +49,7 @@ def _rehearse(arguments: argparse.Namespace, plan: LaunchPlan, config_text: str,
         config_text,
         jobs=arguments.jobs,
         steps=arguments.steps,
+        timeout_s=arguments.timeout_s,
         tensors=("real" if arguments.real_tensors else "fake") if arguments.memory else None,
         gpu_memory_gib={name: pool.resources.gpu_memory_gib for name, pool in (config.pools or {}).items()},
         say=say,
@@ -60,5 +63,5 @@ def _print(arguments: argparse.Namespace, found: RehearsalResult) -> None:
         print(f"\n{found.traffic.table()}")
     if arguments.memory:
         print(f"\n{found.memory.table()}")
-    for line in (*found.failures(), *found.memory.too_large(), found.summary()):
+    for line in (*found.failures(), *found.call_failures(), *found.memory.too_large(), found.summary()):
         say(line)

@@ -6,6 +6,7 @@ from typing import Any
 
 from launcher.exit_code import ExitCode
 from launcher.failures.rank_exit import RankExit
+from launcher.rehearse.calls import Ended
 from launcher.rehearse.kinds import Kind, described
 
 
@@ -20,6 +21,9 @@ class KindResult:
     record: Mapping[str, Any] = field(default_factory=dict)
     """What the process has recorded at its end (`mimo_role/rehearsal/world.py`)."""
 
+    calls: Mapping[str, Any] | None = None
+    """The operations over its groups, in JSON; `None` of a process that was killed."""
+
     @property
     def overhead(self) -> float | None:
         """Seconds beside those of the script; `None` of a process that was killed."""
@@ -29,6 +33,13 @@ class KindResult:
     def has_failed(self) -> bool:
         """Whether the real job would fail on these ranks."""
         return self.exit.code not in (ExitCode.SUCCESS, ExitCode.REQUEUE)
+
+    @property
+    def ended(self) -> Ended:
+        """Why its calls end."""
+        if self.exit.code != ExitCode.SUCCESS:
+            return Ended.BY_A_FAILURE
+        return Ended.BY_STEPS if self.record.get("ended_by_steps") else Ended.BY_ITSELF
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""

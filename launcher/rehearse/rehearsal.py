@@ -31,6 +31,7 @@ def rehearse(
     *,
     jobs: int,
     steps: int,
+    timeout_s: float,
     tensors: str | None,
     gpu_memory_gib: Mapping[str, float | None],
     say: Say,
@@ -43,6 +44,7 @@ def rehearse(
         config_text: from which it was made.
         jobs: processes at the same time.
         steps: training steps after which scripts end; 0: when they end by themselves.
+        timeout_s: how long the process of a kind may take; 0: as long as it likes.
         tensors: count the memory of tensors that are `fake` or `real`; `None`: do not.
         gpu_memory_gib: by pool, the memory of one GPU in GiB, if it is known.
         say: prints a message for a user who waits.
@@ -69,7 +71,7 @@ def rehearse(
         ),
     ):
         server.wait_for_modules(say)
-        runner = Runner(plan, run_dir, node_directory, server, tensors)
+        runner = Runner(plan, run_dir, node_directory, server, tensors=tensors, timeout_s=timeout_s)
         try:
             results = runner.run(kinds_of(plan.topology), jobs=jobs, steps=steps, report=report)
         except OSError as error:

@@ -47,6 +47,11 @@ class RehearsedRank:
         return self.node_dir / f"rank{self.rank}.record.json"
 
     @property
+    def calls_file(self) -> Path:
+        """The operations over its groups, in their order."""
+        return self.node_dir / f"rank{self.rank}.calls.json"
+
+    @property
     def _files(self) -> Path:
         """The run directory that its script sees."""
         return self.run_dir.rehearsed_files_dir / f"rank{self.rank}"
@@ -78,6 +83,7 @@ class RehearsedRank:
             "tensors": self.tensors,
             "board": str(self.node_dir),
             "record": str(self.record_file),
+            "calls": str(self.calls_file),
         }
         task_file.write_text(json.dumps(task), encoding="utf-8")
         return Request("rehearse", (str(task_file),))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tabulate import tabulate
@@ -10,8 +11,11 @@ from launcher.exit_code import ExitCode
 from launcher.failures.report import FailureReport
 from launcher.formatting import counted
 from launcher.plan.launch_plan import LaunchPlan
+from launcher.rehearse.call_comparison import Difference, differences
+from launcher.rehearse.calls import KindCalls
+from launcher.rehearse.difference_text import names_of, text_of
 from launcher.rehearse.kind_result import KindResult
-from launcher.rehearse.kinds import described
+from launcher.rehearse.kinds import Kind, described
 from launcher.rehearse.memory import MemoryResult
 from launcher.rehearse.traffic import TrafficResult
 
@@ -37,11 +41,12 @@ class RehearsalResult:
 
     @property
     def exit_code(self) -> int:
-        """The exit code that the real job would have; 1 if it needs more memory than a GPU has."""
+        """The exit code that the real job would have; 1 if members of a group call different operations, or if it needs more
+        memory than a GPU has."""
         failed = [result for result in self.results if result.has_failed]
         if failed:
             return failed[0].exit.job_code
-        if self.memory.too_large():
+        if self.differences or self.memory.too_large():
             return ExitCode.FAILURE
         return max((result.exit.code for result in self.results), default=0)
 
@@ -49,6 +54,8 @@ class RehearsalResult:
         """`10,240 ranks are 17 kinds; none failed`."""
         failed = sum(len(result.kind.ranks) for result in self.results if result.has_failed)
         outcome = f"{failed:,} ranks would fail" if failed else "none failed"
+        if self.differences:
+            outcome += f"; the ranks of {counted(len(self.differences), 'group')} do not call the same"
         if large := self.memory.ranks_too_large():
             outcome += f"; {large:,} ranks need more memory than their GPU has"
         count = counted(len(self.results), "kind")
@@ -76,6 +83,20 @@ class RehearsalResult:
         """The failures, each with the ranks that it would hit; kinds that fail alike are one."""
         return [self._failure(alike) for alike in self._alike()]
 
+    def call_failures(self) -> list[str]:
+        """The groups whose members call different operations, each with who calls what."""
+        return [text_of(difference, self._kinds) for difference in self.differences]
+
+    @cached_property
+    def differences(self) -> Sequence[Difference]:
+        """The first different calls over each group."""
+        calls = [KindCalls.of(each.kind, each.calls, each.ended) for each in self.results if each.calls is not None]
+        return differences(calls)
+
+    @property
+    def _kinds(self) -> list[Kind]:
+        return [result.kind for result in self.results]
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
@@ -87,6 +108,7 @@ class RehearsalResult:
             "exit_code": self.exit_code,
             "kinds": [result.as_dict() | {"traffic": self.traffic.of(result)} for result in self.results],
             "failures": self.failures(),
+            "call_failures": self.call_failures(),
             "memory_failures": self.memory.too_large(),
             "step_traffic": self.traffic.of_groups(),
         }
@@ -102,20 +124,8 @@ class RehearsalResult:
         first = alike[0]
         report = FailureReport.of(self.plan.topology, [first.exit], first.exit, oom_kills=0, joined_by_launcher=True).text()
         ranks = [rank for result in alike for rank in result.kind.ranks]
-        where = " and ".join(self._names(alike))
+        where = names_of([result.kind for result in alike], self._kinds)
         _, _, *rest = report.splitlines()  # which rank failed first, and on which host: of a real run
         step = "" if first.exit.step is None else f", in step {first.exit.step}"
         rehearsed = f"  rehearsed as rank {first.exit.rank} ({self.plan.topology.label_of(first.exit.rank)}){step}"
         return "\n".join([f"{where} ({described(ranks)}): {first.exit.ending}", rehearsed, *rest])
-
-    def _names(self, alike: Sequence[KindResult]) -> Iterator[str]:
-        """The stages that fail, and how much of them."""
-        for stage in dict.fromkeys(result.kind.stage for result in alike):
-            failed = [result.kind for result in alike if result.kind.stage == stage]
-            count = sum(result.kind.stage == stage for result in self.results)
-            if len(failed) == count:
-                yield stage
-            elif len(failed) == 1:
-                yield failed[0].name.replace(" (", ", ").rstrip(")")
-            else:
-                yield f"{len(failed)} of {count} kinds of {stage}"

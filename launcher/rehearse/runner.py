@@ -7,16 +7,19 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from launcher.failures.crash import Crash
 from launcher.failures.rank_exit import read_rank_exit
 from launcher.host.fork_server import ForkServer
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import Kind
 from launcher.rehearse.rehearsed_rank import RehearsedRank
+from launcher.rehearse.time_limit import stop, timed_out
 from launcher.run_dir.writer import RunDir
 from launcher.trace import recordings
 from mimo_role.host import environ, node_dir
@@ -29,7 +32,14 @@ class Runner:
     """Starts the processes of the kinds, several at a time, and collects how they end."""
 
     def __init__(
-        self, plan: LaunchPlan, run_dir: RunDir, node_directory: Path, server: ForkServer, tensors: str | None = None
+        self,
+        plan: LaunchPlan,
+        run_dir: RunDir,
+        node_directory: Path,
+        server: ForkServer,
+        *,
+        tensors: str | None = None,
+        timeout_s: float = 0,
     ) -> None:
         """
         Args:
@@ -37,12 +47,16 @@ class Runner:
             run_dir: of the rehearsal.
             node_directory, server: of this process.
             tensors: `fake` or `real` ones whose memory is counted; `None`: it is not.
+            timeout_s: how long a process may take; 0: as long as it likes.
         """
         self._plan = plan
         self._run_dir = run_dir
         self._node_dir = node_directory
         self._server = server
         self._tensors = tensors
+        self._timeout_s = timeout_s
+        self._stopped: dict[int, Crash] = {}
+        """By process id, where those were that had taken too long."""
         self._started: dict[int, tuple[Kind, float]] = {}
         """By process id, the kind and when it was started."""
 
@@ -102,10 +116,15 @@ class Runner:
 
     def _ended(self) -> Iterator[KindResult]:
         for pid, (kind, began) in list(self._started.items()):
-            code = self._server.exit_code(pid)
+            code, seconds = self._server.exit_code(pid), time.monotonic() - began
             if code is not None:
                 del self._started[pid]
-                yield self._result(kind, code, time.monotonic() - began)
+                result = self._result(kind, code, seconds)
+                if (crash := self._stopped.pop(pid, None)) is not None:
+                    result = replace(result, exit=timed_out(result.exit, crash))
+                yield result
+            elif self._timeout_s and seconds > self._timeout_s and pid not in self._stopped:
+                self._stopped[pid] = stop(self._node_dir, kind.representative, pid, self._timeout_s)
 
     def _result(self, kind: Kind, code: int, seconds: float) -> KindResult:
         rank, run_dir = kind.representative, self._run_dir
@@ -121,13 +140,12 @@ class Runner:
             error_files=(run_dir.error_file(0, rank), node_dir.error_file(self._node_dir, rank)),
             stacks=node_dir.stacks_file(self._node_dir, rank),
         )
-        record: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # a process that was killed leaves none
-            record = json.loads(self._rank(kind).record_file.read_text(encoding="utf-8"))
+        files = self._rank(kind)
+        record, calls = _json_in(files.record_file), _json_in(files.calls_file)
         if self._tensors is None:  # with fake tensors, or while memory is counted, nothing takes the time that it would take
             recordings.save(run_dir, 0, self._node_dir, [rank])
         node_dir.recording_file(self._node_dir, rank).unlink(missing_ok=True)
-        return KindResult(kind=kind, exit=found, seconds=seconds, record=record)
+        return KindResult(kind=kind, exit=found, seconds=seconds, record=record or {}, calls=calls)
 
     def _rank(self, kind: Kind) -> RehearsedRank:
         return RehearsedRank(
@@ -137,6 +155,13 @@ class Runner:
             node_dir=self._node_dir,
             tensors=self._tensors,
         )
+
+
+def _json_in(file: Path) -> Any:
+    """A file's content; `None` if a process was killed before it had written it."""
+    with suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    return None
 
 
 def _waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:

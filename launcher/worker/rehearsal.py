@@ -46,12 +46,14 @@ def run(task_file: str, *, started_with: Collection[str]) -> None:
             found: dict[str, Any] = {"peak_bytes": peak, "cpu_seconds": time.process_time(), "script_seconds": clock.seconds}
             if memory is not None:
                 found["memory"] = memory.as_dict()
+            write_whole(Path(task["calls"]), json.dumps(installed.calls.as_dict()))
             write_whole(Path(task["record"]), json.dumps(installed.close() | found))
             process_end.end_if_succeeded()
 
     # Registered before the exit functions of the script and of mimo_role, so that it is called after them.
     atexit.register(record)
-    run_as_main = main_program.run_as_main if memory is None else memory.around(main_program.run_as_main)
+    run_as_main = installed.calls.around(main_program.run_as_main)
+    run_as_main = run_as_main if memory is None else memory.around(run_as_main)
     vars(entrypoint).update(run_as_main=clock.around(run_as_main))
     entrypoint.run_python(task["plan"], task["run_id"], task["node"], started_with=started_with)
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.call_log import CallLog
 
 _UNKNOWN = object()
 
@@ -26,15 +27,17 @@ class ObjectCollectives:
         "recv_object_list",
     )
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, calls: CallLog) -> None:
         self._board = board
+        self._log = calls
         self._calls: Counter[str] = Counter()
         self.not_known = 0
         """Objects of ranks that have not been rehearsed, in whose place this rank used its own."""
 
     def all_gather_object(self, object_list: list[Any], obj: Any, group: Any = None) -> None:
         """Each rank has this rank's object."""
-        object_list[:] = [obj] * dist.get_world_size(group)
+        if self._takes_part("all_gather_object", group):
+            object_list[:] = [obj] * dist.get_world_size(group)
 
     def gather_object(
         self,
@@ -45,7 +48,8 @@ class ObjectCollectives:
         group_dst: Any = None,
     ) -> None:
         """On the destination, each rank's object is this rank's."""
-        if dist.get_rank() == _global_rank(group, dst, group_dst):
+        destination = _global_rank(group, dst, group_dst)
+        if self._takes_part("gather_object", group, destination) and dist.get_rank() == destination:
             if object_gather_list is None:
                 raise ValueError("Argument ``object_gather_list`` must be specified on destination rank.")
             object_gather_list[:] = [obj] * dist.get_world_size(group)
@@ -61,9 +65,11 @@ class ObjectCollectives:
     ) -> None:
         """The source's objects, if it has been rehearsed; otherwise `object_list` stays as it is."""
         del device
-        found = self._from("broadcast", object_list, _global_rank(group, src, group_src), group)
-        if found is not _UNKNOWN:
-            object_list[:] = found
+        source = _global_rank(group, src, group_src)
+        if self._takes_part("broadcast_object_list", group, source):
+            found = self._from("broadcast", object_list, source, group)
+            if found is not _UNKNOWN:
+                object_list[:] = found
 
     def scatter_object_list(
         self,
@@ -74,8 +80,10 @@ class ObjectCollectives:
         group_src: Any = None,
     ) -> None:
         """This rank's of the source's objects, if that has been rehearsed; otherwise `None`."""
-        found = self._from("scatter", scatter_object_input_list, _global_rank(group, src, group_src), group)
-        scatter_object_output_list[0] = None if found is _UNKNOWN else found[dist.get_rank(group)]
+        source = _global_rank(group, src, group_src)
+        if self._takes_part("scatter_object_list", group, source):
+            found = self._from("scatter", scatter_object_input_list, source, group)
+            scatter_object_output_list[0] = None if found is _UNKNOWN else found[dist.get_rank(group)]
 
     def send_object_list(
         self,
@@ -88,7 +96,9 @@ class ObjectCollectives:
     ) -> None:
         """Keep the objects for the destination's rehearsal."""
         del device
-        self._board.put(self._message(dist.get_rank(), _global_rank(group, dst, group_dst)), list(object_list))
+        destination = _global_rank(group, dst, group_dst)
+        self._record_message(group, dist.get_rank(), destination, len(object_list))
+        self._board.put(self._message(dist.get_rank(), destination), list(object_list))
 
     def recv_object_list(
         self,
@@ -102,12 +112,27 @@ class ObjectCollectives:
         """The source's objects, if it has been rehearsed; otherwise `object_list` stays as it is."""
         del device
         source = _global_rank(group, src, group_src)
+        self._record_message(group, source, dist.get_rank(), len(object_list))
         found = self._board.get(self._message(source, dist.get_rank()), _UNKNOWN)
         if found is _UNKNOWN:
             self.not_known += 1
         else:
             object_list[:] = found
         return source
+
+    def _takes_part(self, operation: str, group: Any, root: int | None = None) -> bool:
+        """Record an operation; `False` where this rank is not in the group, and torch does nothing."""
+        if group is c10d.GroupMember.NON_GROUP_MEMBER:
+            return False
+        group = group or c10d._get_default_group()
+        member = "" if root is None else f"root: member {dist.get_group_rank(group, root)}"
+        self._log.add(group, f"{operation}({member})")
+        return True
+
+    def _record_message(self, group: Any, source: int, destination: int, count: int) -> None:
+        group = group or c10d._get_default_group()
+        sender, receiver = (dist.get_group_rank(group, rank) for rank in (source, destination))
+        self._log.add_message(group, sender, receiver, 0, f"{count} objects")
 
     def _message(self, source: int, destination: int) -> str:
         name = f"objects from {source} to {destination}"

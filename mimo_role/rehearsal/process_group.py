@@ -22,6 +22,9 @@ from torch._C._distributed_c10d import (  # the options' defaults, as torch's ow
 )
 from torch.distributed import distributed_c10d as c10d
 
+from mimo_role.rehearsal.broadcasts import Broadcasts
+from mimo_role.rehearsal.call_log import CallLog
+from mimo_role.rehearsal.operation_names import of_parts, of_reduction, of_tensors
 from mimo_role.rehearsal.reduction import reduce_equal
 from mimo_role.rehearsal.traffic import Runs, Traffic, runs_of
 
@@ -37,12 +40,24 @@ class RehearsalGroup(dist.ProcessGroup):
     group that is written in Python.
     """
 
-    def __init__(self, rank: int, size: int, traffic: Traffic) -> None:
+    def __init__(
+        self, rank: int, size: int, traffic: Traffic, calls: CallLog | None = None, broadcasts: Broadcasts | None = None
+    ) -> None:
+        """
+        Args:
+            rank: this process's place in the group.
+            size: the number of ranks.
+            traffic: counts operations.
+            calls: records them; `None`: nothing does.
+            broadcasts: has what roots have sent; `None`: a broadcast keeps this rank's tensor.
+        """
         super().__init__(rank, size)  # type: ignore[call-arg]
         self._rank = rank
         self._size = size
         self._traffic = traffic
         self._runs: Runs | None = None
+        self._calls = calls
+        self._broadcasts = broadcasts
 
     def size(self) -> int:
         """The number of ranks."""
@@ -63,6 +78,7 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def allreduce(self, tensors: Tensors, opts: Any = AllreduceOptions()) -> dist.Work:
         self.count("all_reduce", tensors)
+        self.record(f"all_reduce({of_tensors(tensors)}, {of_reduction(opts)})")
         for tensor in tensors:
             reduce_equal(tensor.detach(), opts.reduceOp, self._size)
         return _done(tensors)
@@ -71,23 +87,30 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def reduce(self, tensors: Tensors, opts: Any = ReduceOptions()) -> dist.Work:
         self.count("reduce", tensors)
+        self.record(f"reduce({of_tensors(tensors)}, {of_reduction(opts)}, to member {opts.rootRank})")
         if opts.rootRank == self._rank:
             for tensor in tensors:
                 reduce_equal(tensor.detach(), opts.reduceOp, self._size)
         return _done(tensors)
 
     def broadcast(self, tensors: Tensors, opts: Any = BroadcastOptions()) -> dist.Work:
+        self.record(f"broadcast({of_tensors(tensors)}, from member {opts.rootRank})")
         self.count("broadcast", tensors)
+        if self._broadcasts is not None and self._size > 1:
+            exchange = self._broadcasts.send if opts.rootRank == self._rank else self._broadcasts.receive
+            exchange(f"{self.group_desc} of {self._size}", dist.get_global_rank(self, opts.rootRank), tensors)
         return _done(tensors)
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
         self.count("all_gather", inputs)
+        self.record(f"all_gather({of_parts(outputs, inputs)})")
         for output, own in zip(outputs, inputs, strict=True):
             _repeat(output, own)
         return _done(outputs)
 
     def all_gather_single(self, output: torch.Tensor, own: torch.Tensor, opts: Any = AllgatherOptions()) -> dist.Work:
         self.count("all_gather", [own])
+        self.record(f"all_gather({of_tensors([own])})")
         _repeat_into(output, own)
         return _done(output)
 
@@ -95,6 +118,7 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
         self.count("all_gather", inputs)
+        self.record(f"all_gather({of_tensors(inputs)})")
         for output, own in zip(outputs, inputs, strict=True):
             _repeat_into(output, own)
         return _done(outputs)
@@ -103,12 +127,14 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = GatherOptions()) -> dist.Work:
         self.count("gather", inputs)
+        self.record(f"gather({of_tensors(inputs)}, to member {opts.rootRank})")
         if opts.rootRank == self._rank:
             for output, own in zip(outputs, inputs, strict=True):
                 _repeat(output, own)
         return _done(outputs)
 
     def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ScatterOptions()) -> dist.Work:
+        self.record(f"scatter({of_tensors(outputs)}, from member {opts.rootRank})")
         for number, output in enumerate(outputs):
             if opts.rootRank == self._rank:
                 self.count("scatter", inputs[number])
@@ -118,6 +144,7 @@ class RehearsalGroup(dist.ProcessGroup):
         return _done(outputs)
 
     def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = ReduceScatterOptions()) -> dist.Work:
+        self.record(f"reduce_scatter({of_parts(inputs, outputs)}, {of_reduction(opts)})")
         for output, parts in zip(outputs, inputs, strict=True):
             self.count("reduce_scatter", parts)
             self._reduce_into(output, parts[self._rank], opts)
@@ -125,6 +152,7 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def reduce_scatter_single(self, output: torch.Tensor, whole: torch.Tensor, opts: Any = ReduceScatterOptions()) -> dist.Work:
         self.count("reduce_scatter", [whole])
+        self.record(f"reduce_scatter({of_tensors([whole])}, {of_reduction(opts)})")
         self._reduce_into(output, self._part_of(whole, output), opts)
         return _done(output)
 
@@ -134,6 +162,7 @@ class RehearsalGroup(dist.ProcessGroup):
         self, outputs: Tensors, wholes: Tensors, opts: Any = ReduceScatterOptions()
     ) -> dist.Work:
         self.count("reduce_scatter", wholes)
+        self.record(f"reduce_scatter({of_tensors(wholes)}, {of_reduction(opts)})")
         for output, whole in zip(outputs, wholes, strict=True):
             self._reduce_into(output, self._part_of(whole, output), opts)
         return _done(outputs)
@@ -142,6 +171,7 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = AllToAllOptions()) -> dist.Work:
         self.count("all_to_all", inputs)
+        self.record(f"all_to_all({of_tensors(inputs[:1], sizes=False)})")
         for output in outputs:
             _fill(output, inputs[self._rank])
         return _done(outputs)
@@ -163,18 +193,24 @@ class RehearsalGroup(dist.ProcessGroup):
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> dist.Work:
         peer = dist.get_global_rank(self, to)
         self._traffic.add(self.group_desc, self._size, "send", tensors, ((peer, peer + 1, 1),))
+        self._record_message(self._rank, to, tag, tensors)
         return _done(tensors)
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> dist.Work:
+        self._record_message(source, self._rank, tag, tensors)
+        return self._receive(tensors)
+
+    def recv_anysource(self, tensors: Tensors, tag: int = 0) -> dist.Work:
+        return self._receive(tensors)
+
+    def _receive(self, tensors: Tensors) -> dist.Work:
         for tensor in tensors:
             tensor.detach().zero_()
         return _done(tensors)
 
-    def recv_anysource(self, tensors: Tensors, tag: int = 0) -> dist.Work:
-        return self.recv(tensors, 0, tag)
-
     def barrier(self, opts: Any = BarrierOptions()) -> dist.Work:
         self.count("barrier", ())
+        self.record("barrier()")
         return _done([])
 
     def _part_of(self, whole: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -191,6 +227,16 @@ class RehearsalGroup(dist.ProcessGroup):
         if self._runs is None:
             self._runs = runs_of(dist.get_process_group_ranks(self))
         self._traffic.add(self.group_desc, self._size, operation, tensors, self._runs)
+
+    def record(self, operation: str) -> None:
+        """Record an operation, for the comparison with other members: its name, and what has to be the same on all."""
+        if self._calls is not None:
+            self._calls.add(self, operation)
+
+    def _record_message(self, source: int, destination: int, tag: int, tensors: Tensors) -> None:
+        # Bridges compare their messages themselves.
+        if self._calls is not None and self._traffic.bridge is None:
+            self._calls.add_message(self, source, destination, tag, of_tensors(tensors))
 
 
 def _repeat(outputs: Tensors, own: torch.Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from mimo_role import lifecycle
 from mimo_role.bridge import messages
+from mimo_role.bridge.bridge_base import BridgeBase
 from mimo_role.data import sample_sizes
 from mimo_role.data.sample_reader import SampleReader
 from mimo_role.monitoring.heartbeat import Heartbeat
@@ -21,49 +20,15 @@ from mimo_role.monitoring.ring import Ring
 from mimo_role.pipeline import trained_stages
 from mimo_role.rehearsal.agreement import Contributions, same_samples
 from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.broadcasts import Broadcasts
+from mimo_role.rehearsal.call_log import CallLog
+from mimo_role.rehearsal.group_creation import recorded_new_group
 from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
 from mimo_role.rehearsal.links import RehearsalLinks
 from mimo_role.rehearsal.objects import ObjectCollectives
 from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.step_limit import StepLimit
 from mimo_role.rehearsal.traffic import Traffic
-
-
-class StepLimit:
-    """Ends the script with exit code 0 when it begins a step too many."""
-
-    def __init__(self, steps: int, calls_of_all: Callable[[], int], on_begin: Callable[[], None]) -> None:
-        """
-        Args:
-            steps: how many it runs; 0: as many as it likes.
-            calls_of_all: the number of collectives of all ranks so far.
-            on_begin: called when a step begins, one too many included.
-        """
-        self.begun = 0
-        """Training steps that have begun."""
-        self._steps = steps
-        self._calls_of_all = calls_of_all
-        self._on_begin = on_begin
-        self._calls: list[int] = []
-        """Their number at the beginning of each step."""
-
-    @property
-    def meets(self) -> bool | None:
-        """Whether all ranks take part in a collective in each step; `None` if no two steps have begun."""
-        pairs = list(pairwise(self._calls))
-        return all(later > earlier for earlier, later in pairs) if pairs else None
-
-    def around(self, start: Callable[..., None]) -> Callable[..., None]:
-        """What replaces `Heartbeat._start_step`."""
-
-        def start_or_end(heartbeat: Heartbeat, number: int) -> None:
-            self._calls.append(self._calls_of_all())
-            self._on_begin()
-            if self._steps and self.begun == self._steps:
-                raise SystemExit(0)
-            self.begun += 1
-            start(heartbeat, number)
-
-        return start_or_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +38,7 @@ class Rehearsal:
     rank: int
     board: Board
     traffic: Traffic
+    calls: CallLog
     objects: ObjectCollectives
     headers: Headers
     steps: StepLimit
@@ -83,6 +49,7 @@ class Rehearsal:
         return {
             "steps": self.steps.begun,
             "meets": self.steps.meets,
+            "ended_by_steps": self.steps.has_ended_script,
             "objects_not_known": self.objects.not_known,
             "traffic": self.traffic.as_list(),
         }
@@ -107,27 +74,32 @@ def install(
         steps: training steps after which the script ends with exit code 0; 0: when it ends by itself.
         observe: called with the tensors that are passed to each operation of a group.
     """
-    traffic, objects = Traffic(observe=observe), ObjectCollectives(board)
+    traffic, calls = Traffic(observe=observe), CallLog()
+    objects, broadcasts = ObjectCollectives(board, calls), Broadcasts(board)
     dist.Backend.register_backend(
-        NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
+        NAME,
+        lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls, broadcasts),
+        devices=["cpu", "cuda"],
     )
-    create = _with_our_backend(c10d._new_process_group_helper)
+    create = _with_our_backend(c10d._new_process_group_helper, calls)
     _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
-    _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
+        _replace(module, new_group=recorded_new_group(module.new_group, calls))
+    _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__, calls))
     RehearsalLedger.seen = _seen(board, earlier)
     headers = RehearsalLedger.sent = {}
     contributions = Contributions(board)
     _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
     _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
+    _replace(BridgeBase, transfer=_recorded(BridgeBase.transfer, calls))
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
-    limit = StepLimit(steps, partial(traffic.calls_of_all, world_size), traffic.begin_step)
+    limit = StepLimit(steps, world_size, traffic, calls)
     _replace(Ring, create=staticmethod(_of_one_rank(Ring.create)))
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
-    return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
+    return Rehearsal(rank=rank, board=board, traffic=traffic, calls=calls, objects=objects, headers=headers, steps=limit)
 
 
 def _headers_of(rank: int) -> str:
@@ -157,21 +129,36 @@ def _of_the_same_sample(read: Callable[..., Any]) -> Callable[..., Any]:
     return lambda reader, request: read(reader, same_samples(request))
 
 
-def _with_our_backend(create: Callable[..., Any]) -> Callable[..., Any]:
+def _with_our_backend(create: Callable[..., Any], calls: CallLog) -> Callable[..., Any]:
     """Whatever backend a group is asked for with, such as gloo for checkpoints."""
 
     def create_rehearsed(size: int, rank: int, ranks: Any, backend: Any, store: Any, *rest: Any, **settings: Any) -> Any:
         del backend
-        return create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
+        group, own_store = create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
+        if isinstance(group, RehearsalGroup) and size > 1:
+            calls.created(group, ranks or range(size))
+        return group, own_store
 
     return create_rehearsed
 
 
-def _uncoordinated(make: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(transfer: Callable[..., Any], calls: CallLog) -> Callable[..., Any]:
+    """Batches over bridges, which both sides count; their gradients follow from them."""
+
+    def transfer_recorded(bridge: BridgeBase, *arguments: Any, back: bool, **settings: Any) -> Any:
+        if not back:
+            calls.add_batch(str(bridge))
+        return transfer(bridge, *arguments, back=back, **settings)
+
+    return transfer_recorded
+
+
+def _uncoordinated(make: Callable[..., Any], calls: CallLog) -> Callable[..., Any]:
     """DCP without a coordinator: each rank writes and reads its part as if it were alone."""
 
     def make_alone(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:
-        del use_dist, coordinator_rank
+        if use_dist:
+            calls.add(group or c10d._get_default_group(), f"torch.distributed.checkpoint(coordinator {coordinator_rank})")
         make(self, group, False, 0)
 
     return make_alone

@@ -153,6 +153,29 @@ def test_only_the_kind_that_fails_is_named(rehearse):
     assert "2 of 3 kinds of vision (2 ranks, 1-2): AssertionError" in done.stderr
 
 
+def test_kinds_that_call_other_operations_over_a_group_are_named_with_their_lines(rehearse):
+    done = rehearse(BRIDGED + "    if ctx.role.has_language_module:\n        torch.distributed.barrier()\n", *AT_SCALE)
+    assert done.returncode == 1
+    who = "language.pp0 and language.pp1 (9,216 ranks, 1024-10239)"
+    assert (
+        "mimo-launch: vision (1,024 ranks, 0-1023): nothing as call 1 over world (10,240 ranks), barrier() on " in done.stderr
+    )
+    line = BRIDGED.count("\n") + 2
+    assert f"  {who}: barrier()\n    script.py:{line} in <module>\n      torch.distributed.barrier()\n" in done.stderr
+    assert "none failed; the ranks of 1 group do not call the same" in done.stderr
+    (failure,) = done.found["call_failures"]
+    assert failure.startswith("vision (1,024 ranks, 0-1023)")
+
+
+def test_a_kind_that_takes_too_long_is_ended_and_reported_with_its_stack(rehearse):
+    script = "import mimo_role\nif 'vision' in mimo_role.current().role.modules:\n    while True: pass\n"
+    done = rehearse(script, "--timeout-s", "4")
+    assert done.returncode == 124
+    assert "mimo-launch: vision (2 ranks, 0-1): TimeoutError: the script has not ended after 4 s (--timeout-s)" in done.stderr
+    assert "script.py:3 in <module>" in done.stderr
+    assert "4 ranks" not in done.stderr.splitlines()[-1]
+
+
 def test_the_exit_code_is_the_scripts(rehearse):
     assert rehearse("import sys; sys.exit(3)").returncode == 3
     assert rehearse("import sys, mimo_role; sys.exit(mimo_role.REQUEUE_EXIT_CODE)").returncode == 75
@@ -168,6 +191,19 @@ def test_a_first_rank_decides_for_the_others(rehearse):
     done = rehearse(script)
     assert done.returncode == 0, done.stderr
     assert all(kind["objects_not_known"] == 0 for kind in done.found["kinds"])
+
+
+def test_a_first_rank_decides_by_a_small_tensor_how_often_all_others_call_something(rehearse):
+    script = (
+        "import torch, mimo_role, torch.distributed as dist\nctx = mimo_role.current()\n"
+        "batches = torch.tensor([5 if ctx.rank == 0 else 0])\ndist.broadcast(batches, src=0)\n"
+        "assert batches.item() == 5\nfor _ in range(batches.item()):\n    dist.barrier()\n"
+        "group = ctx.group(next(iter(ctx.role.modules)), 'dp')\n"
+        "rows = torch.tensor([3 if dist.get_rank(group) == 0 else 0])\n"
+        "dist.broadcast(rows, group=group, group_src=0)\nassert rows.item() == 3\n"
+    )
+    done = rehearse(script, *AT_SCALE)
+    assert done.returncode == 0, done.stderr
 
 
 def test_checkpoints_are_saved_and_loaded_apart_from_the_jobs_own(rehearse, job):
@@ -220,6 +256,7 @@ def test_scripts_that_know_torch_alone_are_rehearsed_unchanged(rehearse, job, na
     [
         (["entry={command: [bash, -c, 'true']}"], "entry.command cannot be rehearsed"),
         (["--steps", "-1"], "--steps 0 or more"),
+        (["--timeout-s", "nan"], "--timeout-s"),
         (["modules.vision.dp=0"], "modules.vision.dp"),
     ],
 )

@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 
+from mimo_role.rehearsal.call_log import CallLog
+from mimo_role.rehearsal.step_limit import StepLimit
 from mimo_role.rehearsal.traffic import Traffic
-from mimo_role.rehearsal.world import StepLimit
 
 WORLD = 4
 
@@ -17,7 +18,7 @@ def traffic():
 
 def steps(traffic, limit=0):
     """A limit of steps, and the function that begins one."""
-    found = StepLimit(limit, partial(traffic.calls_of_all, WORLD), traffic.begin_step)
+    found = StepLimit(limit, WORLD, traffic, CallLog())
     return found, partial(found.around(lambda *_: None), None, 0)
 
 

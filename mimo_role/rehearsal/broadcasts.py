@@ -1,0 +1,54 @@
+"""Small tensors that ranks broadcast: how many batches there are, or whether to stop, decides what all ranks do next."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from mimo_role.rehearsal.board import Board
+
+_LARGEST = 64
+"""Elements of a tensor that is kept for ranks that are rehearsed later."""
+
+
+class Broadcasts:
+    """Gives a rank what the root of its group has sent, or where that has not been rehearsed, the root of an alike group."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._calls: Counter[str] = Counter()
+
+    def send(self, group: str, root: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Keep what this rank broadcasts.
+
+        Args:
+            group: the group's description, the same on ranks of other lanes.
+            root: this rank, of the world.
+            tensors: any tensors; large ones and those without values are not kept.
+        """
+        common, own = self._names(group, root)
+        if _are_small(tensors):
+            content = [tensor.detach().clone() for tensor in tensors]
+            self._board.put(own, content)
+            if self._board.get(common) is None:
+                self._board.put(common, content)
+
+    def receive(self, group: str, root: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Fill tensors with what was broadcast; those that nobody has sent yet stay as they are."""
+        common, own = self._names(group, root)
+        if not _are_small(tensors):
+            return
+        content = self._board.get(own) or self._board.get(common) or ()
+        for tensor, sent in zip(tensors, content, strict=False):
+            if tensor.shape == sent.shape:
+                tensor.detach().copy_(sent)
+
+    def _names(self, group: str, root: int) -> tuple[str, str]:
+        self._calls[group] += 1
+        common = f"tensors broadcast over {group}: {self._calls[group]}"
+        return common, f"{common} from {root}"
+
+
+def _are_small(tensors: Sequence[torch.Tensor]) -> bool:
+    # A tensor of another class has no values, as a fake one, or is a parameter.
+    return all(type(tensor) is torch.Tensor and tensor.numel() <= _LARGEST for tensor in tensors)
