@@ -30,6 +30,7 @@ from mimo_role.monitoring.recorder import Recorder
 from mimo_role.monitoring.ring import Ring
 from mimo_role.monitoring.torch_groups import keep_in_forked_children
 from mimo_role.preemption.agreement import PreemptionAgreement
+from mimo_role.preemption.notice import shield_fork_server
 from mimo_role.rank_environ import RankEnviron
 from mimo_role.topology.topology import Topology
 
@@ -90,6 +91,7 @@ def init(
     owns_world = not dist.is_initialized()
     device = join(topology, backend, timeout) if owns_world else device_of(uses_nccl() and torch.cuda.is_available())
     keep_in_forked_children()
+    shield_fork_server()
     own_groups = None
     try:
         check_same_topology(topology, options, device)

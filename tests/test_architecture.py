@@ -29,6 +29,7 @@ PRIVATE_NAMES = (
     "agent.elastic_agent agent.torchelastic_private bridge.backward_pass groups.names groups.creation hf.weights"
     " host.fork_server host.interpreter_exit megatron.adapters megatron.cpu megatron.mimo_model"
     " monitoring.collective_waits monitoring.flight_recorder monitoring.torch_groups pipeline.gradient_sync pipeline.profiling"
+    " preemption.notice"
     " rehearsal.fake_tensors rehearsal.fake_values rehearsal.functional_collectives rehearsal.memory_tracker"
     " rehearsal.module_paths rehearsal.objects rehearsal.process_group rehearsal.world"
     " training.flat_sums training.gradient_norm"

@@ -161,9 +161,10 @@ def _file(failure: FailureContext) -> str | None:
 
 
 def _disk(failure: FailureContext) -> str | None:
-    # The last two are torch.save's.
-    full = r"No space left on device|Disk quota exceeded|Read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs"
-    if not re.search(full, failure.text):
+    full = r"No space left on device|Disk quota exceeded|Read-only file system"
+    # torch.save's; the last one is of C++ streams, in the words of GCC's library.
+    full_for_torch = r"PytorchStreamWriter failed|unexpected pos \d+ vs|basic_ios::clear: iostream error"
+    if not re.search(f"{full}|{full_for_torch}", failure.text):
         return None
     return f"free some space on {failure.record.host}, or choose another directory with run_dir=..."
 

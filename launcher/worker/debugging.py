@@ -33,7 +33,7 @@ def offer_terminal(label: str, *, allowed: bool, is_only: bool) -> None:
 
     def interaction(self: pdb.Pdb, frame: FrameType | None, *arguments: Any, **more: Any) -> Any:
         if not allowed or not _is_terminal():
-            self.do_quit("")
+            self.set_quit()
             raise BdbQuit(_cure())
         with _terminal(None if is_only else label):
             return original(self, frame, *arguments, **more)

@@ -5,12 +5,14 @@ SIGTERM ends a rank. After `listen()` either signal is a notice that the script 
 mimo-launch, which forwards Ctrl-C as SIGINT, that signal too.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +22,8 @@ REQUEUE_EXIT_CODE = 75
 """A rank that exits with this code requests a requeue of the job: EX_TEMPFAIL of sysexits.h(3)."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_SHIELD = "mimo_role.preemption.fork_server_shield"
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,28 @@ def shield_worker(_worker_id: int = 0) -> None:
     """Ignore notices in a helper process: `DataLoader(..., worker_init_fn=mimo_role.shield_worker)`.
 
     A scheduler signals every process of a job, data-loader workers too, whose exit would end the rank before it has saved.
-    SIGTERM from the worker's own parent still ends it: a data loader, and multiprocessing at exit, terminate workers this way.
+    SIGTERM from the process that started the worker still ends it: a data loader, and multiprocessing at exit, terminate
+    workers this way. With the start method `forkserver`, the default from Python 3.14 on, this is not the worker's parent.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A handler in Python does not get the sender of a signal; waiting for a blocked signal does.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_exit_on_sigterm_of_parent, name="mimo_role shield", daemon=True).start()
+    threading.Thread(target=_exit_on_sigterm_of_starter, name="mimo_role shield", daemon=True).start()
 
 
-def _exit_on_sigterm_of_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+def _exit_on_sigterm_of_starter() -> None:
+    starter = multiprocessing.parent_process()
+    known = set() if starter is None else {starter.pid}
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid not in known | {os.getppid()}:
         continue
     os._exit(0)
+
+
+def shield_fork_server() -> None:
+    """Let multiprocessing's fork server ignore notices, if this process starts one later.
+
+    From Python 3.14 on it starts workers by default. The workers of a server that has died count as dead.
+    """
+    modules: list[str] = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
+    if _SHIELD not in modules:
+        multiprocessing.set_forkserver_preload([*modules, _SHIELD])

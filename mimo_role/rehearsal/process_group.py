@@ -76,6 +76,10 @@ class RehearsalGroup(dist.ProcessGroup):
         """The backend's name."""
         return NAME
 
+    def _get_backend(self, device: torch.device) -> "RehearsalGroup":
+        """Itself, for any device. From 2.15 on torch asks every group for it, to send and receive in a batch."""
+        return self
+
     def allreduce(self, tensors: Tensors, opts: Any = AllreduceOptions()) -> dist.Work:
         self.count("all_reduce", tensors)
         self.record(f"all_reduce({of_tensors(tensors)}, {of_reduction(opts)})")

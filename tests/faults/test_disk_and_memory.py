@@ -153,7 +153,7 @@ class Large(Dataset):
             Path({str(cgroup)!r}, "cgroup.procs").write_text(str(os.getpid()))
             bytearray(1 << 30)[::4096] = bytes(1 << 18)
         return index
-for _ in DataLoader(Large(), num_workers=1):
+for _ in DataLoader(Large(), num_workers=1, multiprocessing_context="fork"):
     pass
 talk()
 """

@@ -51,7 +51,7 @@ class Slow(Dataset):
     def __getitem__(self, index):
         time.sleep(1000 if bad and index == 2 else 0)
         return index
-for _ in DataLoader(Slow(), num_workers=1):
+for _ in DataLoader(Slow(), num_workers=1, multiprocessing_context="fork"):
     dist.all_reduce(torch.ones(()))
 """
 )

@@ -20,7 +20,7 @@ class Numbers(Dataset):
         if bad and index == 2:
             {}
         return index
-for _ in DataLoader(Numbers(), num_workers=2):
+for _ in DataLoader(Numbers(), num_workers=2, multiprocessing_context="fork"):
     torch.distributed.all_reduce(torch.ones(()))
 talk()
 """

@@ -81,7 +81,7 @@ import atexit, multiprocessing, pathlib, signal, sys
 atexit.register(print, "at exit")
 import neighbour
 assert __name__ == "__main__" and sys.modules["__main__"].neighbour is neighbour
-assert multiprocessing.get_start_method() == "fork", multiprocessing.get_start_method()
+assert multiprocessing.get_start_method() == multiprocessing.get_all_start_methods()[0]
 assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 print(sys.argv[1:], pathlib.Path(sys.argv[0]).name, pathlib.Path(sys.path[0]).name, pathlib.Path(__file__).name)
 """
@@ -105,7 +105,7 @@ class Squares(Dataset):
     def __init__(self): self.square = lambda x: x * x  # cannot be pickled
     def __len__(self): return 4
     def __getitem__(self, index): return self.square(index)
-print([int(value) for value in DataLoader(Squares(), batch_size=None, num_workers=2)])
+print([int(value) for value in DataLoader(Squares(), batch_size=None, num_workers=2, multiprocessing_context="fork")])
 """
 
 

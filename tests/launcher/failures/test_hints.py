@@ -134,6 +134,11 @@ def with_output(text, rank=3, code=1):
             "free some space on hosta",
             id="a full disk under torch.save",
         ),
+        pytest.param(
+            failed("RuntimeError", "basic_ios::clear: iostream error"),
+            "free some space on hosta",
+            id="a full disk under torch.save, another C++ library",
+        ),
         pytest.param(failed("OSError", "[Errno 122] Disk quota exceeded: 'a'"), "free some space on hosta", id="a quota"),
         pytest.param(
             failed("FileNotFoundError", "[Errno 2] No such file or directory: 'data/a.pt'", "OSError"),

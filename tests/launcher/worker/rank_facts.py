@@ -226,10 +226,16 @@ def torch_seed():
     return torch.initial_seed()
 
 
+def seed_in_worker(_):
+    import torch
+
+    return torch.initial_seed()
+
+
 def loader_seed():
     import torch
 
-    return list(torch.utils.data.DataLoader([0], num_workers=1, collate_fn=lambda _: torch.initial_seed()))
+    return list(torch.utils.data.DataLoader([0], num_workers=1, collate_fn=seed_in_worker))
 
 
 def from_numpy():

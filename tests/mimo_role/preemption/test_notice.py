@@ -165,12 +165,14 @@ def test_a_shielded_process_exits_on_sigterm_from_its_parent():
         assert process.wait(timeout=20) == 0
 
 
-def test_a_requeue_exit_also_ends_shielded_loader_workers():
-    script = """
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_a_requeue_exit_also_ends_shielded_loader_workers(start):
+    script = f"""
 import mimo_role
 from torch.utils.data import DataLoader
 
-loader = DataLoader(range(1000), num_workers=2, worker_init_fn=mimo_role.shield_worker, persistent_workers=True)
+workers = {{"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "{start}"}}
+loader = DataLoader(range(1000), worker_init_fn=mimo_role.shield_worker, **workers)
 
 def train():
     iterator = iter(loader)
@@ -211,6 +213,27 @@ def test_shielded_loader_workers_survive_notices_and_exit_with_the_loader():
     pids = {int(pid) for pid in output.split()}
     assert len(pids) == 2
     assert not [pid for pid in pids if _lives(pid)]
+
+
+# Both pools ask for the parent of their worker: the fork server that has started it.
+FORK_SERVER = """
+import multiprocessing, os, signal, mimo_role
+
+mimo_role.init(mimo_role.Topology.from_modules({"language": {"dp": 1}}, layout="colocated"), backend="gloo")
+start = multiprocessing.get_context("forkserver")
+with start.Pool(1) as pool:
+    server, handler = pool.apply(os.getppid), pool.apply(signal.getsignal, [signal.SIGTERM])
+    os.kill(server, signal.SIGTERM)
+    os.kill(server, signal.SIGUSR1)
+    with start.Pool(1) as other:
+        print(other.apply(os.getppid) == server, handler is signal.SIG_DFL)
+"""
+
+
+def test_notices_do_not_end_the_fork_server_of_workers():
+    with child(FORK_SERVER) as process:
+        output, errors = process.communicate(timeout=60)
+    assert output.split() == ["True", "True"], errors
 
 
 def test_unshielded_loader_workers_end_the_script():
