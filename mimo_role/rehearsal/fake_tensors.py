@@ -1,5 +1,6 @@
 """Tensors without memory and values, in a whole process."""
 
+import inspect
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,17 +18,31 @@ from mimo_role.rehearsal.fake_values import FakeTensorError, FakeValues
 from mimo_role.training import gradient_norm
 
 
+class _Mode(FakeTensorMode):
+    """torch's, without the wrapper that keeps the compiler out: nothing is compiled within `FakeValues`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    __torch_dispatch__ = inspect.unwrap(FakeTensorMode.__torch_dispatch__)
+
+
 class FakeTensors:
     """torch's mode in which new tensors are fake, and the answers for their values."""
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = _Mode(allow_non_fake_inputs=True)
         self._values = FakeValues(self.mode)
 
     @property
     def assumed(self) -> Counter[str]:
         """How many values were assumed, by operator."""
         return self._values.assumed
+
+    def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The real tensor beside a fake one, if it is known."""
+        return self._values.value(tensor)
 
     @contextmanager
     def values(self) -> Iterator[None]:
