@@ -1,6 +1,5 @@
 """Tensors without memory and values, in a whole process."""
 
-import inspect
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,25 +13,16 @@ from torch.utils._pytree import tree_map_only
 
 from mimo_role.bridge.buffer_pool import BufferPool
 from mimo_role.errors import GradientError, MimoError
+from mimo_role.rehearsal.fake_mode import QuickFakeMode
 from mimo_role.rehearsal.fake_values import FakeTensorError, FakeValues
 from mimo_role.training import gradient_norm
-
-
-class _Mode(FakeTensorMode):
-    """torch's, without the wrapper that keeps the compiler out: nothing is compiled within `FakeValues`."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    __torch_dispatch__ = inspect.unwrap(FakeTensorMode.__torch_dispatch__)
 
 
 class FakeTensors:
     """torch's mode in which new tensors are fake, and the answers for their values."""
 
     def __init__(self) -> None:
-        self.mode = _Mode(allow_non_fake_inputs=True)
+        self.mode = QuickFakeMode()
         self._values = FakeValues(self.mode)
 
     @property

@@ -4,7 +4,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -74,8 +74,8 @@ class FakeValues(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is prim.device.default and isinstance(args[0], FakeTensor):
-            return args[0].fake_device  # asked often
+        if func is prim.device.default and isinstance(args[0], FakeTensor) and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device  # asked often: not worth the way through all modes
         if any(issubclass(each, DTensor) for each in types):
             return NotImplemented
         if func is aten._local_scalar_dense.default:
@@ -239,7 +239,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: Any) -> Iterator[torch.Tens
             yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument.name))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _traits(func: Any) -> "_Traits":
     return _Traits.of(func)
 
