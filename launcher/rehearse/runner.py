@@ -136,9 +136,23 @@ class Runner:
 
 
 def _waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:
-    """Kinds that run at the same time. The first of each stage, which often decides for the others, runs alone."""
+    """Kinds that run at the same time. The first of each stage, which often decides for the others, runs before them.
+
+    A lane sends to the same lane of its module's next stage, so that the first kind of that needs only this stage's first.
+    """
+    waiting: list[Kind] = []
     for _, of_stage in groupby(kinds, key=lambda kind: kind.stage):
         first, *others = of_stage
-        yield [first]
-        if others:
-            yield others
+        if waiting and not _is_of_same_module(first, waiting[0]):
+            yield waiting
+            waiting = []
+        yield [first, *waiting]
+        waiting = others
+    if waiting:
+        yield waiting
+
+
+def _is_of_same_module(one: Kind, other: Kind) -> bool:
+    """Whether two stages are stages of one module."""
+    modules = [kind.stage.rpartition(".pp")[0] for kind in (one, other)]
+    return bool(modules[0]) and modules[0] == modules[1]
