@@ -128,7 +128,11 @@ class FakeValues(TorchDispatchMode):
         known = self._computed(func, args, kwargs)
         if known is not None:
             return tree_map_only(torch.Tensor, self._faked, known)
-        name = func._schema.name.removeprefix("aten::")
+        name = _traits(func).name
+        if name == "index":
+            return aten.index.Tensor(args[0], list(self._without_masks(*args)))
+        if name == "masked_select":
+            return args[0].new_empty(self._selected(*args))
         self.assumed[name] += 1
         if name in ("equal", "allclose"):
             return True
@@ -139,6 +143,29 @@ class FakeValues(TorchDispatchMode):
                 "guard it by a flag of the script's, or rehearse without --memory"
             ) from error
         return shape
+
+    def _selected(self, tensor: torch.Tensor, mask: torch.Tensor) -> int:
+        """The number of elements that a mask selects; without values, all."""
+        shape, known = torch.broadcast_shapes(tensor.shape, mask.shape), self.value(mask)
+        if known is None:
+            self.assumed["masked_select"] += 1
+            return shape.numel()
+        with real_tensors():
+            return int(known.expand(shape).sum())
+
+    def _without_masks(self, tensor: torch.Tensor, indices: Sequence[Any]) -> Iterator[Any]:
+        """Indices in which the numbers of selected elements are in the place of masks; without values, of all elements."""
+        for index in indices:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                yield index
+            elif (mask := self.value(index)) is not None:
+                with real_tensors():
+                    numbers = mask.nonzero(as_tuple=True)
+                yield from map(self._faked, numbers)
+            else:
+                self.assumed["index"] += 1
+                for _ in range(index.dim()):
+                    yield tensor.new_empty(index.numel(), dtype=torch.int64)
 
     def _faked(self, value: torch.Tensor) -> torch.Tensor:
         with _disable_current_modes():
@@ -196,7 +223,7 @@ class FakeValues(TorchDispatchMode):
 
 
 def _assumed_result(name: str, args: Sequence[Any], kwargs: Any) -> Any:
-    """Every element is selected, and no two are equal: the largest result. `None` for other operators."""
+    """No two elements are equal, and none is zero: the largest result. `None` for other operators."""
     if name not in _ASSUMED_RESULTS:
         return None
     return _ASSUMED_RESULTS[name](args[0], *args[1:], **kwargs)
@@ -209,23 +236,11 @@ def _all_different(tensor: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tens
 
 _ASSUMED_RESULTS: dict[str, Callable[..., Any]] = {
     "nonzero": lambda tensor: tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64),
-    "masked_select": lambda tensor, mask: tensor.new_empty(torch.broadcast_shapes(tensor.shape, mask.shape).numel()),
-    "index": lambda tensor, indices: aten.index.Tensor(tensor, list(_numbers(tensor, indices))),
     "_unique2": _all_different,
     "unique_dim": _all_different,
     "unique_consecutive": _all_different,
     "bincount": lambda tensor, _weights=None, minlength=0: tensor.new_empty(max(minlength, 1), dtype=torch.int64),
 }
-
-
-def _numbers(tensor: torch.Tensor, indices: Sequence[Any]) -> Iterator[Any]:
-    """Indices without masks: in the place of each, the numbers of all elements."""
-    for index in indices:
-        if index is None or index.dtype not in (torch.bool, torch.uint8):
-            yield index
-        else:
-            for _ in range(index.dim()):
-                yield tensor.new_empty(index.numel(), dtype=torch.int64)
 
 
 def _is_small(tensor: torch.Tensor) -> bool:

@@ -58,6 +58,20 @@ def test_values_that_are_not_known_are_assumed_and_counted():
     assert run_fake(script)["values_assumed"] == {"item": 3, "numpy": 1, "index": 1, "masked_select": 1}
 
 
+def test_a_mask_that_follows_from_numbers_selects_as_many_elements_of_unknown_ones():
+    def script():
+        tokens = torch.arange(40).reshape(2, 20) % 5
+        mask, hidden = tokens == 3, torch.randn(2, 20, 600)
+        assert hidden[mask].shape == (8, 600)
+        assert hidden[mask, :].shape == (8, 600)
+        assert hidden[:, mask[0]].shape == (2, 4, 600)
+        assert hidden[0, mask[0], torch.arange(4)].shape == (4,)
+        assert hidden.masked_select(mask[..., None]).shape == (8 * 600,)
+        hidden[mask] = torch.randn(8, 600)
+
+    assert run_fake(script)["values_assumed"] == {}
+
+
 def test_modules_are_converted_and_copied():
     def script():
         with torch.device("meta"):
