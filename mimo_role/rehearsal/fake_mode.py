@@ -9,6 +9,16 @@ import torch
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+aten = torch.ops.aten
+
+_LOSSES = (
+    aten.mse_loss.default,
+    aten.smooth_l1_loss.default,
+    aten.soft_margin_loss.default,
+    aten.binary_cross_entropy.default,
+)
+"""Kernels that compute the loss of each element in the memory of their result, and leave the mean or sum there."""
+
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
 
@@ -27,6 +37,14 @@ class QuickFakeMode(FakeTensorMode):
         return False
 
     __torch_dispatch__ = inspect.unwrap(FakeTensorMode.__torch_dispatch__)
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As torch's, with the memory that results have."""
+        result = super().dispatch(func, types, args, kwargs or {})
+        if func in _LOSSES and not result.dim():
+            elements = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
+            result.untyped_storage().resize_(elements * result.element_size())
+        return result
 
     def _cache_key(self, state: Any, func: Any, args: Any, kwargs: Any) -> Any:
         parts: list[Any] = [

@@ -6,6 +6,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import (
+    binary_cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+    soft_margin_loss,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from mimo_role.rehearsal.fake_values import FakeTensorError
@@ -94,6 +103,36 @@ def test_a_model_larger_than_memory_takes_none():
     assert found["peak_bytes"] == 4 * ((1 << 40) + 2 * (1 << 20))
     assert found["parameters"] == 4 << 40
     assert next(iter(found["modules"])) == "Linear"
+
+
+@pytest.mark.parametrize(
+    "loss", [mse_loss, smooth_l1_loss, soft_margin_loss, binary_cross_entropy, l1_loss, huber_loss, kl_div]
+)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_loss_takes_the_memory_that_its_kernel_leaves_it(loss, reduction):
+    def size():
+        return loss(torch.rand(7, 10), torch.rand(7, 10), reduction=reduction).untyped_storage().nbytes()
+
+    found = []
+    run_fake(lambda: found.append(size()))
+    assert found == [size()]
+
+
+def test_results_are_the_same_when_an_operator_is_repeated():
+    def script():
+        for _ in range(2):
+            for width in (3, 4):
+                assert torch.zeros(2, width).t().contiguous().shape == (width, 2)
+                assert torch.cat([torch.zeros(width), torch.zeros(1)]).shape == (width + 1,)
+                assert (torch.zeros(width) + 1).dtype == torch.float32
+                assert (torch.zeros(width, dtype=torch.int64) + 1).dtype == torch.int64
+                assert (torch.zeros(width, dtype=torch.int64) + 1.0).dtype == torch.float32
+                whole = torch.zeros(width, 5)
+                part = whole[1:, 2]
+                assert (part.shape, part.stride(), part.storage_offset()) == ((width - 1,), (5,), 7)
+                assert part.untyped_storage()._cdata == whole.untyped_storage()._cdata
+
+    run_fake(script)
 
 
 def test_a_result_whose_shape_no_rule_gives_is_refused():
