@@ -94,7 +94,8 @@ class MemoryTracker(MemTracker):
         """Tensors are passed to a collective: those without another purpose are for communication."""
         for tensor in tensors:
             for winfo in self._known(tensor):
-                if winfo.place[1] in (Purpose.TEMPORARY, Purpose.OTHER):
+                # Buckets of gradients are made outside modules, when a model is wrapped.
+                if winfo.place[1] in (Purpose.TEMPORARY, Purpose.OTHER) or winfo.place == (OUTSIDE, Purpose.ACTIVATIONS):
                     self._move(winfo, (winfo.place[0], Purpose.COMMUNICATION))
 
     def _update_snap(self, u_type: Any, winfo: Any, old_mem_consumed: int | None = None, old_reftype: Any = None) -> None:
