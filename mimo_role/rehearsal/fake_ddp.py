@@ -4,6 +4,7 @@ Its `Reducer` makes buckets, copies gradients into them and all-reduces them by 
 read memory: the comparison of parameters' shapes between ranks, the broadcast of a module's state, and the new order of the
 buckets after the first backward pass, which changes neither their bytes nor, much, their number.
 """
+# mypy: disable-error-code="no-untyped-call,attr-defined"
 
 from collections.abc import Iterator, Sequence
 from typing import Any

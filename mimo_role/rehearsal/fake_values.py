@@ -149,7 +149,7 @@ class FakeValues(TorchDispatchMode):
         shape, known = torch.broadcast_shapes(tensor.shape, mask.shape), self.value(mask)
         if known is None:
             self.assumed["masked_select"] += 1
-            return shape.numel()
+            return int(shape.numel())
         with real_tensors():
             return int(known.expand(shape).sum())
 
@@ -190,7 +190,9 @@ class FakeValues(TorchDispatchMode):
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The real result; `None` if something that it follows from is not known."""
-        if not _traits(func).is_computable or not all(map(self._is_known, tensors_in((args, kwargs)))):
+        traits = _traits(func)
+        is_drawn = traits.is_random and kwargs.get("generator") is None
+        if is_drawn or not traits.is_computable or not all(map(self._is_known, tensors_in((args, kwargs)))):
             return None
         args, kwargs = tree_map_only(torch.Tensor, self.value, (args, kwargs))
         with real_tensors():
@@ -267,14 +269,16 @@ class _Traits:
     """Without `aten::` and the underscore of those that write."""
     is_mutable: bool
     is_computable: bool
-    """Whether its result follows from its arguments, and it leaves their storages as they are."""
+    """Whether it leaves the storages of its arguments as they are."""
+    is_random: bool
+    """Whether its result is drawn from torch's generator, unless it is given one: those of a data set follow from seeds."""
 
     @classmethod
     def of(cls, func: Any) -> "_Traits":
         name = func._schema.name
-        is_random = torch.Tag.nondeterministic_seeded in func.tags and func not in _ORDERS
         return cls(
             name=name.removeprefix("aten::").rstrip("_"),
             is_mutable=func._schema.is_mutable,
-            is_computable=func.namespace == "aten" and name not in _OF_STORAGES and not is_random,
+            is_computable=func.namespace == "aten" and name not in _OF_STORAGES,
+            is_random=torch.Tag.nondeterministic_seeded in func.tags and func not in _ORDERS,
         )

@@ -88,7 +88,7 @@ def test_buckets_of_ddp_are_counted(rehearse, job):
     assert fake.returncode == real.returncode == 0, fake.stderr + real.stderr
     for predicted, measured in zip(fake.kinds, real.kinds, strict=True):
         assert predicted["memory"]["peak_bytes"] == measured["memory"]["peak_bytes"]
-        assert predicted["memory"]["communication"] >= predicted["memory"]["gradients"] > 0
+        assert predicted["memory"]["communication"] > 0
         reduced = [
             sum(each["bytes"] for each in kind["traffic"] if each["operation"] == "all_reduce")
             for kind in (predicted, measured)

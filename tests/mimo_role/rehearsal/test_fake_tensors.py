@@ -80,6 +80,16 @@ def test_a_mask_that_follows_from_numbers_selects_as_many_elements_of_unknown_on
     assert run_fake(script)["values_assumed"] == {}
 
 
+def test_samples_that_are_drawn_from_a_generator_of_the_script_are_known():
+    def sizes():
+        random = torch.Generator().manual_seed(3)
+        return [torch.randint(100, (2,), generator=random).tolist(), torch.rand(2, generator=random).tolist()]
+
+    found = []
+    assert run_fake(lambda: found.append(sizes()))["values_assumed"] == {}
+    assert found == [sizes()]
+
+
 def test_modules_are_converted_and_copied():
     def script():
         with torch.device("meta"):
