@@ -32,10 +32,10 @@ SMALL = (
 )
 TINY_REPLICAS = "--width 8 --layers 4 --batch-size 8"
 CASES = (
-    ("transformer, tp and fsdp2", TRANSFORMER, "{dp: 2, tp: 2, pp: 2}", *SMALL),
-    ("transformer, fsdp2", TRANSFORMER, "{dp: 2, pp: 2}", *SMALL),
     ("classifier, ddp", REPLICAS, "{dp: 3}", "", TINY_REPLICAS),
     ("classifier, fsdp2", REPLICAS, "{dp: 3}", "--divide", f"--divide {TINY_REPLICAS}"),
+    ("transformer, fsdp2", TRANSFORMER, "{dp: 2, pp: 2}", *SMALL),
+    ("transformer, tp and fsdp2", TRANSFORMER, "{dp: 2, tp: 2, pp: 2}", *SMALL),
 )
 """Name, script, layout of the module `language`, and arguments of the script: for the model, and for one close to zero."""
 

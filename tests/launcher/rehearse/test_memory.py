@@ -123,6 +123,21 @@ def test_the_predicted_peak_is_that_of_real_tensors(rehearse, job, config, text,
         assert predicted["traffic"] == measured["traffic"]
 
 
+def test_layers_of_a_large_model_take_hundreds_of_mib_on_this_machine(rehearse, job):
+    """Two layers of 70 billion parameters' 80, with all words: 3.9 billion parameters over 16 ranks."""
+    job.config = TRANSFORMER.replace("dp: 2, tp: 2, pp: 2", "dp: 2, tp: 8")
+    job.write(LARGE.read_text())
+    done = rehearse(job.name, "--", "--layers", "2", "--micro-batches", "1", timeout_s=380)
+    assert done.returncode == 0, done.stderr
+    assert len(done.kinds) == 4
+    of_a_layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28_672
+    of_a_rank = (2 * of_a_layer / 8 + 2 * 128_256 * 8192) / 2
+    for kind in done.kinds:
+        assert kind["memory"]["optimizer_state"] == pytest.approx(2 * 2 * of_a_rank, rel=0.001)  # two moments in bfloat16
+        assert kind["memory"]["peak_bytes"] > 5 * (1 << 30)
+        assert kind["peak_bytes"] < 1 << 30
+
+
 def test_a_kind_that_does_not_fit_its_gpu_is_an_error(rehearse, job):
     job.config = (
         "name: small\nlayout: non_colocated\nmodules: {vision: {pool: a}, language: {dp: 3, pool: b}}\n"
