@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[1]
 TRANSFORMER = ROOT / "tests" / "launcher" / "rehearse" / "large_transformer.py"
 REPLICAS = ROOT / "benchmarks" / "memory_scripts" / "replicas.py"
 MIB = 1 << 20
+REHEARSE = sys.executable, "-m", "launcher", "rehearse"
+STEPS = "--steps", "3"
+"""In two steps, DDP's second buckets are not all part of the resident set yet: memory is, once it has been written."""
 
 SMALL = (
     "--layers 4 --width 512 --inner-width 1536 --heads 8 --key-heads 4 --words 24000 --length 512 --micro-batches 3",
@@ -48,7 +51,7 @@ def rehearsed(script: Path, layout: str, arguments: Sequence[str], *options: str
             f"name: memory\nlayout: colocated\nmodules: {{language: {layout}}}\nentry: {{script: {script}}}\n", encoding="utf-8"
         )
         subprocess.run(
-            [sys.executable, "-m", "launcher", "rehearse", str(config), f"run_dir={folder}/run", *options, "--", *arguments],
+            [*REHEARSE, str(config), f"run_dir={folder}/run", *options, "--", *arguments],
             check=True,
             cwd=ROOT,
             capture_output=True,
@@ -62,8 +65,8 @@ def predictions() -> Iterator[Row]:
     """For each kind of each case, the growth of the predicted and of the measured peak."""
     for name, script, layout, *both in CASES:
         sizes = [arguments.split() for arguments in both]
-        predicted = [rehearsed(script, layout, arguments, "--memory") for arguments in sizes]
-        measured = [rehearsed(script, layout, arguments) for arguments in sizes]
+        predicted = [rehearsed(script, layout, arguments, *STEPS, "--memory") for arguments in sizes]
+        measured = [rehearsed(script, layout, arguments, *STEPS) for arguments in sizes]
         for of_kind in zip(*predicted, *measured, strict=True):
             large, tiny = (kind["memory"]["peak_bytes"] for kind in of_kind[:2])
             real, real_tiny = (kind["peak_bytes"] for kind in of_kind[2:])

@@ -39,7 +39,7 @@ if sizes.divide:
 else:
     model = DistributedDataParallel(model, process_group=ctx.group("language", "dp"))
 optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-for step in range(2):
+for step in range(3):
     ctx.step(step)
     hidden, labels = torch.randn(sizes.batch_size, sizes.width), torch.zeros(sizes.batch_size, dtype=torch.int64)
     loss = cross_entropy(model(hidden), labels)
