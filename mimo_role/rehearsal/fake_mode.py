@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
 
 aten = torch.ops.aten
 
@@ -65,7 +66,7 @@ class QuickFakeMode(FakeTensorMode):
         made = entry.metadata
         if entry.inplace_idx is not None or made is None or not _is_plain(made):
             return super()._get_output_tensor_from_cache_entry(state, entry, key, func, args)
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             if isinstance(func, OpOverload) and func.is_view:
                 storage = args[entry.view_idx].untyped_storage()
                 meta = torch.empty(0, dtype=made.dtype, device="meta")

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.distributed.tensor import DTensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
@@ -47,7 +48,7 @@ _ORDERS = tuple(getattr(aten.randperm, name) for name in aten.randperm.overloads
 """Random operators that are computed as well."""
 
 
-real_tensors = torch._C._DisableTorchDispatch
+real_tensors = no_dispatch
 """A block in which no mode sees the operators, of real tensors only."""
 
 

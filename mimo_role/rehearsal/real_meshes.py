@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
 ValueOf = Callable[[torch.Tensor], torch.Tensor | None]
@@ -63,7 +64,7 @@ def _without_modes(function: Callable[..., Any], value_of: ValueOf) -> Callable[
     @wraps(function)
     def run(*arguments: Any, **settings: Any) -> Any:
         arguments, settings = tree_map_only(torch.Tensor, real, (arguments, settings))
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             return function(*arguments, **settings)
 
     return run

@@ -16,6 +16,7 @@ from torch.nn.functional import (
     soft_margin_loss,
 )
 
+from mimo_role.rehearsal.fake_mode import QuickFakeMode
 from mimo_role.rehearsal.fake_values import FakeTensorError
 from mimo_role.rehearsal.memory import Memory
 
@@ -142,6 +143,18 @@ def test_results_are_the_same_when_an_operator_is_repeated():
                 assert part.untyped_storage()._cdata == whole.untyped_storage()._cdata
 
     run_fake(script)
+
+
+def test_a_repeated_operator_takes_the_short_way():
+    mode = QuickFakeMode()
+    with mode:
+        whole = torch.empty(4, 5)
+        before = QuickFakeMode.cache_info().hits
+        for _ in range(3):
+            whole.sum(1)
+            whole.view(5, 4)
+    assert QuickFakeMode.cache_info().hits >= before + 4
+    assert {key[0] for key in mode._keys} >= {torch.ops.aten.sum.dim_IntList, torch.ops.aten.view.default}
 
 
 def test_a_result_whose_shape_no_rule_gives_is_refused():
