@@ -78,13 +78,13 @@ class Runner:
         shutil.rmtree(self._run_dir.rehearsed_files_dir, ignore_errors=True)
         self._run_dir.attempt_dir(0).mkdir()
         results: dict[int, KindResult] = {}
-        for wave in _waves(kinds):
+        for wave in waves(kinds):
             for result in self._run_wave(wave, list(results), jobs, steps):
                 results[result.kind.representative] = result
                 report(result)
         # What a rank gets from one behind it was not known yet: once more, the last stage first.
         again = [kind for kind in reversed(kinds) if results[kind.representative].record.get("objects_not_known")]
-        for wave in _waves(again):
+        for wave in waves(again):
             for result in self._run_wave(wave, list(results), jobs, steps):
                 results[result.kind.representative] = result
                 report(result)
@@ -164,10 +164,24 @@ def _json_in(file: Path) -> Any:
     return None
 
 
-def _waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:
-    """Kinds that run at the same time. The first of each stage, which often decides for the others, runs alone."""
+def waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:
+    """Kinds that run at the same time. The first of each stage, which often decides for the others, runs before them.
+
+    A lane sends to the same lane of its module's next stage, so that the first kind of that needs only this stage's first.
+    """
+    waiting: list[Kind] = []
     for _, of_stage in groupby(kinds, key=lambda kind: kind.stage):
         first, *others = of_stage
-        yield [first]
-        if others:
-            yield others
+        if waiting and not _is_of_same_module(first, waiting[0]):
+            yield waiting
+            waiting = []
+        yield [first, *waiting]
+        waiting = others
+    if waiting:
+        yield waiting
+
+
+def _is_of_same_module(one: Kind, other: Kind) -> bool:
+    """Whether two stages are stages of one module."""
+    modules = [kind.stage.rpartition(".pp")[0] for kind in (one, other)]
+    return bool(modules[0]) and modules[0] == modules[1]

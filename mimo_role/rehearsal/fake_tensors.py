@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from mimo_role.bridge.buffer_pool import BufferPool
 from mimo_role.errors import GradientError, MimoError
-from mimo_role.rehearsal.fake_values import FakeTensorError, FakeValues
+from mimo_role.rehearsal import fake_ddp
+from mimo_role.rehearsal.fake_mode import QuickFakeMode
+from mimo_role.rehearsal.fake_values import FakeValues
 from mimo_role.training import gradient_norm
 
 
@@ -21,13 +22,17 @@ class FakeTensors:
     """torch's mode in which new tensors are fake, and the answers for their values."""
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = QuickFakeMode()
         self._values = FakeValues(self.mode)
 
     @property
     def assumed(self) -> Counter[str]:
         """How many values were assumed, by operator."""
         return self._values.assumed
+
+    def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The real tensor beside a fake one, if it is known."""
+        return self._values.value(tensor)
 
     @contextmanager
     def values(self) -> Iterator[None]:
@@ -41,7 +46,7 @@ class FakeTensors:
             (BufferPool, "take", lambda pool, shape, dtype: torch.empty(shape, dtype=dtype, device=pool._device)),
             (gradient_norm, "_over_the_world", _without_failed_peers(gradient_norm._over_the_world)),
             (torch.utils, "swap_tensors", _forgetting(self.mode, torch.utils.swap_tensors)),
-            (DistributedDataParallel, "__init__", _refuse_ddp),
+            *fake_ddp.REPLACED,
         ]
         originals = [(place, name, getattr(place, name)) for place, name, _ in replaced]
         for place, name, function in replaced:
@@ -115,10 +120,3 @@ def _without_failed_peers(norm_of: Callable[..., float]) -> Callable[..., float]
         return 1.0
 
     return assumed_norm
-
-
-def _refuse_ddp(*_: Any, **__: Any) -> None:
-    raise FakeTensorError(
-        "DistributedDataParallel copies parameters in compiled code, which fake tensors do not have: rehearse --memory with "
-        "fully_shard or ctx.sum_gradients instead, or with --real-tensors"
-    )

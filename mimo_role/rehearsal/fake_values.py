@@ -3,6 +3,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,14 +16,17 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.distributed.tensor import DTensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mimo_role.errors import MimoError
 from mimo_role.rehearsal.functional_collectives import count_functional
+from mimo_role.rehearsal.tensor_leaves import tensors_in
 
 aten = torch.ops.aten
+prim = torch.ops.prim
 
 _KNOWN_ELEMENTS = 1024
 """Tensors of at most as many are computed as well, if all that they follow from is known: counts, flags, steps."""
@@ -41,6 +46,10 @@ _OF_STORAGES = ("aten::set_", "aten::resize_")
 
 _ORDERS = tuple(getattr(aten.randperm, name) for name in aten.randperm.overloads())
 """Random operators that are computed as well."""
+
+
+real_tensors = no_dispatch
+"""A block in which no mode sees the operators, of real tensors only."""
 
 
 class FakeTensorError(MimoError):
@@ -66,6 +75,8 @@ class FakeValues(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is prim.device.default and isinstance(args[0], FakeTensor) and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device  # asked often: not worth the way through all modes
         if any(issubclass(each, DTensor) for each in types):
             return NotImplemented
         if func is aten._local_scalar_dense.default:
@@ -81,25 +92,30 @@ class FakeValues(TorchDispatchMode):
         self._follow(func, args, kwargs, result)
         return result
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled within modes, and torch's wrapper takes as long as an operator."""
+        return False
+
     def numpy(self, tensor: torch.Tensor) -> Any:
         """The elements of a tensor as an array."""
-        value = self._value(tensor)
+        value = self.value(tensor)
         if value is None:
             self.assumed["numpy"] += 1
-            with _disable_current_modes():
+            with real_tensors():
                 value = torch.full(tensor.shape, self._constant(tensor), dtype=tensor.dtype)
-        with _disable_current_modes():
+        with real_tensors():
             return value.numpy()
 
     def _scalar(self, tensor: torch.Tensor) -> Any:
-        value = self._value(tensor)
+        value = self.value(tensor)
         if value is not None:
-            with _disable_current_modes():
+            with real_tensors():
                 return value.item()
         if isinstance(tensor, FakeTensor) or tensor.device.type == "meta":
             self.assumed["item"] += 1
             return self._constant(tensor)
-        with _disable_current_modes():
+        with real_tensors():
             return tensor.item()
 
     def _constant(self, tensor: torch.Tensor) -> Any:
@@ -113,7 +129,11 @@ class FakeValues(TorchDispatchMode):
         known = self._computed(func, args, kwargs)
         if known is not None:
             return tree_map_only(torch.Tensor, self._faked, known)
-        name = func._schema.name.removeprefix("aten::")
+        name = _traits(func).name
+        if name == "index":
+            return aten.index.Tensor(args[0], list(self._without_masks(*args)))
+        if name == "masked_select":
+            return args[0].new_empty(self._selected(*args))
         self.assumed[name] += 1
         if name in ("equal", "allclose"):
             return True
@@ -125,6 +145,29 @@ class FakeValues(TorchDispatchMode):
             ) from error
         return shape
 
+    def _selected(self, tensor: torch.Tensor, mask: torch.Tensor) -> int:
+        """The number of elements that a mask selects; without values, all."""
+        shape, known = torch.broadcast_shapes(tensor.shape, mask.shape), self.value(mask)
+        if known is None:
+            self.assumed["masked_select"] += 1
+            return int(shape.numel())
+        with real_tensors():
+            return int(known.expand(shape).sum())
+
+    def _without_masks(self, tensor: torch.Tensor, indices: Sequence[Any]) -> Iterator[Any]:
+        """Indices in which the numbers of selected elements are in the place of masks; without values, of all elements."""
+        for index in indices:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                yield index
+            elif (mask := self.value(index)) is not None:
+                with real_tensors():
+                    numbers = mask.nonzero(as_tuple=True)
+                yield from map(self._faked, numbers)
+            else:
+                self.assumed["index"] += 1
+                for _ in range(index.dim()):
+                    yield tensor.new_empty(index.numel(), dtype=torch.int64)
+
     def _faked(self, value: torch.Tensor) -> torch.Tensor:
         with _disable_current_modes():
             found = self._fake_mode.from_tensor(value)
@@ -133,42 +176,46 @@ class FakeValues(TorchDispatchMode):
 
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Compute small results for real, and forget what is overwritten by unknown values."""
-        outputs = _tensors(result)
+        outputs = tensors_in(result)
+        traits = _traits(func)
         for output in outputs:
             if output.dtype is torch.bool:
-                self._operators[output.untyped_storage()] = func._schema.name.removeprefix("aten::").rstrip("_")
+                self._operators[output.untyped_storage()] = traits.name
         computed = self._computed(func, args, kwargs) if all(map(_is_small, outputs)) else None
         if computed is not None:
-            for output, value in zip(outputs, _tensors(computed), strict=True):
+            for output, value in zip(outputs, tensors_in(computed), strict=True):
                 self._remember(output, value)
-        elif func._schema.is_mutable:
+        elif traits.is_mutable:
             for tensor in _written(func, args, kwargs):
                 self._values[tensor.untyped_storage()] = None
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The real result; `None` if something that it follows from is not known."""
-        given = _tensors((args, kwargs))
-        if func._schema.name in _OF_STORAGES:
+        traits = _traits(func)
+        is_drawn = traits.is_random and kwargs.get("generator") is None
+        if is_drawn or not traits.is_computable or not all(map(self._is_known, tensors_in((args, kwargs)))):
             return None
-        if func.namespace != "aten" or (torch.Tag.nondeterministic_seeded in func.tags and func not in _ORDERS):
-            return None
-        if any(self._value(tensor) is None for tensor in given):
-            return None
-        args, kwargs = tree_map_only(torch.Tensor, self._value, (args, kwargs))
-        with _disable_current_modes():
+        args, kwargs = tree_map_only(torch.Tensor, self.value, (args, kwargs))
+        with real_tensors():
             return func(*args, **kwargs)
 
-    def _value(self, tensor: torch.Tensor) -> torch.Tensor | None:
+    def value(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The real tensor beside a fake one, with the same aliases; a real one that is small itself. `None`: not known."""
-        known = self._values.get(tensor.untyped_storage(), _NONE)
-        if not isinstance(tensor, FakeTensor):
-            return tensor if known is _NONE and _is_small(tensor) and tensor.device.type != "meta" else None
-        if known is None or known is _NONE:
+        if not self._is_known(tensor):
             return None
-        with _disable_current_modes():
+        if not isinstance(tensor, FakeTensor):
+            return tensor
+        known = self._values[tensor.untyped_storage()]
+        with real_tensors():
             return torch.empty(0, dtype=tensor.dtype, device=known.device).set_(
                 known, tensor.storage_offset(), tensor.shape, tensor.stride()
             )
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        known = self._values.get(tensor.untyped_storage(), _NONE)
+        if isinstance(tensor, FakeTensor):
+            return known is not None and known is not _NONE
+        return known is _NONE and _is_small(tensor) and tensor.device.type != "meta"
 
     def _remember(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         if isinstance(tensor, FakeTensor):
@@ -179,7 +226,7 @@ class FakeValues(TorchDispatchMode):
 
 
 def _assumed_result(name: str, args: Sequence[Any], kwargs: Any) -> Any:
-    """Every element is selected, and no two are equal: the largest result. `None` for other operators."""
+    """No two elements are equal, and none is zero: the largest result. `None` for other operators."""
     if name not in _ASSUMED_RESULTS:
         return None
     return _ASSUMED_RESULTS[name](args[0], *args[1:], **kwargs)
@@ -192,23 +239,11 @@ def _all_different(tensor: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tens
 
 _ASSUMED_RESULTS: dict[str, Callable[..., Any]] = {
     "nonzero": lambda tensor: tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64),
-    "masked_select": lambda tensor, mask: tensor.new_empty(torch.broadcast_shapes(tensor.shape, mask.shape).numel()),
-    "index": lambda tensor, indices: aten.index.Tensor(tensor, list(_numbers(tensor, indices))),
     "_unique2": _all_different,
     "unique_dim": _all_different,
     "unique_consecutive": _all_different,
     "bincount": lambda tensor, _weights=None, minlength=0: tensor.new_empty(max(minlength, 1), dtype=torch.int64),
 }
-
-
-def _numbers(tensor: torch.Tensor, indices: Sequence[Any]) -> Iterator[Any]:
-    """Indices without masks: in the place of each, the numbers of all elements."""
-    for index in indices:
-        if index is None or index.dtype not in (torch.bool, torch.uint8):
-            yield index
-        else:
-            for _ in range(index.dim()):
-                yield tensor.new_empty(index.numel(), dtype=torch.int64)
 
 
 def _is_small(tensor: torch.Tensor) -> bool:
@@ -219,8 +254,32 @@ def _is_small(tensor: torch.Tensor) -> bool:
 def _written(func: Any, args: Sequence[Any], kwargs: Any) -> Iterator[torch.Tensor]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
+            yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument.name))
 
 
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+@cache
+def _traits(func: Any) -> "_Traits":
+    return _Traits.of(func)
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What does not change between the calls of an operator."""
+
+    name: str
+    """Without `aten::` and the underscore of those that write."""
+    is_mutable: bool
+    is_computable: bool
+    """Whether it leaves the storages of its arguments as they are."""
+    is_random: bool
+    """Whether its result is drawn from torch's generator, unless it is given one: those of a data set follow from seeds."""
+
+    @classmethod
+    def of(cls, func: Any) -> "_Traits":
+        name = func._schema.name
+        return cls(
+            name=name.removeprefix("aten::").rstrip("_"),
+            is_mutable=func._schema.is_mutable,
+            is_computable=func.namespace == "aten" and name not in _OF_STORAGES,
+            is_random=torch.Tag.nondeterministic_seeded in func.tags and func not in _ORDERS,
+        )

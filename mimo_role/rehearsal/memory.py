@@ -5,8 +5,11 @@ from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
+import torch
+
 from mimo_role.rehearsal.fake_tensors import FakeTensors
 from mimo_role.rehearsal.memory_tracker import MemoryTracker
+from mimo_role.rehearsal.real_meshes import real_meshes
 
 
 class Memory:
@@ -28,9 +31,13 @@ class Memory:
                 stack.enter_context(self.tracker)
                 if self._fake is not None:
                     stack.enter_context(self._fake.values())
+                stack.enter_context(real_meshes(self._value_of))
                 run_as_main(*arguments, **settings)
 
         return counted
+
+    def _value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        return None if self._fake is None else self._fake.value_of(tensor)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form: bytes at the peak, by purpose and by module, and the values that were assumed, by operator."""

@@ -6,19 +6,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType, _UpdateType
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mimo_role.rehearsal.memory_ledger import MemoryLedger, Place, Purpose
 from mimo_role.rehearsal.module_paths import OUTSIDE, ModulePaths
+from mimo_role.rehearsal.tensor_leaves import tensors_in
 
 _OPTIMIZER = "(optimizer)"
+_WAIT = torch.ops._c10d_functional.wait_tensor.default
+"""Which gives a new tensor if it is fake, but none in a real run."""
 
 _WHOLE_PARAMETERS = torch.ops.fsdp.split_with_sizes_copy.default
 """By which FSDP2 copies what it has gathered into whole parameters."""
@@ -64,21 +68,34 @@ class MemoryTracker(MemTracker):
             self.ledger.settle()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """In place of torch's, which looks for other fake modes and at each module's peak at each operator."""
+        kwargs = kwargs or {}
         if self._propagating:
-            return func(*args, **kwargs or {})
-        self._in_ac = self._mod_tracker.is_recomputing
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+            return func(*args, **kwargs)
+        if DTensor in types:
+            return NotImplemented  # its own operators come next, on shards
+        is_wait = func is _WAIT and isinstance(args[0], FakeTensor)
+        result = args[0] if is_wait else func(*args, **kwargs)
+        for tensor in tensors_in(result):
+            if not isinstance(tensor, FakeTensor) or tensor.fake_mode is self._fake_mode_on_entry:
+                self._track(_MemRefType.ACT, tensor)  # the type is not used: see `_place_of_new`
         if func is _WHOLE_PARAMETERS:
-            self._claim((kwargs or {})["out"], Purpose.PARAMETERS, self._mod_tracker.current)
+            self._claim(kwargs["out"], Purpose.PARAMETERS, self._mod_tracker.current)
         elif func in _FILLS_BUFFERS:
-            self._claim(_tensors([result, (kwargs or {}).get("out")]), Purpose.COMMUNICATION, self._mod_tracker.current)
+            self._claim(tensors_in([result, kwargs.get("out")]), Purpose.COMMUNICATION, self._mod_tracker.current)
         return result
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled within modes, and torch's wrapper takes as long as an operator."""
+        return False
 
     def communicated(self, tensors: Iterable[torch.Tensor]) -> None:
         """Tensors are passed to a collective: those without another purpose are for communication."""
         for tensor in tensors:
             for winfo in self._known(tensor):
-                if winfo.place[1] in (Purpose.TEMPORARY, Purpose.OTHER):
+                # Buckets of gradients are made outside modules, when a model is wrapped.
+                if winfo.place[1] in (Purpose.TEMPORARY, Purpose.OTHER) or winfo.place == (OUTSIDE, Purpose.ACTIVATIONS):
                     self._move(winfo, (winfo.place[0], Purpose.COMMUNICATION))
 
     def _update_snap(self, u_type: Any, winfo: Any, old_mem_consumed: int | None = None, old_reftype: Any = None) -> None:
@@ -94,9 +111,6 @@ class MemoryTracker(MemTracker):
             self.ledger.add(winfo.place, -winfo.mem_consumed)
         elif u_type == _UpdateType.SIZE:
             self.ledger.add(winfo.place, winfo.mem_consumed - (old_mem_consumed or 0))
-
-    def _update_peak_stats(self, peak_state: Any) -> None:
-        """Nothing: the ledger has the peak."""
 
     def _place_of_new(self) -> Place:
         path = self._mod_tracker.current
@@ -150,7 +164,7 @@ class MemoryTracker(MemTracker):
     def _claim_state(self, optimizer: Optimizer) -> None:
         paths = {parameter: path for module, path in self._modules.items() for parameter in module.parameters(recurse=False)}
         for parameter, state in list(optimizer.state.items()):
-            self._claim(_tensors(list(state.values())), Purpose.OPTIMIZER_STATE, paths.get(parameter, OUTSIDE))
+            self._claim(tensors_in(state), Purpose.OPTIMIZER_STATE, paths.get(parameter, OUTSIDE))
 
     def _register_global_optimizer_hook(self) -> None:
         def before(optimizer: Optimizer, *_: Any) -> None:
@@ -174,7 +188,3 @@ class _Uncounted:
 
     def __exit__(self, *_: Any) -> None:
         self._tracker._propagating -= 1
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]

@@ -26,6 +26,22 @@ layout: colocated
 modules: {language: {dp: 2, tp: 2, pp: 2}}
 entry: {script: script.py}
 """
+REPLICATED = """\
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+torch.distributed.init_process_group("gloo")
+for settings in ({}, {"gradient_as_bucket_view": True, "bucket_cap_mb": 1}, {"find_unused_parameters": True}):
+    layers = nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 512), nn.Linear(512, 16)
+    model = DistributedDataParallel(nn.Sequential(*layers), **settings)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(3):
+        with model.no_sync():
+            model(torch.randn(64, 512)).sum().backward()
+        nn.functional.mse_loss(model(torch.randn(64, 512)), torch.randn(64, 16)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+"""
 LINEAR = """\
 import torch
 model = torch.nn.Linear(1024, 1024, bias=False)
@@ -59,10 +75,36 @@ def rehearse(job):
 
 def cases():
     yield pytest.param(None, TRANSFORMER, LARGE, SMALL_SIZES, 8, id="tp, fsdp2 and pp: 8 kinds")
-    for name, kinds in (("fsdp2", 2), ("tensor_parallel", 2)):
+    for name, kinds in (("fsdp2", 2), ("tensor_parallel", 2), ("pipelining", 2)):
         yield pytest.param(None, TORCH, ROOT / "tests" / "unchanged" / "scripts" / f"{name}.py", "", kinds, id=name)
     for name, kinds in (("pipeline", 4), ("tensor", 4)):
         yield pytest.param(ROOT / "examples" / "digits_vlm" / f"{name}.yaml", "", None, "", kinds, id=f"digits {name}")
+
+
+def test_buckets_of_ddp_are_counted(rehearse, job):
+    job.config = TORCH.replace("pp: 2", "dp: 3")
+    job.write(REPLICATED)
+    fake, real = (rehearse(job.name, *flag) for flag in ([], ["--real-tensors"]))
+    assert fake.returncode == real.returncode == 0, fake.stderr + real.stderr
+    for predicted, measured in zip(fake.kinds, real.kinds, strict=True):
+        assert predicted["memory"]["peak_bytes"] == measured["memory"]["peak_bytes"]
+        assert predicted["memory"]["communication"] > 0
+        reduced = [
+            sum(each["bytes"] for each in kind["traffic"] if each["operation"] == "all_reduce")
+            for kind in (predicted, measured)
+        ]
+        assert reduced[0] == reduced[1] > 0
+
+
+def test_a_model_of_transformers_puts_embeddings_in_their_places(rehearse):
+    pytest.importorskip("transformers")
+    pytest.importorskip("sklearn")
+    config = ROOT / "examples" / "hf_vlm" / "pipeline.yaml"
+    fake, real = (rehearse(config, *flag, timeout_s=380) for flag in ([], ["--real-tensors"]))
+    assert fake.returncode == real.returncode == 0, fake.stderr + real.stderr
+    for predicted, measured in zip(fake.kinds, real.kinds, strict=True):
+        assert predicted["memory"]["values_assumed"].keys() <= {"item"}
+        assert predicted["memory"]["peak_bytes"] == pytest.approx(measured["memory"]["peak_bytes"], rel=0.05)
 
 
 @pytest.mark.parametrize(("config", "text", "script", "arguments", "count"), list(cases()))
@@ -79,6 +121,21 @@ def test_the_predicted_peak_is_that_of_real_tensors(rehearse, job, config, text,
         assert predicted["memory"]["peak_bytes"] == pytest.approx(measured["memory"]["peak_bytes"], rel=0.05)
         assert predicted["memory"]["parameters"] == measured["memory"]["parameters"] > 0
         assert predicted["traffic"] == measured["traffic"]
+
+
+def test_layers_of_a_large_model_take_hundreds_of_mib_on_this_machine(rehearse, job):
+    """Two layers of 70 billion parameters' 80, with all words: 3.9 billion parameters over 16 ranks."""
+    job.config = TRANSFORMER.replace("dp: 2, tp: 2, pp: 2", "dp: 2, tp: 8")
+    job.write(LARGE.read_text())
+    done = rehearse(job.name, "--", "--layers", "2", "--micro-batches", "1", timeout_s=380)
+    assert done.returncode == 0, done.stderr
+    assert len(done.kinds) == 4
+    of_a_layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28_672
+    of_a_rank = (2 * of_a_layer / 8 + 2 * 128_256 * 8192) / 2
+    for kind in done.kinds:
+        assert kind["memory"]["optimizer_state"] == pytest.approx(2 * 2 * of_a_rank, rel=0.001)  # two moments in bfloat16
+        assert kind["memory"]["peak_bytes"] > 5 * (1 << 30)
+        assert kind["peak_bytes"] < 1 << 30
 
 
 def test_a_kind_that_does_not_fit_its_gpu_is_an_error(rehearse, job):

@@ -1,0 +1,32 @@
+"""The order in which kinds are rehearsed."""
+
+from hypothesis import given
+
+from launcher.rehearse.kinds import kinds_of
+from launcher.rehearse.runner import waves
+from mimo_role import Topology
+from tests.mimo_role.worlds import topologies
+
+
+@given(topologies(experts=True))
+def test_each_kind_runs_once_and_the_first_of_its_stage_before_it(topology):
+    kinds = kinds_of(topology)
+    found = list(waves(kinds))
+    assert sorted(kind.name for wave in found for kind in wave) == sorted(kind.name for kind in kinds)
+    wave_of = {kind.name: number for number, wave in enumerate(found) for kind in wave}
+    for kind in kinds:
+        first = next(each for each in kinds if each.stage == kind.stage)
+        assert kind is first or wave_of[first.name] < wave_of[kind.name]
+
+
+def test_the_first_kind_of_a_stage_runs_beside_the_others_of_the_stage_before():
+    topology = Topology.from_modules({"vision": {"dp": 3}, "language": {"dp": 3, "pp": 2}})
+    found = [[(kind.stage, kind.ranks[0]) for kind in wave] for wave in waves(kinds_of(topology))]
+    stage = {name: [rank for rank in range(9) if name in topology.label_of(rank)] for name in ("vision", "pp0", "pp1")}
+    assert found == [
+        [("vision", stage["vision"][0])],
+        [("vision", rank) for rank in stage["vision"][1:]],
+        [("language.pp0", stage["pp0"][0])],
+        [("language.pp1", stage["pp1"][0]), *(("language.pp0", rank) for rank in stage["pp0"][1:])],
+        [("language.pp1", rank) for rank in stage["pp1"][1:]],
+    ]
