@@ -11,7 +11,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from mimo_role import lifecycle
-from mimo_role.bridge import messages
+from mimo_role.bridge import bridge_base, messages
 from mimo_role.data import sample_sizes
 from mimo_role.data.sample_reader import SampleReader
 from mimo_role.monitoring.heartbeat import Heartbeat
@@ -22,6 +22,7 @@ from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
 from mimo_role.rehearsal.links import RehearsalLinks
 from mimo_role.rehearsal.objects import ObjectCollectives
 from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.specs import Specs
 from mimo_role.rehearsal.traffic import Traffic
 
 
@@ -55,11 +56,13 @@ class Rehearsal:
     traffic: Traffic
     objects: ObjectCollectives
     headers: Headers
+    specs: Specs
     steps: StepLimit
 
     def close(self) -> dict[str, Any]:
         """At the end of the process: keep what the other sides of this rank's bridges have to know, and return the record."""
         self.board.put(_headers_of(self.rank), self.headers)
+        self.board.put(_specs_of(self.rank), self.specs.sent)
         return {
             "steps": self.steps.begun,
             "objects_not_known": self.objects.not_known,
@@ -95,21 +98,28 @@ def install(
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
     _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
+    earlier = tuple(earlier)
     RehearsalLedger.seen = _seen(board, earlier)
     headers = RehearsalLedger.sent = {}
+    specs = Specs(board.get(_specs_of(other), {}) for other in earlier)
     contributions = Contributions(board)
     _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
     _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
+    _replace(bridge_base, exchange=specs.around(bridge_base.exchange))
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps)
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
-    return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, steps=limit)
+    return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, specs=specs, steps=limit)
 
 
 def _headers_of(rank: int) -> str:
     return f"headers of rank {rank}"
+
+
+def _specs_of(rank: int) -> str:
+    return f"specs of rank {rank}"
 
 
 def _seen(board: Board, ranks: Iterable[int]) -> Headers:
