@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.checkpoint.utils import _DistWrapper
+from torch.distributed.tensor import placement_types
 
 from mimo_role import lifecycle
 from mimo_role.bridge import bridge_base, messages
@@ -18,6 +19,7 @@ from mimo_role.monitoring.heartbeat import Heartbeat
 from mimo_role.pipeline import trained_stages
 from mimo_role.rehearsal.agreement import Contributions, same_samples
 from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.group_functions import monitored_barrier, scattered_from_own, split_group
 from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
 from mimo_role.rehearsal.links import RehearsalLinks
 from mimo_role.rehearsal.objects import ObjectCollectives
@@ -97,6 +99,8 @@ def install(
     _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
+        _replace(module, monitored_barrier=monitored_barrier, split_group=split_group)
+    _replace(placement_types, mesh_scatter=scattered_from_own(placement_types.mesh_scatter))
     _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
     earlier = tuple(earlier)
     RehearsalLedger.seen = _seen(board, earlier)
