@@ -30,6 +30,11 @@ class KindResult:
         """Whether the real job would fail on these ranks."""
         return self.exit.code not in (ExitCode.SUCCESS, ExitCode.REQUEUE)
 
+    @property
+    def lacks_objects(self) -> bool:
+        """Whether it needed objects of ranks that had not been rehearsed."""
+        return bool(self.record.get("objects_not_known"))
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {

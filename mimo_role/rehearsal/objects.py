@@ -31,6 +31,8 @@ class ObjectCollectives:
         self._calls: Counter[str] = Counter()
         self.not_known = 0
         """Objects of ranks that have not been rehearsed, in whose place this rank used its own."""
+        self.known = 0
+        """Objects that came from other ranks' rehearsals."""
 
     def all_gather_object(self, object_list: list[Any], obj: Any, group: Any = None) -> None:
         """Each rank has this rank's object."""
@@ -106,6 +108,7 @@ class ObjectCollectives:
         if found is _UNKNOWN:
             self.not_known += 1
         else:
+            self.known += 1
             object_list[:] = found
         return source
 
@@ -125,6 +128,7 @@ class ObjectCollectives:
             return given
         found = self._board.get(name, _UNKNOWN)
         self.not_known += found is _UNKNOWN
+        self.known += found is not _UNKNOWN
         return found
 
 

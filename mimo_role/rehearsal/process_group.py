@@ -56,6 +56,10 @@ class RehearsalGroup(dist.ProcessGroup):
         """The group's name, by which functional collectives find it."""
         return c10d._world.pg_names[self]
 
+    @property
+    def _device_types(self) -> list[torch.device]:
+        return [torch.device("cpu"), torch.device("cuda")]
+
     def getBackendName(self) -> str:
         """The backend's name."""
         return NAME

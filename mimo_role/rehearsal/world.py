@@ -20,10 +20,11 @@ from mimo_role.pipeline import trained_stages
 from mimo_role.rehearsal.agreement import Contributions, same_samples
 from mimo_role.rehearsal.board import Board
 from mimo_role.rehearsal.group_functions import monitored_barrier, scattered_from_own, split_group
+from mimo_role.rehearsal.known_numbers import InformedGroup, KnownNumbers
 from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
 from mimo_role.rehearsal.links import RehearsalLinks
 from mimo_role.rehearsal.objects import ObjectCollectives
-from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.process_group import NAME
 from mimo_role.rehearsal.specs import Specs
 from mimo_role.rehearsal.traffic import Traffic
 
@@ -57,6 +58,7 @@ class Rehearsal:
     board: Board
     traffic: Traffic
     objects: ObjectCollectives
+    numbers: KnownNumbers
     headers: Headers
     specs: Specs
     steps: StepLimit
@@ -67,7 +69,8 @@ class Rehearsal:
         self.board.put(_specs_of(self.rank), self.specs.sent)
         return {
             "steps": self.steps.begun,
-            "objects_not_known": self.objects.not_known,
+            "objects_known": self.objects.known + self.numbers.known,
+            "objects_not_known": self.objects.not_known + self.numbers.not_known,
             "traffic": self.traffic.as_list(),
         }
 
@@ -91,9 +94,9 @@ def install(
         steps: training steps after which the script ends with exit code 0; 0: when it ends by itself.
         observe: called with the tensors that are passed to each operation of a group.
     """
-    traffic, objects = Traffic(observe=observe), ObjectCollectives(board)
+    traffic, objects, numbers = Traffic(observe=observe), ObjectCollectives(board), KnownNumbers(board)
     dist.Backend.register_backend(
-        NAME, lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic), devices=["cpu", "cuda"]
+        NAME, lambda _store, at, size, _timeout: InformedGroup(at, size, traffic, numbers), devices=["cpu", "cuda"]
     )
     create = _with_our_backend(c10d._new_process_group_helper)
     _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
@@ -115,7 +118,16 @@ def install(
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps)
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
-    return Rehearsal(rank=rank, board=board, traffic=traffic, objects=objects, headers=headers, specs=specs, steps=limit)
+    return Rehearsal(
+        rank=rank,
+        board=board,
+        traffic=traffic,
+        objects=objects,
+        numbers=numbers,
+        headers=headers,
+        specs=specs,
+        steps=limit,
+    )
 
 
 def _headers_of(rank: int) -> str:
