@@ -1,6 +1,5 @@
 """`mimo-launch rehearse`: the user's script, once for each kind of rank."""
 
-import json
 import subprocess
 
 import pytest
@@ -9,14 +8,6 @@ from tests.launcher.jobs import ROOT
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
 
-CONFIG = """\
-name: small
-layout: non_colocated
-modules:
-  vision: {dp: 2}
-  language: {pp: 2, tp: 2}
-entry: {script: script.py}
-"""
 AT_SCALE = ["modules.vision.dp=1024", "modules.language.dp=2304"]
 
 BRIDGED = """\
@@ -41,29 +32,6 @@ for step in range(100):
     else:
         stages(batch_size=batch, sample_shape=(3, 4), dtype=torch.float32).sum().backward()
 """
-
-
-@pytest.fixture
-def rehearse(job):
-    """Rehearse a script; returns the process that has ended, with what it has written as `found`."""
-    job.config = CONFIG
-
-    def run(script, *words, timeout_s=150):
-        job.write(script)
-        done = subprocess.run(
-            [*job.program, "rehearse", job.name, "--jobs", "2", *words],
-            cwd=job.folder,
-            env=job.whole_environ(),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        path = job.folder / "runs" / "small" / "rehearsal" / "rehearsal.json"
-        done.found = json.loads(path.read_text()) if path.exists() else None
-        return done
-
-    return run
 
 
 def test_each_kind_runs_the_script_and_ends_after_the_steps(rehearse, job):

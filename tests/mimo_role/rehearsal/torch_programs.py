@@ -78,7 +78,10 @@ def lists_and_splits():
 def futures():
     tensor = torch.ones(3)
     doubled = dist.all_reduce(tensor, async_op=True).get_future().then(lambda done: done.value()[0] * 2).wait()
-    works = [dist.all_gather(parts := [torch.empty(3) for _ in range(SIZE)], tensor, async_op=True), dist.barrier(async_op=True)]
+    works = [
+        dist.all_gather(parts := [torch.empty(3) for _ in range(SIZE)], tensor, async_op=True),
+        dist.barrier(async_op=True),
+    ]
     waited = [work.wait() for work in works]
     return {"doubled": doubled, "waited": waited, "parts": parts, "completed": all(work.is_completed() for work in works)}
 
