@@ -1,4 +1,4 @@
-"""Small tensors of integers that one rank sends others: shapes, counts, votes and flags, which decide what a script does next."""
+"""Small tensors of integers that one rank sends others: shapes, counts, votes and flags, on which scripts decide."""
 # mypy: disable-error-code="override"
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What senders describe of their batches in a rehearsal (`Bridge.exchange_spec`), for the receivers that are rehearsed later."""
+"""What senders describe of their batches (`Bridge.exchange_spec`), for the receivers that are rehearsed later."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.checkpoint.utils import _DistWrapper
-from torch.distributed.tensor import placement_types
+from torch.distributed.tensor import _collective_utils, placement_types
 
 from mimo_role import lifecycle
-from mimo_role.bridge import bridge_base, messages
+from mimo_role.bridge import bridge_base, handshake, messages
 from mimo_role.data import sample_sizes
 from mimo_role.data.sample_reader import SampleReader
 from mimo_role.monitoring.heartbeat import Heartbeat
@@ -103,7 +103,7 @@ def install(
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
         _replace(module, monitored_barrier=monitored_barrier, split_group=split_group)
-    _replace(placement_types, mesh_scatter=scattered_from_own(placement_types.mesh_scatter))
+    _replace(placement_types, mesh_scatter=scattered_from_own(_collective_utils.mesh_scatter))
     _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__))
     earlier = tuple(earlier)
     RehearsalLedger.seen = _seen(board, earlier)
@@ -113,7 +113,7 @@ def install(
     _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
     _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
-    _replace(bridge_base, exchange=specs.around(bridge_base.exchange))
+    _replace(bridge_base, exchange=specs.around(handshake.exchange))
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps)
