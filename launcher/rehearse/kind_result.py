@@ -41,6 +41,11 @@ class KindResult:
             return Ended.BY_A_FAILURE
         return Ended.BY_STEPS if self.record.get("ended_by_steps") else Ended.BY_ITSELF
 
+    @property
+    def lacks_objects(self) -> bool:
+        """Whether it needed objects of ranks that had not been rehearsed."""
+        return bool(self.record.get("objects_not_known"))
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {

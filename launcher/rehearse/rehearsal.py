@@ -75,7 +75,10 @@ def rehearse(
         try:
             results = runner.run(kinds_of(plan.topology), jobs=jobs, steps=steps, report=report)
         except OSError as error:
-            raise LaunchError(f"rehearsal: {error.strerror or error}") from None
+            place = f"{error.filename}: " if error.filename else ""
+            raise LaunchError(
+                f"rehearsal: {place}{error.strerror or error}; free space, or choose another folder with run_dir=..."
+            ) from None
         found = RehearsalResult(
             plan=job,
             results=results,
@@ -85,5 +88,8 @@ def rehearse(
             jobs=jobs,
             tensors=tensors,
         )
-        write_whole(run_dir.rehearsal_file, json.dumps(found.as_dict(), indent=1))
+        try:
+            write_whole(run_dir.rehearsal_file, json.dumps(found.as_dict(), indent=1))
+        except OSError as error:
+            say(f"{run_dir.rehearsal_file}: {error.strerror or error}; the results are printed only")
         return found

@@ -64,13 +64,13 @@ class Runner:
         """Run all kinds.
 
         A kind starts once those whose output it takes have ended: it checks what it receives against what they have sent. One
-        that got Python objects from a rank that had not been rehearsed yet is run once more.
+        that got Python objects or small integers from a rank that had not been rehearsed yet is run again.
 
         Args:
             kinds: in the order in which activations pass through them.
             jobs: how many run at the same time.
             steps: training steps after which scripts end; 0: when they end by themselves.
-            report: called for each kind when it has ended.
+            report: called for each kind when it has ended and is not run again.
 
         Returns:
             The results, in the order of the kinds.
@@ -78,16 +78,27 @@ class Runner:
         shutil.rmtree(self._run_dir.rehearsed_files_dir, ignore_errors=True)
         self._run_dir.attempt_dir(0).mkdir()
         results: dict[int, KindResult] = {}
-        for wave in waves(kinds):
-            for result in self._run_wave(wave, list(results), jobs, steps):
-                results[result.kind.representative] = result
-                report(result)
-        # What a rank gets from one behind it was not known yet: once more, the last stage first.
-        again = [kind for kind in reversed(kinds) if results[kind.representative].record.get("objects_not_known")]
-        for wave in waves(again):
-            for result in self._run_wave(wave, list(results), jobs, steps):
-                results[result.kind.representative] = result
-                report(result)
+
+        def run_in_waves(kinds: Sequence[Kind]) -> None:
+            for wave in waves(kinds):
+                for result in self._run_wave(wave, list(results), jobs, steps):
+                    results[result.kind.representative] = result
+                    if not result.lacks_objects:
+                        report(result)
+
+        run_in_waves(kinds)
+        # What a rank gets from one behind it was not known yet: once more, the last stage first; then the first stage first, as
+        # interleaved pipelines need it; and so on while anything new becomes known.
+        order, known_before = list(reversed(kinds)), None
+        while again := [kind for kind in order if results[kind.representative].lacks_objects]:
+            known = [result.record.get("objects_known") for result in results.values()]
+            if known == known_before:
+                break
+            run_in_waves(again)
+            known_before = known
+            order.reverse()
+        for kind in again:
+            report(results[kind.representative])
         return [results[kind.representative] for kind in kinds]
 
     def _run_wave(self, kinds: Sequence[Kind], earlier: Sequence[int], jobs: int, steps: int) -> Iterator[KindResult]:

@@ -4,9 +4,10 @@ import atexit
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Collection
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +51,24 @@ def run(task_file: str, *, started_with: Collection[str]) -> None:
             write_whole(Path(task["record"]), json.dumps(installed.close() | found))
             process_end.end_if_succeeded()
 
+    sys.addaudithook(partial(_refuse_exec, rank))
     # Registered before the exit functions of the script and of mimo_role, so that it is called after them.
     atexit.register(record)
     run_as_main = installed.calls.around(main_program.run_as_main)
     run_as_main = run_as_main if memory is None else memory.around(run_as_main)
     vars(entrypoint).update(run_as_main=clock.around(run_as_main))
     entrypoint.run_python(task["plan"], task["run_id"], task["node"], started_with=started_with)
+
+
+def _refuse_exec(rank: int, event: str, _: object) -> None:
+    """An audit hook: another program in the rank's process would not be in the rehearsal, and would wait for real peers."""
+    if event == "os.exec" and os.getpid() == rank:
+        from mimo_role.errors import MimoError  # late, as all of the package here
+
+        raise MimoError(
+            "a rehearsal ends where a script replaces its process by another program (os.exec*); start the program from the "
+            "config instead, or rehearse what it runs"
+        )
 
 
 def _memory(tensors: str | None) -> "Memory | None":

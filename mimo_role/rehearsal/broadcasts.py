@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from mimo_role.rehearsal.board import Board
+from mimo_role.rehearsal.known_numbers import are_numbers
 
 _LARGEST = 64
-"""Elements of a tensor that is kept for ranks that are rehearsed later."""
+"""Elements of a tensor that is kept for ranks that are rehearsed later, if it has fractions."""
 
 
 class Broadcasts:
@@ -51,4 +52,4 @@ class Broadcasts:
 
 def _are_small(tensors: Sequence[torch.Tensor]) -> bool:
     # A tensor of another class has no values, as a fake one, or is a parameter.
-    return all(type(tensor) is torch.Tensor and tensor.numel() <= _LARGEST for tensor in tensors)
+    return all(type(tensor) is torch.Tensor and (tensor.numel() <= _LARGEST or are_numbers([tensor])) for tensor in tensors)

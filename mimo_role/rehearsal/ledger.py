@@ -4,13 +4,14 @@ A rank gets the header that it expects, except for what the other side has been 
 dtype of the activations, step and micro-batch, and whether gradients come back. The bridge compares both as in a real run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mimo_role.bridge import frames
 from mimo_role.bridge.activation_spec import SPEC_NUMBERS
 from mimo_role.bridge.batch_ledger import BatchLedger
 from mimo_role.bridge.expected_batch import Expected
-from mimo_role.bridge.frames import BatchHeader, BatchKey, FrameKind
+from mimo_role.bridge.frames import PREFIX, BatchHeader, BatchKey, FrameKind
 from mimo_role.bridge.sent_batches import Sent
 from mimo_role.rehearsal.links import RehearsalLinks
 
@@ -43,17 +44,9 @@ class RehearsalLedger(BatchLedger):
             header = header._replace(description=description, position=other.position, returns=other.returns)
         self._frames.arrive(expected.peer, FrameKind.BATCH, header.content())
 
-    def wait_for_specs(self, peers: Sequence[int], bridge: int, number: int, place: str) -> list[list[int]]:
-        """Refuse: what the senders know of a batch is in no plan.
-
-        Raises:
-            BridgeError: always, where this rank would wait for others.
-        """
-        if peers:
-            raise self.fail(
-                f"{place}: exchange_spec() cannot be rehearsed: only the senders know the spec; pass it on both sides"
-            )
-        return super().wait_for_specs(peers, bridge, number, place)
+    def spec_arrives(self, peer: int, bridge: int, number: int, values: list[int]) -> None:
+        """A peer's description of a batch arrives, before this rank waits for it."""
+        self._frames.arrive(peer, FrameKind.SPEC, frames.spec(bridge, number, values)[PREFIX.size :])
 
     def send(self, peer: int, header: BatchHeader, sent: Sent | None) -> None:
         """As in a real run; the header is remembered for the other side's rehearsal."""

@@ -33,6 +33,8 @@ class ObjectCollectives:
         self._calls: Counter[str] = Counter()
         self.not_known = 0
         """Objects of ranks that have not been rehearsed, in whose place this rank used its own."""
+        self.known = 0
+        """Objects that came from other ranks' rehearsals."""
 
     def all_gather_object(self, object_list: list[Any], obj: Any, group: Any = None) -> None:
         """Each rank has this rank's object."""
@@ -117,6 +119,7 @@ class ObjectCollectives:
         if found is _UNKNOWN:
             self.not_known += 1
         else:
+            self.known += 1
             object_list[:] = found
         return source
 
@@ -150,6 +153,7 @@ class ObjectCollectives:
             return given
         found = self._board.get(name, _UNKNOWN)
         self.not_known += found is _UNKNOWN
+        self.known += found is not _UNKNOWN
         return found
 
 

@@ -24,6 +24,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from mimo_role.rehearsal.broadcasts import Broadcasts
 from mimo_role.rehearsal.call_log import CallLog
+from mimo_role.rehearsal.known_numbers import KnownNumbers
 from mimo_role.rehearsal.operation_names import of_parts, of_reduction, of_tensors
 from mimo_role.rehearsal.reduction import reduce_equal
 from mimo_role.rehearsal.traffic import Runs, Traffic, runs_of
@@ -41,7 +42,13 @@ class RehearsalGroup(dist.ProcessGroup):
     """
 
     def __init__(
-        self, rank: int, size: int, traffic: Traffic, calls: CallLog | None = None, broadcasts: Broadcasts | None = None
+        self,
+        rank: int,
+        size: int,
+        traffic: Traffic,
+        calls: CallLog | None = None,
+        broadcasts: Broadcasts | None = None,
+        numbers: KnownNumbers | None = None,
     ) -> None:
         """
         Args:
@@ -50,6 +57,7 @@ class RehearsalGroup(dist.ProcessGroup):
             traffic: counts operations.
             calls: records them; `None`: nothing does.
             broadcasts: has what roots have sent; `None`: a broadcast keeps this rank's tensor.
+            numbers: has the integers that ranks have sent each other; `None`: zeros are received.
         """
         super().__init__(rank, size)  # type: ignore[call-arg]
         self._rank = rank
@@ -58,6 +66,7 @@ class RehearsalGroup(dist.ProcessGroup):
         self._runs: Runs | None = None
         self._calls = calls
         self._broadcasts = broadcasts
+        self._numbers = numbers
 
     def size(self) -> int:
         """The number of ranks."""
@@ -71,6 +80,10 @@ class RehearsalGroup(dist.ProcessGroup):
     def group_name(self) -> Any:
         """The group's name, by which functional collectives find it."""
         return c10d._world.pg_names[self]
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        return [torch.device("cpu"), torch.device("cuda")]
 
     def getBackendName(self) -> str:
         """The backend's name."""
@@ -198,11 +211,16 @@ class RehearsalGroup(dist.ProcessGroup):
         peer = dist.get_global_rank(self, to)
         self._traffic.add(self.group_desc, self._size, "send", tensors, ((peer, peer + 1, 1),))
         self._record_message(self._rank, to, tag, tensors)
+        if self._numbers is not None and self._traffic.bridge is None:
+            self._numbers.sent(self._message(self._rank, to, tag), tensors)
         return _done(tensors)
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> dist.Work:
         self._record_message(source, self._rank, tag, tensors)
-        return self._receive(tensors)
+        done = self._receive(tensors)
+        if self._numbers is not None and self._traffic.bridge is None:
+            self._numbers.received(self._message(source, self._rank, tag), tensors)
+        return done
 
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> dist.Work:
         return self._receive(tensors)
@@ -236,6 +254,10 @@ class RehearsalGroup(dist.ProcessGroup):
         """Record an operation, for the comparison with other members: its name, and what has to be the same on all."""
         if self._calls is not None:
             self._calls.add(self, operation)
+
+    def _message(self, source: int, destination: int, tag: int) -> str:
+        sender, receiver = (dist.get_global_rank(self, place) for place in (source, destination))
+        return f"numbers from {sender} to {receiver}, {self.group_desc}, tag {tag}"
 
     def _record_message(self, source: int, destination: int, tag: int, tensors: Tensors) -> None:
         # Bridges compare their messages themselves.

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.checkpoint.utils import _DistWrapper
+from torch.distributed.tensor import _collective_utils, placement_types
 
 from mimo_role import lifecycle
-from mimo_role.bridge import messages
+from mimo_role.bridge import bridge_base, handshake, messages
 from mimo_role.bridge.bridge_base import BridgeBase
 from mimo_role.data import sample_sizes
 from mimo_role.data.sample_reader import SampleReader
@@ -23,10 +24,13 @@ from mimo_role.rehearsal.board import Board
 from mimo_role.rehearsal.broadcasts import Broadcasts
 from mimo_role.rehearsal.call_log import CallLog
 from mimo_role.rehearsal.group_creation import recorded_new_group
+from mimo_role.rehearsal.group_functions import monitored_barrier, scattered_from_own, split_group
+from mimo_role.rehearsal.known_numbers import KnownNumbers
 from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
 from mimo_role.rehearsal.links import RehearsalLinks
 from mimo_role.rehearsal.objects import ObjectCollectives
 from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.specs import Specs
 from mimo_role.rehearsal.step_limit import StepLimit
 from mimo_role.rehearsal.traffic import Traffic
 
@@ -40,17 +44,21 @@ class Rehearsal:
     traffic: Traffic
     calls: CallLog
     objects: ObjectCollectives
+    numbers: KnownNumbers
     headers: Headers
+    specs: Specs
     steps: StepLimit
 
     def close(self) -> dict[str, Any]:
         """At the end of the process: keep what the other sides of this rank's bridges have to know, and return the record."""
         self.board.put(_headers_of(self.rank), self.headers)
+        self.board.put(_specs_of(self.rank), self.specs.sent)
         return {
             "steps": self.steps.begun,
             "meets": self.steps.meets,
             "ended_by_steps": self.steps.has_ended_script,
-            "objects_not_known": self.objects.not_known,
+            "objects_known": self.objects.known + self.numbers.known,
+            "objects_not_known": self.objects.not_known + self.numbers.not_known,
             "traffic": self.traffic.as_list(),
         }
 
@@ -75,10 +83,10 @@ def install(
         observe: called with the tensors that are passed to each operation of a group.
     """
     traffic, calls = Traffic(observe=observe), CallLog()
-    objects, broadcasts = ObjectCollectives(board, calls), Broadcasts(board)
+    objects, broadcasts, numbers = ObjectCollectives(board, calls), Broadcasts(board), KnownNumbers(board)
     dist.Backend.register_backend(
         NAME,
-        lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls, broadcasts),
+        lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls, broadcasts, numbers),
         devices=["cpu", "cuda"],
     )
     create = _with_our_backend(c10d._new_process_group_helper, calls)
@@ -86,24 +94,43 @@ def install(
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
         _replace(module, new_group=recorded_new_group(module.new_group, calls))
+        _replace(module, monitored_barrier=monitored_barrier, split_group=split_group)
+    _replace(placement_types, mesh_scatter=scattered_from_own(_collective_utils.mesh_scatter))
     _replace(_DistWrapper, __init__=_uncoordinated(_DistWrapper.__init__, calls))
+    earlier = tuple(earlier)
     RehearsalLedger.seen = _seen(board, earlier)
     headers = RehearsalLedger.sent = {}
+    specs = Specs(board.get(_specs_of(other), {}) for other in earlier)
     contributions = Contributions(board)
     _replace(SampleReader, __getitem__=_of_the_same_sample(SampleReader.__getitem__))
     _replace(sample_sizes, sum_over_ranks=contributions.sum_of_sizes)
     _replace(trained_stages, largest_over_ranks=contributions.largest_flags)
     _replace(BridgeBase, transfer=_recorded(BridgeBase.transfer, calls))
+    _replace(bridge_base, exchange=specs.around(handshake.exchange))
     _replace(messages, _post_one=traffic.around(messages._post_one))
     _replace(lifecycle, connect_peers=lambda rank, _timeout: RehearsalLinks(rank), BatchLedger=RehearsalLedger)
     limit = StepLimit(steps, world_size, traffic, calls)
     _replace(Ring, create=staticmethod(_of_one_rank(Ring.create)))
     _replace(Heartbeat, _start_step=limit.around(Heartbeat._start_step))
-    return Rehearsal(rank=rank, board=board, traffic=traffic, calls=calls, objects=objects, headers=headers, steps=limit)
+    return Rehearsal(
+        rank=rank,
+        board=board,
+        traffic=traffic,
+        calls=calls,
+        objects=objects,
+        numbers=numbers,
+        headers=headers,
+        specs=specs,
+        steps=limit,
+    )
 
 
 def _headers_of(rank: int) -> str:
     return f"headers of rank {rank}"
+
+
+def _specs_of(rank: int) -> str:
+    return f"specs of rank {rank}"
 
 
 def _seen(board: Board, ranks: Iterable[int]) -> Headers:

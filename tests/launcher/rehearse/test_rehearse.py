@@ -1,6 +1,5 @@
 """`mimo-launch rehearse`: the user's script, once for each kind of rank."""
 
-import json
 import re
 import subprocess
 
@@ -10,14 +9,6 @@ from tests.launcher.jobs import ROOT
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
 
-CONFIG = """\
-name: small
-layout: non_colocated
-modules:
-  vision: {dp: 2}
-  language: {pp: 2, tp: 2}
-entry: {script: script.py}
-"""
 AT_SCALE = ["modules.vision.dp=1024", "modules.language.dp=2304"]
 
 BRIDGED = """\
@@ -42,29 +33,6 @@ for step in range(100):
     else:
         stages(batch_size=batch, sample_shape=(3, 4), dtype=torch.float32).sum().backward()
 """
-
-
-@pytest.fixture
-def rehearse(job):
-    """Rehearse a script; returns the process that has ended, with what it has written as `found`."""
-    job.config = CONFIG
-
-    def run(script, *words, timeout_s=150):
-        job.write(script)
-        done = subprocess.run(
-            [*job.program, "rehearse", job.name, "--jobs", "2", *words],
-            cwd=job.folder,
-            env=job.whole_environ(),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        path = job.folder / "runs" / "small" / "rehearsal" / "rehearsal.json"
-        done.found = json.loads(path.read_text()) if path.exists() else None
-        return done
-
-    return run
 
 
 def test_each_kind_runs_the_script_and_ends_after_the_steps(rehearse, job):
@@ -229,17 +197,43 @@ assert all(torch.equal(value, before[name]) for name, value in model.state_dict(
     assert not any(own.iterdir())
 
 
-def test_what_only_senders_know_of_a_batch_is_refused(rehearse):
-    script = (
-        "import torch, mimo_role\nfrom mimo_role import ActivationSpec\nfrom mimo_role.resharding.samples import Samples\n"
-        "ctx = mimo_role.current()\nbridge = ctx.bridge('vision')\n"
-        "if bridge.is_sender:\n    bridge.exchange_spec(ActivationSpec.of(4, (3, 4), torch.float32))\n"
-        "elif bridge.is_receiver:\n    bridge.exchange_spec(samples=Samples(4))\n"
-    )
-    done = rehearse(script)
+DESCRIBED = """\
+import torch, mimo_role
+from mimo_role import ActivationSpec
+from mimo_role.resharding.samples import Samples
+ctx = mimo_role.current()
+bridge, batch = ctx.bridge("vision"), 4096
+for step in range(3):
+    ctx.step(step)
+    if bridge.is_sender:
+        spec = bridge.exchange_spec(ActivationSpec.of(batch, (3 + step, WIDTH), torch.bfloat16))
+        bridge.send_forward(torch.ones(batch // ctx.lane("vision").lanes, 3 + step, WIDTH, dtype=spec.dtype), spec).wait()
+    elif bridge.is_receiver:
+        spec = bridge.exchange_spec(samples=Samples(batch))
+        assert spec.samples.tokens == 3 + step
+        received = bridge.recv_forward(spec).wait()
+        assert received.dtype == torch.bfloat16
+        assert received.shape[1:] == (3 + step, 8), received.shape
+"""
+
+
+def test_receivers_get_what_only_senders_know_of_a_batch(rehearse):
+    done = rehearse(DESCRIBED.replace("WIDTH", "8"), *AT_SCALE, "--steps", "0")
+    assert done.returncode == 0, done.stderr
+    assert [kind["steps"] for kind in done.found["kinds"]] == [3] * len(done.found["kinds"])
+
+
+def test_what_was_described_by_one_module_and_does_not_fit_another_is_found(rehearse):
+    done = rehearse(DESCRIBED.replace("WIDTH", "4"))
+    assert done.returncode == 1
+    assert "language.pp0 (2 ranks, 2-3): AssertionError" in done.stderr
+
+
+def test_a_batch_that_no_sender_has_described_is_named(rehearse):
+    done = rehearse(DESCRIBED.replace("WIDTH", "8").replace("if bridge.is_sender:", "if bridge.is_sender and step < 1:"))
     assert done.returncode == 1
     assert "language.pp0 (2 ranks, 2-3): mimo_role.errors.BridgeError" in done.stderr
-    assert "exchange_spec() cannot be rehearsed" in done.stderr
+    assert "exchange_spec() number 1 has been called in no rehearsal of a rank that sends over this bridge" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "tensor_parallel", "pipelining"])
