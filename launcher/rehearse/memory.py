@@ -1,6 +1,6 @@
 """The memory of a rehearsed job's tensors, and whether it fits the GPUs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,12 @@ class MemoryResult:
     """By pool."""
 
     def table(self) -> str:
-        """A line for each kind, in GiB."""
-        headers = ["kind", "peak GiB", *_PURPOSES.values(), "of a GPU", "most in"]
-        rows = [self._row(result) for result in self.results if "memory" in result.record]
+        """A line for each kind, in GiB, or in MiB if no kind needs a GiB."""
+        counted = [result for result in self.results if "memory" in result.record]
+        largest = max((result.record["memory"]["peak_bytes"] for result in counted), default=0)
+        unit, shown = ("GiB", _gib) if largest >= _GIB else ("MiB", _mib)
+        headers = ["kind", f"peak {unit}", *_PURPOSES.values(), "of a GPU", "most in"]
+        rows = [self._row(result, shown) for result in counted]
         return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
 
     def too_large(self) -> list[str]:
@@ -47,12 +50,12 @@ class MemoryResult:
         """The number of ranks that need more memory than their GPU has."""
         return sum(len(result.kind.ranks) for result in self.results if self._is_too_large(result))
 
-    def _row(self, result: KindResult) -> list[str]:
+    def _row(self, result: KindResult, shown: Callable[[float], str]) -> list[str]:
         found, limit = result.record["memory"], self._limit_of(result.kind)
         share = "-" if limit is None else f"{found['peak_bytes'] / (limit * _GIB):.0%}"
         module, size = _largest(found)
-        parts = [_gib(found[name]) for name in _PURPOSES]
-        return [result.kind.name, _gib(found["peak_bytes"]), *parts, share, f"{module} ({_gib(size)})"]
+        parts = [shown(found[name]) for name in _PURPOSES]
+        return [result.kind.name, shown(found["peak_bytes"]), *parts, share, f"{module} ({shown(size)})"]
 
     def _is_too_large(self, result: KindResult) -> bool:
         limit, found = self._limit_of(result.kind), result.record.get("memory")
@@ -85,3 +88,7 @@ def _largest(found: Mapping[str, Any]) -> tuple[str, int]:
 
 def _gib(size: float) -> str:
     return f"{size / _GIB:.3f}" if size < 10 * _GIB else f"{size / _GIB:,.1f}"
+
+
+def _mib(size: float) -> str:
+    return f"{size / (1 << 20):.3f}"

@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from launcher.exit_code import ExitCode
+from launcher.failures.rank_exit import RankExit
 from launcher.failures.report import FailureReport
 from launcher.formatting import counted
 from launcher.plan.launch_plan import LaunchPlan
@@ -51,13 +52,15 @@ class RehearsalResult:
         return max((result.exit.code for result in self.results), default=0)
 
     def summary(self) -> str:
-        """`10,240 ranks are 17 kinds; none failed`."""
+        """`10,240 ranks are 17 kinds, rehearsed in 34.0 s; none failed in 2 steps`."""
         failed = sum(len(result.kind.ranks) for result in self.results if result.has_failed)
-        outcome = f"{failed:,} ranks would fail" if failed else "none failed"
+        found = [f"{failed:,} ranks would fail"] if failed else []
         if self.differences:
-            outcome += f"; the ranks of {counted(len(self.differences), 'group')} do not call the same"
+            found.append(f"the ranks of {counted(len(self.differences), 'group')} do not call the same")
         if large := self.memory.ranks_too_large():
-            outcome += f"; {large:,} ranks need more memory than their GPU has"
+            found.append(f"{large:,} ranks need more memory than their GPU has")
+        steps = max((result.record.get("steps", 0) for result in self.results), default=0)
+        outcome = "; ".join(found) or f"none failed in {counted(steps, 'step')}"
         count = counted(len(self.results), "kind")
         world = self.plan.topology.world_size
         return f"{world:,} ranks are {count}, rehearsed in {self.seconds:.1f} s; {outcome}"
@@ -76,7 +79,7 @@ class RehearsalResult:
             ]
             for result in self.results
         ]
-        headers = ["kind", "ranks", "rehearsed", "steps", "seconds", "peak MiB", "result"]
+        headers = ["kind", "ranks", "rehearsed", "steps", "seconds", "host MiB", "result"]
         return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
 
     def failures(self) -> list[str]:
@@ -117,7 +120,7 @@ class RehearsalResult:
         found: dict[tuple[object, ...], list[KindResult]] = {}
         for result in self.results:
             if result.has_failed:
-                found.setdefault(result.exit.signature, []).append(result)
+                found.setdefault(_signature(result.exit), []).append(result)
         yield from found.values()
 
     def _failure(self, alike: Sequence[KindResult]) -> str:
@@ -129,3 +132,10 @@ class RehearsalResult:
         step = "" if first.exit.step is None else f", in step {first.exit.step}"
         rehearsed = f"  rehearsed as rank {first.exit.rank} ({self.plan.topology.label_of(first.exit.rank)}){step}"
         return "\n".join([f"{where} ({described(ranks)}): {first.exit.ending}", rehearsed, *rest])
+
+
+def _signature(found: RankExit) -> tuple[object, ...]:
+    """Equal for kinds that failed alike. Those that were stopped in a loop need not have been on the same line of it."""
+    if found.code != ExitCode.STALLED or found.crash is None:
+        return found.signature
+    return (found.code, *((frame.file, frame.function) for frame in found.crash.frames if frame.is_users))

@@ -67,6 +67,7 @@ class RehearsalGroup(dist.ProcessGroup):
         self._calls = calls
         self._broadcasts = broadcasts
         self._numbers = numbers
+        self._name: Any = None
 
     def size(self) -> int:
         """The number of ranks."""
@@ -78,8 +79,9 @@ class RehearsalGroup(dist.ProcessGroup):
 
     @property
     def group_name(self) -> Any:
-        """The group's name, by which functional collectives find it."""
-        return c10d._world.pg_names[self]
+        """The group's name, by which functional collectives find it. torch asks for it, too, after the group is gone."""
+        self._name = c10d._world.pg_names.get(self, self._name)
+        return self._name
 
     @property
     def _device_types(self) -> list[torch.device]:

@@ -162,8 +162,10 @@ def _with_our_backend(create: Callable[..., Any], calls: CallLog) -> Callable[..
     def create_rehearsed(size: int, rank: int, ranks: Any, backend: Any, store: Any, *rest: Any, **settings: Any) -> Any:
         del backend
         group, own_store = create(size, rank, ranks, dist.Backend(NAME), store, *rest, **{**settings, "device_id": None})
-        if isinstance(group, RehearsalGroup) and size > 1:
-            calls.created(group, ranks or range(size))
+        if isinstance(group, RehearsalGroup):
+            assert group.group_name  # which it remembers
+            if size > 1:
+                calls.created(group, ranks or range(size))
         return group, own_store
 
     return create_rehearsed

@@ -94,6 +94,9 @@ def groups():
     dist.monitored_barrier()
     dist.barrier(group=own)
     named = dist.new_group(list(range(SIZE)), group_desc="mine")
+    gone = dist.new_group(list(range(SIZE)))
+    dist.all_reduce(torch.ones(1), group=gone)
+    dist.destroy_process_group(gone)
     return {
         "two": tensor,
         "crossed": crossed,
