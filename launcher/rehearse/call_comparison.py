@@ -114,6 +114,8 @@ def _of_messages(own: KindCalls, group: Group, kinds: Sequence[KindCalls]) -> It
         found = None if other is None else _same(group, other)
         if other is None or found is None:
             continue
+        if (found if sends else group).receives_from_any:
+            continue  # and so it is not known whose message a receive is
         theirs = found.messages.get((source, destination, tag))
         if theirs is not None and not sends:
             continue  # compared at the sender
@@ -127,7 +129,7 @@ def _of_messages(own: KindCalls, group: Group, kinds: Sequence[KindCalls]) -> It
 def _is_on_its_way(difference: Difference, ends: Sequence[Member]) -> bool:
     """Whether what one end lacks may follow in the next step, since both were ended after the same number of steps."""
     shorter, longer = sorted((end.calls for end in ends), key=lambda calls: len(calls.first))
-    last = max(call.step for call in longer.first)
+    last = max((call.step for call in longer.first), default=0)
     more = longer.first[len(shorter.first) :]
     are_ended = all(end.of.ended is Ended.BY_STEPS for end in ends)
     return are_ended and difference.number > len(shorter.first) and last > 0 and all(call.step == last for call in more)

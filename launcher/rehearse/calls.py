@@ -53,6 +53,8 @@ class Group:
     calls: Calls
     messages: Mapping[tuple[int, int, int], Calls]
     """By sender and receiver, as ranks of the group, and tag."""
+    receives_from_any: bool = False
+    """Whether the rank has received without naming the sender."""
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -93,6 +95,7 @@ class Group:
             number=value["number"],
             calls=Calls.of(value["calls"], texts),
             messages={tuple(item["between"]): Calls.of(item, texts) for item in value["messages"]},
+            receives_from_any=value["receives_from_any"],
         )
 
 

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
@@ -19,7 +20,7 @@ from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import Kind
 from launcher.rehearse.rehearsed_rank import RehearsedRank
-from launcher.rehearse.time_limit import stop, timed_out
+from launcher.rehearse.time_limit import located, stop, timed_out
 from launcher.run_dir.writer import RunDir
 from launcher.trace import recordings
 from mimo_role.host import environ, node_dir
@@ -77,28 +78,7 @@ class Runner:
         """
         shutil.rmtree(self._run_dir.rehearsed_files_dir, ignore_errors=True)
         self._run_dir.attempt_dir(0).mkdir()
-        results: dict[int, KindResult] = {}
-
-        def run_in_waves(kinds: Sequence[Kind]) -> None:
-            for wave in waves(kinds):
-                for result in self._run_wave(wave, list(results), jobs, steps):
-                    results[result.kind.representative] = result
-                    if not result.lacks_objects:
-                        report(result)
-
-        run_in_waves(kinds)
-        # What a rank gets from one behind it was not known yet: once more, the last stage first; then the first stage first, as
-        # interleaved pipelines need it; and so on while anything new becomes known.
-        order, known_before = list(reversed(kinds)), None
-        while again := [kind for kind in order if results[kind.representative].lacks_objects]:
-            known = [result.record.get("objects_known") for result in results.values()]
-            if known == known_before:
-                break
-            run_in_waves(again)
-            known_before = known
-            order.reverse()
-        for kind in again:
-            report(results[kind.representative])
+        results = run_all(kinds, lambda wave, earlier: self._run_wave(wave, earlier, jobs, steps), report)
         return [results[kind.representative] for kind in kinds]
 
     def _run_wave(self, kinds: Sequence[Kind], earlier: Sequence[int], jobs: int, steps: int) -> Iterator[KindResult]:
@@ -131,11 +111,13 @@ class Runner:
             if code is not None:
                 del self._started[pid]
                 result = self._result(kind, code, seconds)
-                if (crash := self._stopped.pop(pid, None)) is not None:
+                if (crash := self._stopped.pop(pid, None)) is not None and code == -signal.SIGKILL:
                     result = replace(result, exit=timed_out(result.exit, crash))
                 yield result
             elif self._timeout_s and seconds > self._timeout_s and pid not in self._stopped:
-                self._stopped[pid] = stop(self._node_dir, kind.representative, pid, self._timeout_s)
+                self._stopped[pid] = located(self._node_dir, kind.representative, pid, self._timeout_s)
+                if self._server.exit_code(pid) is None:  # it may have ended meanwhile
+                    stop(pid)
 
     def _result(self, kind: Kind, code: int, seconds: float) -> KindResult:
         rank, run_dir = kind.representative, self._run_dir
@@ -173,6 +155,45 @@ def _json_in(file: Path) -> Any:
     with suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     return None
+
+
+def run_all(
+    kinds: Sequence[Kind],
+    run_wave: Callable[[Sequence[Kind], Sequence[int]], Iterable[KindResult]],
+    report: Callable[[KindResult], None],
+) -> dict[int, KindResult]:
+    """Run all kinds, and those again that lacked objects of ranks behind them, while more becomes known.
+
+    Args:
+        kinds: in the order in which activations pass through them.
+        run_wave: runs kinds that do not wait for each other; it gets the ranks that have been rehearsed too.
+        report: called with the last result of each kind.
+
+    Returns:
+        The last results, by the rank that was rehearsed.
+    """
+    results: dict[int, KindResult] = {}
+
+    def run(some: Sequence[Kind]) -> None:
+        for wave in waves(some):
+            for result in run_wave(wave, list(results)):
+                results[result.kind.representative] = result
+                if not result.lacks_objects:
+                    report(result)
+
+    run(kinds)
+    # The last stage first; then the first stage first, as interleaved pipelines need it; and so on.
+    order, most_known = list(reversed(kinds)), -1
+    while again := [kind for kind in order if results[kind.representative].lacks_objects]:
+        known = sum(result.record.get("objects_known", 0) for result in results.values())
+        if known <= most_known:
+            break
+        run(again)
+        most_known = known
+        order.reverse()
+    for kind in again:
+        report(results[kind.representative])
+    return results
 
 
 def waves(kinds: Sequence[Kind]) -> Iterator[list[Kind]]:

@@ -13,20 +13,25 @@ from launcher.failures.rank_exit import RankExit
 from launcher.hangs.probe import probe_ranks
 
 
-def stop(node_dir: Path, rank: int, pid: int, timeout_s: float) -> Crash:
-    """Kill a process, and return where its main thread was, as an exception.
+def located(node_dir: Path, rank: int, pid: int, timeout_s: float) -> Crash:
+    """Where the main thread of a process is, as an exception. It takes up to some seconds.
 
     Args:
         node_dir: the node directory.
         rank: of the process.
-        pid: the process, which has not been waited for.
+        pid: the process.
         timeout_s: the limit that it has exceeded, for the message.
     """
     (snapshot,) = probe_ranks(node_dir, {rank: pid}, {}, lambda rank: node_dir / f"rank{rank}.timeout.stacks")
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
     text = f"the script has not ended after {timeout_s:g} s (--timeout-s)"
     return Crash(kind="TimeoutError", text=text, traceback="", frames=tuple(_from_the_script(snapshot.frames)))
+
+
+def stop(pid: int) -> None:
+    """Kill a rank's process and those of its process group, such as workers of data loaders."""
+    for kill in (os.killpg, os.kill):
+        with suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
 
 
 def timed_out(found: RankExit, crash: Crash) -> RankExit:

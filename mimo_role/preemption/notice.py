@@ -114,6 +114,6 @@ def shield_fork_server() -> None:
 
     From Python 3.14 on it starts workers by default. The workers of a server that has died count as dead.
     """
-    modules: list[str] = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
+    modules: list[str] = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])
     if _SHIELD not in modules:
         multiprocessing.set_forkserver_preload([*modules, _SHIELD])

@@ -53,6 +53,7 @@ class _Group:
     calls: Sequence = field(default_factory=Sequence)
     messages: dict[tuple[int, int, int], Sequence] = field(default_factory=dict)
     """By sender and receiver, as ranks of the group, and tag."""
+    receives_from_any: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         messages = [{"between": key, **vars(sequence)} for key, sequence in self.messages.items()]
@@ -122,6 +123,11 @@ class CallLog:
         if self.is_open and group in self._groups:
             messages = self._groups[group].messages
             self._add(messages.setdefault((source, destination, tag), Sequence()), content)
+
+    def add_receive_from_any(self, group: dist.ProcessGroup) -> None:
+        """Record that this rank receives over a group without naming the sender: its messages cannot be compared."""
+        if self.is_open and group in self._groups:
+            self._groups[group].receives_from_any = True
 
     def add_batch(self, bridge: str) -> None:
         """Record a batch of activations that this rank sends or receives.

@@ -11,6 +11,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from mimo_role.rehearsal.board import Board
 from mimo_role.rehearsal.call_log import CallLog
+from mimo_role.rehearsal.traffic import runs_of
 
 _UNKNOWN = object()
 
@@ -111,10 +112,13 @@ class ObjectCollectives:
         group_src: Any = None,
         **_: Any,
     ) -> int:
-        """The source's objects, if it has been rehearsed; otherwise `object_list` stays as it is."""
+        """The source's objects, if it has been rehearsed; otherwise `object_list` stays as it is. Any source is rank 0."""
         del device
         source = _global_rank(group, src, group_src)
-        self._record_message(group, source, dist.get_rank(), len(object_list))
+        if src is None and group_src is None:
+            self._log.add_receive_from_any(group or c10d._get_default_group())
+        else:
+            self._record_message(group, source, dist.get_rank(), len(object_list))
         found = self._board.get(self._message(source, dist.get_rank()), _UNKNOWN)
         if found is _UNKNOWN:
             self.not_known += 1
@@ -144,8 +148,8 @@ class ObjectCollectives:
 
     def _from(self, what: str, given: Any, source: int, group: Any) -> Any:
         """What the source has given in the call of this number."""
-        description = (group or c10d._get_default_group()).group_desc
-        name = f"{what} from {source} over {description} of {dist.get_world_size(group)}"
+        ranks = runs_of(dist.get_process_group_ranks(group or c10d._get_default_group()))
+        name = f"{what} from {source} over {ranks}"
         self._calls[name] += 1
         name = f"{name}: {self._calls[name]}"
         if source == dist.get_rank():

@@ -117,7 +117,7 @@ class RehearsalGroup(dist.ProcessGroup):
         self.count("broadcast", tensors)
         if self._broadcasts is not None and self._size > 1:
             exchange = self._broadcasts.send if opts.rootRank == self._rank else self._broadcasts.receive
-            exchange(f"{self.group_desc} of {self._size}", dist.get_global_rank(self, opts.rootRank), tensors)
+            exchange(self.group_desc, self._members(), dist.get_global_rank(self, opts.rootRank), tensors)
         return _done(tensors)
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = AllgatherOptions()) -> dist.Work:
@@ -225,6 +225,8 @@ class RehearsalGroup(dist.ProcessGroup):
         return done
 
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> dist.Work:
+        if self._calls is not None:
+            self._calls.add_receive_from_any(self)
         return self._receive(tensors)
 
     def _receive(self, tensors: Tensors) -> dist.Work:
@@ -248,9 +250,12 @@ class RehearsalGroup(dist.ProcessGroup):
 
     def count(self, operation: str, tensors: Tensors) -> None:
         """Count one call of an operation with these tensors of this rank."""
+        self._traffic.add(self.group_desc, self._size, operation, tensors, self._members())
+
+    def _members(self) -> Runs:
         if self._runs is None:
             self._runs = runs_of(dist.get_process_group_ranks(self))
-        self._traffic.add(self.group_desc, self._size, operation, tensors, self._runs)
+        return self._runs
 
     def record(self, operation: str) -> None:
         """Record an operation, for the comparison with other members: its name, and what has to be the same on all."""

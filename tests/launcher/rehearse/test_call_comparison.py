@@ -1,5 +1,7 @@
 """What the kinds of a rehearsal have called over the groups that they share."""
 
+from dataclasses import replace
+
 from launcher.rehearse.call_comparison import NO_GROUP, NOTHING, differences
 from launcher.rehearse.calls import Call, Calls, Ended, Group, KindCalls
 from launcher.rehearse.difference_text import text_of
@@ -127,6 +129,19 @@ def test_messages_are_compared_between_sender_and_receiver():
     assert found(missing) == {"send(2_float32)": [FIRST], NOTHING: [MIDDLE]}
     (unsent,) = differences([did(FIRST, group(calls_of())), did(MIDDLE, group(calls_of(), messages=messages(t3="2_float32")))])
     assert found(unsent) == {NOTHING: [FIRST], "recv(2_float32)": [MIDDLE]}
+
+
+def test_messages_to_a_rank_that_receives_from_any_other_are_not_compared():
+    sender = did(FIRST, group(calls_of(), messages=messages(t0="2_float32")))
+    receiver = replace(group(calls_of()), receives_from_any=True)
+    assert differences([sender, did(MIDDLE, receiver)]) == []
+
+
+def test_messages_of_which_none_was_kept_are_compared_by_their_number():
+    ends = [
+        did(kind, group(calls_of(), messages={(0, 1, 0): calls_of(count=count)})) for kind, count in ((FIRST, 5), (MIDDLE, 6))
+    ]
+    assert [difference.number for difference in differences(ends)] == [0]
 
 
 def test_a_message_that_may_be_received_in_the_next_step_is_no_difference():

@@ -1,9 +1,14 @@
 """The order in which kinds are rehearsed."""
 
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
 from hypothesis import given
 
 from launcher.rehearse.kinds import kinds_of
-from launcher.rehearse.runner import waves
+from launcher.rehearse.runner import run_all, waves
 from mimo_role import Topology
 from tests.mimo_role.worlds import topologies
 
@@ -30,3 +35,32 @@ def test_the_first_kind_of_a_stage_runs_beside_the_others_of_the_stage_before():
         [("language.pp1", stage["pp1"][0]), *(("language.pp0", rank) for rank in stage["pp0"][1:])],
         [("language.pp1", rank) for rank in stage["pp1"][1:]],
     ]
+
+
+@dataclass
+class Result:
+    """What the runner looks at."""
+
+    kind: Any
+    lacks_objects: bool
+    record: dict = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("known", "passes"),
+    [
+        pytest.param([3, 3], 2, id="nothing new"),
+        pytest.param([3, 5, 9, 9], 4, id="more, and then nothing new"),
+        pytest.param([3, 5, 3, 5], 3, id="now more, now less"),
+    ],
+)
+def test_kinds_that_lack_objects_run_again_while_more_is_known_than_ever_before(known, passes):
+    kinds, number, reported = kinds_of(Topology.from_modules({"language": {"dp": 1}})), count(), []
+
+    def run_wave(wave, _earlier):
+        at = next(number)
+        return [Result(kind, True, {"objects_known": known[at % len(known)]}) for kind in wave]
+
+    run_all(kinds, run_wave, reported.append)
+    assert next(number) == passes
+    assert [result.kind for result in reported] == list(kinds)
