@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tabulate import tabulate
-
 from launcher.exit_code import ExitCode
 from launcher.failures.report import FailureReport
 from launcher.formatting import counted
@@ -18,9 +16,8 @@ from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import Kind, described
 from launcher.rehearse.memory import MemoryResult
 from launcher.rehearse.traffic import TrafficResult
-
-_MIB = 1 << 20
-_LONGEST_ENDING = 60
+from launcher.run_dir.rehearsal_result import RehearsedKind
+from launcher.run_report.rehearsal_text import kinds_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +61,7 @@ class RehearsalResult:
 
     def table(self) -> str:
         """A line for each kind."""
-        rows = [
-            [
-                result.kind.name,
-                f"{len(result.kind.ranks):,}",
-                result.kind.representative,
-                result.record.get("steps", "-"),
-                f"{result.seconds:.2f}",
-                f"{result.record['peak_bytes'] / _MIB:,.0f}" if "peak_bytes" in result.record else "-",
-                "ok" if result.exit.code == 0 else result.exit.ending[:_LONGEST_ENDING],
-            ]
-            for result in self.results
-        ]
-        headers = ["kind", "ranks", "rehearsed", "steps", "seconds", "peak MiB", "result"]
-        return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+        return kinds_table([RehearsedKind.of(result.as_dict()) for result in self.results])
 
     def failures(self) -> list[str]:
         """The failures, each with the ranks that it would hit; kinds that fail alike are one."""
@@ -106,6 +90,7 @@ class RehearsalResult:
             "jobs": self.jobs,
             "tensors": self.tensors,
             "exit_code": self.exit_code,
+            "summary": self.summary(),
             "kinds": [result.as_dict() | {"traffic": self.traffic.of(result)} for result in self.results],
             "failures": self.failures(),
             "call_failures": self.call_failures(),

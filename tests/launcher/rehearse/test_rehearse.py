@@ -46,6 +46,17 @@ def test_each_kind_runs_the_script_and_ends_after_the_steps(rehearse, job):
     assert sent["group"] == "vision stage 0 -> language stage 0, forward"
     assert sent["bytes"] == 3 * 2048 * 3 * 4 * 4  # each element once: tp ranks divide them
     assert (job.folder / "runs" / "small" / "rehearsal" / "logs" / "attempt0" / "rank5.stderr.log").exists()
+    report = subprocess.run(
+        [*job.program, "report", "runs/small"],
+        cwd=job.folder,
+        env=job.whole_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert report.stdout.startswith("small: rehearsal done: 6 ranks are 6 kinds, ")
+    assert f"\n{done.stdout}" in report.stdout
 
 
 def test_ten_thousand_ranks_are_rehearsed_in_their_real_places(rehearse, job):
