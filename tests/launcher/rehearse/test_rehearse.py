@@ -280,7 +280,7 @@ def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
         == "modules.vision.dp=3 modules.language.dp=4 pools=null modules.vision.pool=null modules.language.pool=null\n"
     )
     planned = subprocess.run(
-        [*job.program, "plan", job.name, *AT_SCALE, *pools, *done.stdout.split()],
+        [*job.program, "plan", job.name, *done.stdout.split()],
         cwd=job.folder,
         env=job.whole_environ(),
         capture_output=True,
