@@ -50,14 +50,16 @@ class RehearsalResult:
     def summary(self) -> str:
         """`10,240 ranks are 17 kinds; none failed`."""
         failed = sum(len(result.kind.ranks) for result in self.results if result.has_failed)
-        outcome = f"{failed:,} ranks would fail" if failed else "none failed"
+        outcome = f"{_ranks(failed)} would fail" if failed else "none failed"
         if self.differences:
             outcome += f"; the ranks of {counted(len(self.differences), 'group')} do not call the same"
         if large := self.memory.ranks_too_large():
-            outcome += f"; {large:,} ranks need more memory than their GPU has"
+            need, their = ("needs", "its") if large == 1 else ("need", "their")
+            outcome += f"; {_ranks(large)} {need} more memory than {their} GPU has"
         count = counted(len(self.results), "kind")
         world = self.plan.topology.world_size
-        return f"{world:,} ranks are {count}, rehearsed in {self.seconds:.1f} s; {outcome}"
+        ranks = "1 rank is" if world == 1 else f"{world:,} ranks are"
+        return f"{ranks} {count}, rehearsed in {self.seconds:.1f} s; {outcome}"
 
     def table(self) -> str:
         """A line for each kind."""
@@ -114,3 +116,7 @@ class RehearsalResult:
         step = "" if first.exit.step is None else f", in step {first.exit.step}"
         rehearsed = f"  rehearsed as rank {first.exit.rank} ({self.plan.topology.label_of(first.exit.rank)}){step}"
         return "\n".join([f"{where} ({described(ranks)}): {first.exit.ending}", rehearsed, *rest])
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number:,} ranks"

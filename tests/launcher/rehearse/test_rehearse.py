@@ -292,6 +292,23 @@ def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
     assert "19 ranks" in planned.stdout
 
 
+ONE_RANK = """\
+name: small
+layout: colocated
+modules: {model: {}}
+entry: {script: script.py}
+"""
+
+
+def test_one_rank_is_one_kind(rehearse, job):
+    job.config = ONE_RANK
+    done = rehearse("pass\n")
+    assert done.found["summary"].startswith("1 rank is 1 kind, rehearsed in ")
+    done = rehearse("raise ValueError\n")
+    assert done.found["summary"].endswith("; 1 rank would fail")
+    assert done.found["summary"] in done.stderr
+
+
 TORN = """\
 name: small
 layout: non_colocated
