@@ -295,7 +295,7 @@ def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
 ONE_RANK = """\
 name: small
 layout: colocated
-modules: {model: {}}
+modules: {language: {}}
 entry: {script: script.py}
 """
 
