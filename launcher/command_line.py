@@ -62,13 +62,13 @@ def _use_config_of_folder(arguments: argparse.Namespace, command: "_Parser") -> 
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that knows the names of its options and commands, and whose errors are `UsageError`s."""
+    """A parser that knows the names of its options and commands, takes no abbreviations, and whose errors are `UsageError`s."""
 
     def __init__(self, **settings: object) -> None:
         self.options: list[str] = []
         self.commands: dict[str, _Parser] = {}
         self.takes_config = False
-        super().__init__(**settings)  # type: ignore[arg-type]
+        super().__init__(**{"allow_abbrev": False, **settings})  # type: ignore[arg-type]
 
     def add_argument(self, *names: str, **settings: object) -> argparse.Action:
         """As argparse's."""
@@ -100,15 +100,15 @@ def _check_options(own: list[str], parser: _Parser, name: str | None) -> None:
     for words, known in ((own[:at], parser), (own[at:], parser.commands[name] if name is not None else parser)):
         for word in words:
             option = word.partition("=")[0]
-            # argparse accepts the beginning of a long option too.
-            if re.match(r"-\D", option) and not any(each.startswith(option) for each in known.options):
+            if re.match(r"-\D", option) and option not in known.options:
                 raise UsageError(f"unknown option {word}{_hint_for(option, known, parser)}")
 
 
 def _hint_for(option: str, known: _Parser, parser: _Parser) -> str:
     hint, word = "", option.lstrip("-")
     of_others = {each.lstrip("-"): name for name, command in parser.commands.items() for each in command.options}
-    if (own := closest(word, [each.lstrip("-") for each in known.options])) is not None:
+    begun = [each.lstrip("-") for each in known.options if each.startswith(option)]
+    if (own := begun[0] if len(begun) == 1 else closest(word, [each.lstrip("-") for each in known.options])) is not None:
         hint = f"did you mean --{own}?"
     elif (other := closest(word, of_others)) is not None:
         hint = f"did you mean --{other} of mimo-launch {of_others[other]}?"

@@ -17,7 +17,10 @@ from launcher.outcome import Outcome
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.plan_file import read_plan
 from launcher.run_dir.layout import RunDirLayout, SubmissionLayout
-from launcher.run_dir.reader import describe, host_of, is_locked, read_report
+from launcher.run_dir.lock import is_locked
+from launcher.run_dir.reader import describe, host_of, read_report
+from launcher.run_dir.rehearsal_result import Rehearsal, is_rehearsal, read_rehearsal
+from launcher.run_report.rehearsal_text import lines_of_rehearsal
 from launcher.schedulers import slurm_client
 from launcher.schedulers.slurm_client import SlurmJob
 from launcher.schedulers.submission import Submission
@@ -55,9 +58,9 @@ class Job:
         return None
 
     def hosts(self, plan: LaunchPlan) -> dict[str, str]:
-        """The host of each node of the plan, once the job has begun."""
+        """The host of each node of the plan, once the job has begun. A rehearsal has no hosts."""
         files = self.files()
-        if files is None:
+        if files is None or is_rehearsal(files):
             return {}
         if len(plan.nodes) == 1:
             return {plan.nodes[0].name: host} if (host := host_of(files)) is not None else {}
@@ -70,6 +73,10 @@ class Job:
         """The report that mimo-launch has written; `None` while a requeued job runs again."""
         files = self.files()
         return read_report(files) if files is not None and (self.slurm is None or self.slurm.is_over) else None
+
+    def rehearsal(self) -> Rehearsal | None:
+        """The rehearsal, if this is one."""
+        return read_rehearsal(self.run_dir) if self.run_dir is not None and self.slurm is None else None
 
     def live_view(self) -> LiveView | None:
         """What the ranks do now; `None` unless the job is going on and they have recorded something."""
@@ -106,8 +113,12 @@ class Job:
         return path if path.exists() else None
 
 
-def find(name: str) -> Job:
+def find(name: str, *, or_rehearsal: bool = False) -> Job:
     """Look up a job by the name that the user gave.
+
+    Args:
+        name: the id of a SLURM job, its handle of torchx, or a run directory.
+        or_rehearsal: where nothing but a rehearsal is in the run directory, look up that.
 
     Raises:
         LaunchError: there is no such job.
@@ -116,7 +127,10 @@ def find(name: str) -> Job:
     job_id = text.partition("+")[0]
     if job_id.isascii() and job_id.isdigit() and not Path(name).is_dir():
         return _by_id(job_id)
-    return _by_run_dir(RunDirLayout(Path(name).absolute()), name)
+    run_dir = RunDirLayout(Path(name).absolute())
+    if or_rehearsal and _has_rehearsal_only(run_dir):
+        return Job(None, run_dir.rehearsal)
+    return _by_run_dir(run_dir, name)
 
 
 def as_table(job: Job) -> str:
@@ -144,6 +158,8 @@ def as_table(job: Job) -> str:
         lines += ["", tabulate(rows, headers=["ranks", "node", "pool", "host", "modules"], disable_numparse=True)]
     if (report := job.report()) is not None:
         lines += ["", *describe_all(report.stragglers)]
+    if (rehearsal := job.rehearsal()) is not None:
+        lines += lines_of_rehearsal(rehearsal)
     return "\n".join(lines).strip("\n")
 
 
@@ -151,13 +167,14 @@ def as_json(job: Job) -> str:
     """The same for programs."""
     plan, _ = _plan_or_problem(job)
     slurm, report = job.slurm, job.report()
-    view = job.live_view()
+    view, rehearsal = job.live_view(), job.rehearsal()
     value: dict[str, Any] = {
         "job_id": slurm.job_id if slurm is not None else None,
         "state": slurm.state if slurm is not None else ("OVER" if job.is_over() else "RUNNING"),
         "components": [asdict(part) for part in slurm.components] if slurm is not None else [],
         "run_dir": str(job.run_dir.path) if job.run_dir is not None else None,
         "report": report.summary() if report is not None else None,
+        "rehearsal": rehearsal.as_dict() if rehearsal is not None else None,
         "live": json.loads(view.to_json()) if view is not None else None,
         "nodes": [
             {"name": node, "pool": pool, "host": host or None, "ranks": list(ranks), "modules": modules.split(", ")}
@@ -175,6 +192,10 @@ def _by_id(job_id: str) -> Job:
     submission = Submission(Path(found.cwd))
     known = submission.plan_file.exists()
     return Job(found, submission.run_dir if known else None, submission if known else None)
+
+
+def _has_rehearsal_only(run_dir: RunDirLayout) -> bool:
+    return run_dir.rehearsal.run_id_file.exists() and not (run_dir.run_id_file.exists() or run_dir.has_submissions())
 
 
 def _by_run_dir(run_dir: RunDirLayout, name: str) -> Job:

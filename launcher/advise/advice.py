@@ -52,6 +52,10 @@ class Advice:
         """What predictions are compared with: the measured step; of a rehearsal the predicted one."""
         return self.present_s if self.measured.step_s is None else self.measured.step_s
 
+    def is_faster(self, prediction: Prediction) -> bool:
+        """Whether a layout is predicted to be faster than the present one."""
+        return prediction.step_s < self.before_s
+
 
 Accepts = Callable[[Topology], Sequence[str]]
 """Remarks on a layout; raises `MimoError` where it cannot be planned."""

@@ -103,11 +103,16 @@ def _of_module(measured: Measured, module: str, topology: Topology, assumptions:
         given = assumptions.tp_efficiency[module]
         yield f"x {scale.tp:.3g} for tp {before.axis_size('tp')} -> {after.axis_size('tp')} at the given efficiency {given:g}"
     if scale.shares is not None:
-        of = f"{assumptions.layers[module]} layers" if module in assumptions.layers else "the module evenly"
         was = counted(before.axis_size("pp"), f"{_how(measured)} stage")
-        yield f"{was} added up; {counted(len(scale.shares), 'stage')} divide {of}"
+        yield f"{was} added up; {_divided(len(scale.shares), assumptions.layers.get(module))}"
     if scale.samples > 1:
         yield "needs more memory for activations than the run"
+
+
+def _divided(stages: int, layers: int | None) -> str:
+    if stages == 1:
+        return "1 stage has the whole module" if layers is None else f"1 stage has all {layers} layers"
+    return f"{stages} stages divide {'the module evenly' if layers is None else f'{layers} layers'}"
 
 
 def _messages_of_others(measured: Measured, graph: StageGraph) -> list[str]:

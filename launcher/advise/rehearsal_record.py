@@ -6,12 +6,7 @@ from typing import Any
 from launcher.errors import LaunchError
 from launcher.exit_code import ExitCode
 from launcher.run_dir.layout import RunDirLayout
-from launcher.run_dir.reader import is_locked
-
-
-def is_rehearsal(files: RunDirLayout) -> bool:
-    """Whether a run directory is that of a rehearsal."""
-    return files.rehearsal_file.exists() or files.rehearsed_files_dir.exists()
+from launcher.run_dir.lock import is_locked
 
 
 def ranks_meet(files: RunDirLayout) -> bool:

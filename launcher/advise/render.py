@@ -19,14 +19,14 @@ _FROM_REHEARSAL = "from times of a rehearsal"
 
 
 def as_text(advice: Advice) -> str:
-    """The present layout, then the others with what each prediction rests on."""
+    """The present layout, whether another is faster, then the others with what each prediction rests on."""
     lines = [*_present(advice), ""]
+    if advice.best and not advice.is_faster(advice.best[0]):
+        lines += ["no other layout is predicted to be faster than the present one; for comparison, the best of the others:", ""]
     for prediction in advice.best:
         lines += _lines_of(advice, prediction)
     if not advice.best:
         lines.append("there is no other layout on as many ranks that the planner accepts; --pp and --tp-efficiency allow more")
-    elif advice.best[0].step_s >= advice.before_s:
-        lines += ["no other layout is predicted to be faster than the present one", ""]
     compared = f"compared: {counted(advice.compared, 'other layout')} of the run's ranks"
     if advice.multiple > 1:
         compared += f", with multiples of {advice.multiple} ranks for all modules but the last"
@@ -47,7 +47,7 @@ def as_json(advice: Advice) -> str:
             "predicted_ms": round(advice.present_s * _MS, 3),
         },
         "correction": round(advice.correction, 4),
-        "best": [_as_dict(prediction) for prediction in advice.best],
+        "best": [_as_dict(prediction) | {"is_faster": advice.is_faster(prediction)} for prediction in advice.best],
         "compared": advice.compared,
         "multiple": advice.multiple,
         "basis": list(advice.basis),
@@ -74,7 +74,8 @@ def _present(advice: Advice) -> Iterator[str]:
 def _lines_of(advice: Advice, prediction: Prediction) -> Iterator[str]:
     changed = ", ".join(_changes(advice, prediction))
     how = f"predicted, {_FROM_REHEARSAL}" if advice.measured.is_rehearsed else "predicted"
-    yield f"{changed}: step {_ms(advice.before_s * _MS)} -> {_ms(prediction.step_s * _MS)} ms ({how})"
+    slower = "" if advice.is_faster(prediction) else ", slower" if prediction.step_s > advice.before_s else ", not faster"
+    yield f"{changed}: step {_ms(advice.before_s * _MS)} -> {_ms(prediction.step_s * _MS)} ms{slower} ({how})"
     yield f"  {' '.join(_overrides(advice.present, prediction.layout))}"
     yield from (f"  {line}" for line in prediction.basis)
     yield ""

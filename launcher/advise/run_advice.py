@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from launcher.advise.advice import Advice, Request, advise
 from launcher.advise.measured import Measured, measure
 from launcher.advise.placing import accepts
-from launcher.advise.rehearsal_record import is_rehearsal, ranks_meet
+from launcher.advise.rehearsal_record import ranks_meet
 from launcher.advise.rehearsed import measure_rehearsal
 from launcher.errors import LaunchError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
-from launcher.run_dir.reader import is_locked
+from launcher.run_dir.lock import is_locked
+from launcher.run_dir.rehearsal_result import is_rehearsal
 from launcher.trace.recordings import load, load_running
 
 

@@ -7,14 +7,18 @@ from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
 
 
-def run_of(text: str) -> tuple[Job, RunDirLayout, LaunchPlan]:
+def run_of(text: str, *, or_rehearsal: bool = False) -> tuple[Job, RunDirLayout, LaunchPlan]:
     """The job, its run directory and its plan.
+
+    Args:
+        text: a run directory, an id or a handle.
+        or_rehearsal: where nothing but a rehearsal is in the run directory, take that.
 
     Raises:
         LaunchError: there is no such job, or it has no run directory on this machine.
     """
     if not is_torchx_handle(text):
-        job = jobs.find(text)
+        job = jobs.find(text, or_rehearsal=or_rehearsal)
         files, plan = job.files(), job.plan()
         if files is not None and plan is not None:
             return job, files, plan

@@ -1,6 +1,7 @@
 """`mimo-launch rehearse`."""
 
 import argparse
+import shlex
 import signal
 
 from launcher.commands.messages import say, warn
@@ -22,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     become_child_of_init()
     plan, config_text, config = planned(arguments)
     if arguments.shrink:
-        print(" ".join(overrides_of(plan.topology, has_pools=config.pools is not None)))
+        print(shlex.join(overrides_of(plan.topology, arguments.overrides, has_pools=config.pools is not None)))
         return ExitCode.SUCCESS
     warn(plan)
     try:
@@ -41,6 +42,9 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.real_tensors and not arguments.memory:
         raise UsageError("--real-tensors is for --memory, which is not given")
+    if arguments.shrink and (arguments.traffic or arguments.memory):
+        other = "--traffic" if arguments.traffic else "--memory"
+        raise UsageError(f"--shrink runs nothing, so there is nothing for {other} to print; leave out one of them")
 
 
 def _rehearse(arguments: argparse.Namespace, plan: LaunchPlan, config_text: str, config: JobConfig) -> RehearsalResult:

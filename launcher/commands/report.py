@@ -15,9 +15,11 @@ def run(arguments: argparse.Namespace) -> int:
     for option, given in (("--step", arguments.step), ("--out", arguments.out)):
         if given is not None and not arguments.html:
             raise LaunchError(f"{option}: only with --html")
-    job, files, plan = run_of(arguments.job)
+    job, files, plan = run_of(arguments.job, or_rehearsal=True)
     record = read_run(files, plan, job.hosts(plan))
     if arguments.html:
+        if record.rehearsal is not None:
+            raise LaunchError(f"--html: {record.path}: a rehearsal has no page; leave out --html to print its result")
         page = write_page(with_timelines(record, files, arguments.step), arguments.out or files.page_file)
         print(f"wrote {page}")
     else:

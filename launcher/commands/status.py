@@ -14,6 +14,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(status_of(arguments.job))
         return ExitCode.SUCCESS
-    job = jobs.find(arguments.job)
+    job = jobs.find(arguments.job, or_rehearsal=True)
     print(jobs.as_json(job) if arguments.json else jobs.as_table(job))
     return ExitCode.SUCCESS

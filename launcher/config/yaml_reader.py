@@ -34,6 +34,9 @@ _FLAGS = {"allow_objects": True}
 DEEPEST = 40
 """The most levels of lists and mappings. libyaml parses by recursion: a deep text overflows the stack of the process."""
 
+_KEYS_OF_A_PLAN = {"topology", "nodes"}
+"""No config has them."""
+
 
 def read_config(path: Path, overrides: list[str]) -> Any:
     """Read a config file and apply `key.path=value` overrides. Call it within `as_config_errors`.
@@ -42,9 +45,12 @@ def read_config(path: Path, overrides: list[str]) -> Any:
         The tree with all interpolations resolved. What YAML does not read as text is a `Scalar`.
 
     Raises:
-        ConfigError: no such file, not YAML, or nested too deeply.
+        ConfigError: no such file, not YAML, nested too deeply, or a plan.
     """
     tree = _read_yaml(path)
+    if set(tree) >= _KEYS_OF_A_PLAN:
+        what = "a plan, which `mimo-launch run` takes" if "module_env" in tree else "what `mimo-launch plan --json` prints"
+        raise refusal(path, f"this is {what}; give the config that it was made from")
     changes = _read_overrides(overrides)
     _check_modules_exist(tree, overrides)
     _replace_entry(tree, changes)

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -62,9 +62,8 @@ def rehearse(
     began = time.time()
     run_id = f"{datetime.fromtimestamp(began, timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
     job, plan = plan, rehearsed_plan(plan)
-    path = RunDirLayout(Path(plan.run_dir)).rehearsal.path
     with (
-        closing(RunDir(path, config_text, plan.to_json(), run_id, run_id)) as run_dir,
+        closing(_take_run_dir(plan, config_text, run_id)) as run_dir,
         session(plan, LocalNode(), run_id) as (
             node_directory,
             server,
@@ -93,3 +92,12 @@ def rehearse(
         except OSError as error:
             say(f"{run_dir.rehearsal_file}: {error.strerror or error}; the results are printed only")
         return found
+
+
+def _take_run_dir(plan: LaunchPlan, config_text: str, run_id: str) -> RunDir:
+    """Take the run directory of rehearsals, with what marks it as one from the start on."""
+    path = RunDirLayout(Path(plan.run_dir)).rehearsal.path
+    run_dir = RunDir(path, config_text, plan.to_json(), run_id, run_id)
+    with suppress(OSError):  # the runner reports it
+        run_dir.rehearsed_files_dir.mkdir(exist_ok=True)
+    return run_dir

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tabulate import tabulate
-
 from launcher.exit_code import ExitCode
 from launcher.failures.rank_exit import RankExit
 from launcher.failures.report import FailureReport
@@ -19,9 +17,8 @@ from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import Kind, described
 from launcher.rehearse.memory import MemoryResult
 from launcher.rehearse.traffic import TrafficResult
-
-_MIB = 1 << 20
-_LONGEST_ENDING = 60
+from launcher.run_dir.rehearsal_result import RehearsedKind
+from launcher.run_report.rehearsal_text import kinds_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +51,22 @@ class RehearsalResult:
     def summary(self) -> str:
         """`10,240 ranks are 17 kinds, rehearsed in 34.0 s; none failed in 2 steps`."""
         failed = sum(len(result.kind.ranks) for result in self.results if result.has_failed)
-        found = [f"{failed:,} ranks would fail"] if failed else []
+        found = [f"{_ranks(failed)} would fail"] if failed else []
         if self.differences:
             found.append(f"the ranks of {counted(len(self.differences), 'group')} do not call the same")
         if large := self.memory.ranks_too_large():
-            found.append(f"{large:,} ranks need more memory than their GPU has")
+            need, their = ("needs", "its") if large == 1 else ("need", "their")
+            found.append(f"{_ranks(large)} {need} more memory than {their} GPU has")
         steps = max((result.record.get("steps", 0) for result in self.results), default=0)
         outcome = "; ".join(found) or f"none failed in {counted(steps, 'step')}"
         count = counted(len(self.results), "kind")
         world = self.plan.topology.world_size
-        return f"{world:,} ranks are {count}, rehearsed in {self.seconds:.1f} s; {outcome}"
+        ranks = "1 rank is" if world == 1 else f"{world:,} ranks are"
+        return f"{ranks} {count}, rehearsed in {self.seconds:.1f} s; {outcome}"
 
     def table(self) -> str:
         """A line for each kind."""
-        rows = [
-            [
-                result.kind.name,
-                f"{len(result.kind.ranks):,}",
-                result.kind.representative,
-                result.record.get("steps", "-"),
-                f"{result.seconds:.2f}",
-                f"{result.record['peak_bytes'] / _MIB:,.0f}" if "peak_bytes" in result.record else "-",
-                "ok" if result.exit.code == 0 else result.exit.ending[:_LONGEST_ENDING],
-            ]
-            for result in self.results
-        ]
-        headers = ["kind", "ranks", "rehearsed", "steps", "seconds", "host MiB", "result"]
-        return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+        return kinds_table([RehearsedKind.of(result.as_dict()) for result in self.results])
 
     def failures(self) -> list[str]:
         """The failures, each with the ranks that it would hit; kinds that fail alike are one."""
@@ -109,6 +95,7 @@ class RehearsalResult:
             "jobs": self.jobs,
             "tensors": self.tensors,
             "exit_code": self.exit_code,
+            "summary": self.summary(),
             "kinds": [result.as_dict() | {"traffic": self.traffic.of(result)} for result in self.results],
             "failures": self.failures(),
             "call_failures": self.call_failures(),
@@ -139,3 +126,7 @@ def _signature(found: RankExit) -> tuple[object, ...]:
     if found.code != ExitCode.STALLED or found.crash is None:
         return found.signature
     return (found.code, *((frame.file, frame.function) for frame in found.crash.frames if frame.is_users))
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number:,} ranks"

@@ -77,6 +77,7 @@ class Runner:
             The results, in the order of the kinds.
         """
         shutil.rmtree(self._run_dir.rehearsed_files_dir, ignore_errors=True)
+        self._run_dir.rehearsed_files_dir.mkdir(exist_ok=True)
         self._run_dir.attempt_dir(0).mkdir()
         results = run_all(kinds, lambda wave, earlier: self._run_wave(wave, earlier, jobs, steps), report)
         return [results[kind.representative] for kind in kinds]

@@ -29,12 +29,25 @@ def smaller_sizes(topology: Topology) -> dict[str, int]:
     return found
 
 
-def overrides_of(topology: Topology, *, has_pools: bool) -> list[str]:
-    """The smaller sizes as overrides of the config, on this machine."""
+def overrides_of(topology: Topology, given: Sequence[str] = (), *, has_pools: bool) -> list[str]:
+    """The smaller sizes as overrides of the config, on this machine.
+
+    Args:
+        topology: the large world.
+        given: the overrides that it was made with. They come first, without those that the smaller sizes replace.
+        has_pools: whether the config has pools, which no longer apply.
+    """
     words = [f"modules.{module}.dp={dp}" for module, dp in smaller_sizes(topology).items()]
     if has_pools:
         words += ["pools=null", *(f"modules.{module}.pool=null" for module in topology.grids)]
-    return words
+    replaced = [word.partition("=")[0] for word in words]
+    kept = [word for word in given if not any(_is_within(word.partition("=")[0], key) for key in replaced)]
+    return [*kept, *words]
+
+
+def _is_within(key: str, other: str) -> bool:
+    """Whether a key is another one or below it."""
+    return key == other or key.startswith(f"{other}.")
 
 
 def _spans(topology: Topology) -> Iterator[list[str]]:

@@ -1,14 +1,14 @@
 """The state of the run in a run directory, from its lock, its report and its other files."""
 
-import fcntl
 import json
-import os
 import re
 from typing import Any
 
 from launcher.formatting import counted
 from launcher.outcome import Outcome
 from launcher.run_dir.layout import RunDirLayout
+from launcher.run_dir.lock import is_locked
+from launcher.run_dir.rehearsal_result import Rehearsal, read_rehearsal
 
 
 def read_report(run_dir: RunDirLayout) -> Outcome | None:
@@ -29,13 +29,22 @@ def read_whole_report(run_dir: RunDirLayout) -> dict[str, Any] | None:
 
 
 def describe(run_dir: RunDirLayout) -> str:
-    """The state of a run; on the next line its exit code, attempts and host, as far as they are known."""
+    """The state of a run or a rehearsal; on the next line its exit code, attempts and host, as far as they are known."""
+    if (rehearsal := read_rehearsal(run_dir)) is not None:
+        return _describe_rehearsal(run_dir, rehearsal)
     report = read_report(run_dir)
     host, attempts = host_of(run_dir), report.attempts if report is not None else len(run_dir.attempts())
     more = [f"exit code {report.exit_code}"] if report is not None else []
     more += [counted(attempts, "attempt")] if attempts else []
     more += [f"on {host}"] if host is not None else []
     return _state(run_dir, report) + (f"\n  {', '.join(more)}" if more else "")
+
+
+def _describe_rehearsal(run_dir: RunDirLayout, rehearsal: Rehearsal) -> str:
+    host = host_of(run_dir)
+    more = [f"exit code {rehearsal.outcome.exit_code}"] if rehearsal.outcome is not None else []
+    more += [f"on {host}"] if host is not None else []
+    return rehearsal.describe() + (f"\n  {', '.join(more)}" if more else "")
 
 
 def _state(run_dir: RunDirLayout, report: Outcome | None) -> str:
@@ -61,18 +70,3 @@ def host_of(run_dir: RunDirLayout) -> str | None:
     found = re.fullmatch(r"process (\d+) on (.+?)(, SLURM job \S+)?", holder)
     # On a file system without locks, the file may be that of an earlier run.
     return found[2] if found is not None and run_id.endswith(f"-{found[1]}") else None
-
-
-def is_locked(run_dir: RunDirLayout) -> bool:
-    """Whether a run is going on in a run directory."""
-    try:
-        file = os.open(run_dir.lock_file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False

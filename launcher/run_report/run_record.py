@@ -7,7 +7,9 @@ from typing import Any
 from launcher.errors import LaunchError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
-from launcher.run_dir.reader import describe, is_locked, read_whole_report
+from launcher.run_dir.lock import is_locked
+from launcher.run_dir.reader import describe, read_whole_report
+from launcher.run_dir.rehearsal_result import Rehearsal, read_rehearsal
 from launcher.run_report.step_timeline import (
     StepTimeline,
     last_complete_step,
@@ -37,6 +39,8 @@ class RunRecord:
     """By node."""
     report: Mapping[str, Any] | None
     """What report.json has; `None` before the end."""
+    rehearsal: Rehearsal | None = None
+    """`None` of a real run."""
     steps: Sequence[StepMetrics] = ()
     timelines: Sequence[StepTimeline] = ()
     """The last complete step, and after a failure the one in which it happened; or the one that was asked for."""
@@ -68,6 +72,7 @@ def read_run(run_dir: RunDirLayout, plan: LaunchPlan, hosts: Mapping[str, str]) 
         is_running=is_locked(run_dir),
         hosts=hosts,
         report=read_whole_report(run_dir),
+        rehearsal=read_rehearsal(run_dir),
         steps=_read_steps(run_dir),
     )
 

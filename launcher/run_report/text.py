@@ -5,21 +5,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.formatting import counted, printable
+from launcher.run_report.rehearsal_text import lines_of_rehearsal
 from launcher.run_report.run_record import RunRecord
 from launcher.run_report.ticks import duration_text, number_text
 from launcher.stragglers import text as straggler_text
 
 
 def as_text(record: RunRecord) -> str:
-    """How the run ended and why, its restarts, its steps so far, and its stragglers."""
+    """How the run ended and why, its restarts, its steps so far, and its stragglers; of a rehearsal its kinds and failures."""
     title = f"{record.plan.name}: {record.state}"
-    parts = [title, *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
+    if record.rehearsal is not None:
+        parts = [title, *lines_of_rehearsal(record.rehearsal)]
+    else:
+        parts = [title, *_restarts(record), *_message(record), *_steps(record), *_stragglers(record)]
     return "\n".join(printable(line) for part in parts for line in part.split("\n"))
 
 
 def as_json(record: RunRecord) -> str:
-    """All of report.json, `null` before the end, with the run directory and the state in words."""
+    """All of report.json or rehearsal.json, `null` before the end, with the run directory and the state in words."""
     value: dict[str, Any] = {"run_dir": record.path, "state": record.state, "report": record.report}
+    if record.rehearsal is not None:
+        value["rehearsal"] = record.rehearsal.as_dict() | {"result": record.rehearsal.whole}
     return json.dumps(value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from launcher.errors import LaunchError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.layout import RunDirLayout
-from launcher.run_dir.reader import is_locked
+from launcher.run_dir.lock import is_locked
 from launcher.trace.chrome import trace_of
 from launcher.trace.recordings import load, load_running
 from mimo_role.host.files import write_whole

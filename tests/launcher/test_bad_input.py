@@ -3,6 +3,8 @@
 import pytest
 
 from launcher.cli import main
+from launcher.config.loader import load
+from launcher.plan.planner import make_plan
 
 GOOD = """\
 name: job
@@ -332,6 +334,27 @@ def test_an_entry_on_the_command_line_may_interpolate_keys_of_the_file(job, caps
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("command", [["plan"], ["rehearse"], ["submit", "--to", "slurm"]])
+def test_a_plan_in_place_of_a_config_is_one_mistake(job, capsys, command):
+    job.write_text(GOOD)
+    config, _ = load(job, [])
+    (job.parent / "plan.json").write_text(make_plan(config, job, ()).to_json())
+    message = "mimo-launch: plan.json: this is a plan, which `mimo-launch run` takes; give the config that it was made from\n"
+    for overrides in ([], ["modules.language.tp=4"]):
+        code = main([*command, "plan.json", *overrides])
+        printed = capsys.readouterr()
+        assert (code, printed.out, printed.err) == (2, "", message)
+
+
+def test_the_output_of_plan_as_json_in_place_of_a_config_is_one_mistake(job, capsys):
+    job.write_text(GOOD)
+    assert main(["plan", "job.yaml", "--json"]) == 0
+    (job.parent / "printed.json").write_text(capsys.readouterr().out)
+    _check(
+        capsys, main(["plan", "printed.json"]), "printed.json: this is what `mimo-launch plan --json` prints; give the config"
+    )
+
+
 def test_more_ranks_than_gpus_are_refused(job, capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     job.write_text(GOOD)
@@ -364,6 +387,11 @@ def test_more_ranks_than_gpus_are_refused(job, capsys, monkeypatch):
         (["run", "job.yaml", "--verbsoe=1"], "unknown option --verbsoe=1; did you mean --verbose?"),
         (["run", "--no-prefligth", "job.yaml"], "unknown option --no-prefligth; did you mean --no-preflight?"),
         (["submit", "--to", "slurm", "job.yaml", "--dryrun"], "unknown option --dryrun; did you mean --dry-run?"),
+        (["rehearse", "--step", "2"], "unknown option --step; did you mean --steps? (arguments of the script follow --)"),
+        (["rehearse", "--step=2"], "unknown option --step=2; did you mean --steps?"),
+        (["submit", "--dry", "--to", "slurm"], "unknown option --dry; did you mean --dry-run?"),
+        (["top", "job", "--int", "3"], "unknown option --int; did you mean --interval?"),
+        (["--vers"], "unknown option --vers; did you mean --version?"),
         (["logs", "job", "--folow"], "unknown option --folow; did you mean --follow?"),
         (["--vresion", "plan", "job.yaml"], "unknown option --vresion; did you mean --version?"),
     ],

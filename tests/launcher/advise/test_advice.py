@@ -1,5 +1,6 @@
 """Which layouts are advised."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from launcher.advise.candidates import Axes, candidates, sizes_of
 from launcher.advise.cost_model import Assumptions
 from launcher.advise.measured import Measured, Traffic
 from launcher.advise.predictor import Predictor
-from launcher.advise.render import as_text
+from launcher.advise.render import as_json, as_text
 from launcher.advise.simulator import StageCost, StepShape
 from launcher.errors import LaunchError, PlacementError
 from mimo_role import StageId, Topology
@@ -105,6 +106,47 @@ def test_each_prediction_has_the_basis_of_what_differs():
     assert "needs more memory for activations than the run" in by_module["vision"]
     assert "1 measured stage added up; 2 stages divide the module evenly" in by_module["language"]
     assert by_module["messages between stages of language"].startswith("as the slowest of the others")
+
+
+@pytest.mark.parametrize(
+    ("layers", "line"),
+    [
+        pytest.param({}, "2 measured stages added up; 1 stage has the whole module", id="evenly"),
+        pytest.param({"language": 30}, "2 measured stages added up; 1 stage has all 30 layers", id="by layers"),
+    ],
+)
+def test_one_stage_has_what_several_divided(layers, line):
+    found = measured({"vision": {"dp": 2}, "language": {"dp": 2, "pp": 2}}, {"vision": (0.01, 0.02), "language": (0.03, 0.06)})
+    request = Request(top=1, pp={"vision": (1,), "language": (1,)}, assumptions=Assumptions(layers=layers))
+    (best,) = advise(found, request, no_remarks).best
+    assert line in " ".join(best.basis)
+
+
+def test_where_no_layout_is_faster_that_comes_before_them_and_each_is_marked():
+    advice = advise(TWO, Request(top=3, pp={"vision": (1,), "language": (1,)}), no_remarks)
+    slower = replace(advice, measured=replace(TWO, step_s=min(each.step_s for each in advice.best) / 2))
+    before, _, after = as_text(slower).partition("no other layout is predicted to be faster than the present one")
+    assert ": step " not in before
+    changes = [line for line in after.splitlines() if ": step " in line]
+    assert len(changes) == 3
+    assert all("ms, slower (predicted)" in line for line in changes)
+    assert [each["is_faster"] for each in json.loads(as_json(slower))["best"]] == [False] * 3
+
+
+def test_of_layouts_that_are_faster_and_slower_only_the_slower_are_marked():
+    advice = advise(TWO, Request(top=6, pp={"vision": (1,), "language": (1,)}), no_remarks)
+    marked = [", slower (" in line for line in as_text(advice).splitlines() if ": step " in line]
+    assert marked == [each.step_s > TWO.step_s for each in advice.best]
+    assert (marked[0], marked[-1]) == (False, True)
+    assert "no other layout" not in as_text(advice)
+    assert [each["is_faster"] for each in json.loads(as_json(advice))["best"]] == [not each for each in marked]
+
+
+def test_a_layout_that_takes_as_long_is_not_faster():
+    advice = advise(TWO, Request(top=1), no_remarks)
+    same = replace(advice, measured=replace(TWO, step_s=advice.best[0].step_s))
+    assert ", not faster (" in as_text(same)
+    assert "no other layout is predicted to be faster" in as_text(same)
 
 
 def test_what_the_planner_refuses_is_left_out_and_its_warnings_are_shown():

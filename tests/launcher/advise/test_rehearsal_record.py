@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from launcher.advise.rehearsal_record import is_rehearsal, ranks_meet
+from launcher.advise.rehearsal_record import ranks_meet
 from launcher.errors import LaunchError
 from launcher.run_dir.layout import RunDirLayout
+from launcher.run_dir.rehearsal_result import is_rehearsal
 
 PASSED = {"kind": "vision", "exit_code": 0, "meets": True}
 

@@ -47,6 +47,17 @@ def test_each_kind_runs_the_script_and_ends_after_the_steps(rehearse, job):
     assert sent["bytes"] == 3 * 2048 * 3 * 4 * 4  # each element once: tp ranks divide them
     logs = job.folder / "runs" / "small" / "rehearsal" / "logs" / "attempt0"
     assert [(logs / f"rank{rank}.stderr.log").read_text() for rank in range(6)] == [""] * 6
+    report = subprocess.run(
+        [*job.program, "report", "runs/small"],
+        cwd=job.folder,
+        env=job.whole_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert report.stdout.startswith("small: rehearsal done: 6 ranks are 6 kinds, ")
+    assert f"\n{done.stdout}" in report.stdout
 
 
 def test_ten_thousand_ranks_are_rehearsed_in_their_real_places(rehearse, job):
@@ -271,7 +282,7 @@ def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
         == "modules.vision.dp=3 modules.language.dp=4 pools=null modules.vision.pool=null modules.language.pool=null\n"
     )
     planned = subprocess.run(
-        [*job.program, "plan", job.name, *AT_SCALE, *pools, *done.stdout.split()],
+        [*job.program, "plan", job.name, *done.stdout.split()],
         cwd=job.folder,
         env=job.whole_environ(),
         capture_output=True,
@@ -281,6 +292,23 @@ def test_the_smallest_real_job_with_every_kind_is_printed(rehearse, job):
     )
     assert planned.returncode == 0, planned.stderr
     assert "19 ranks" in planned.stdout
+
+
+ONE_RANK = """\
+name: small
+layout: colocated
+modules: {language: {}}
+entry: {script: script.py}
+"""
+
+
+def test_one_rank_is_one_kind(rehearse, job):
+    job.config = ONE_RANK
+    done = rehearse("pass\n")
+    assert done.found["summary"].startswith("1 rank is 1 kind, rehearsed in ")
+    done = rehearse("raise ValueError\n")
+    assert done.found["summary"].endswith("; 1 rank would fail")
+    assert done.found["summary"] in done.stderr
 
 
 TORN = """\

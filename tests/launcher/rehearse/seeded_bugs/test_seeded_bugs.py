@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -116,7 +117,7 @@ def test_real_ranks_of_every_kind_find_what_a_rehearsal_does_not(rehearse, tmp_p
     assert rehearse(path, *bug.overrides)["exit_code"] == 0
     code, overrides, errors = launch(tmp_path, "rehearse", path.name, *bug.overrides, "--shrink")
     assert code == 0, errors
-    code, _, errors = launch(tmp_path, "run", path.name, *bug.overrides, *overrides.split())
+    code, _, errors = launch(tmp_path, "run", path.name, *shlex.split(overrides))
     assert code == 1
     lines = [line.removeprefix("mimo-launch: ") for line in errors.splitlines()]
     assert any(matches(line, message_of(bug)) for line in lines), errors
