@@ -30,13 +30,13 @@ _WITH_TENSORS = (
     "_get_mesh_tensor_from_full_mesh",
     "from_group",
 )
-"""The methods of a mesh that compute with its tensor."""
+"""The methods of a mesh that compute with its tensor; releases of torch have different ones."""
 
 
 @contextmanager
 def real_meshes(value_of: ValueOf) -> Iterator[None]:
     """Within a block, meshes compute without the modes that are active."""
-    originals = {name: vars(DeviceMesh)[name] for name in _WITH_TENSORS}
+    originals = {name: vars(DeviceMesh)[name] for name in _WITH_TENSORS if name in vars(DeviceMesh)}
     for name, original in originals.items():
         setattr(DeviceMesh, name, _member_without_modes(original, value_of))
     try:

@@ -165,8 +165,13 @@ def test_a_breakpoint_without_a_terminal_raises_and_names_the_option(tmp_path):
     assert re.search(r"bdb.BdbQuit: a breakpoint in rank 0, .*--debug 0", both.mimo_launch.ranks[0].stderr)
 
 
+SHUTDOWN = "--shutdown-timeout"
+"""Of newer releases; torch 2.11 waits for 30 s."""
+
 COMMANDS = {
-    "torchrun": lambda program, project: torchrun_command(program, project, "--shutdown-timeout=2"),
+    "torchrun": lambda program, project: torchrun_command(
+        program, project, *[f"{SHUTDOWN}=2"] * (SHUTDOWN in get_args_parser()._option_string_actions)
+    ),
     "mimo-launch": lambda program, project: mimo_launch_command(program, project, "runtime.grace_s=2"),
 }
 

@@ -136,7 +136,8 @@ def fsdp(module, group, mesh):
     for layer in module.layers.values():
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
-    module.set_reduce_scatter_unused_params(True)  # a lane without images does not use them all
+    if hasattr(module, "set_reduce_scatter_unused_params"):  # torch 2.13 has it
+        module.set_reduce_scatter_unused_params(True)  # a lane without images does not use them all
     return module
 
 

@@ -36,7 +36,7 @@ facts = {
     "threads": [thread.name for thread in threading.enumerate()],
     "ignored signals": sorted(number.name for number in signal.Signals if signal.getsignal(number) == signal.SIG_IGN),
     "hash": hash("a text"),
-    "frozen objects": gc.get_freeze_count() > 0,
+    "frozen objects": gc.get_freeze_count() > 10_000,  # an interpreter freezes some hundreds
     "write through": [sys.stdout.write_through, sys.stderr.write_through],
 }
 
