@@ -15,7 +15,7 @@ from launcher.errors import ConfigError, LaunchError
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import kinds_of
-from launcher.rehearse.memory import MemoryResult
+from launcher.rehearse.memory import MemoryResult, check_torch
 from launcher.rehearse.rehearsed_rank import rehearsed_plan
 from launcher.rehearse.result import RehearsalResult
 from launcher.rehearse.runner import Runner
@@ -52,9 +52,11 @@ def rehearse(
 
     Raises:
         ConfigError: the job runs a command.
-        LaunchError: the run directory cannot be written, or is that of another rehearsal that is going on; a module of
+        LaunchError: the installed torch cannot count memory; the run directory cannot be written, or is that of another rehearsal that is going on; a module of
             `runtime.preload` cannot be imported.
     """
+    if tensors is not None:
+        check_torch()
     if plan.entry.command is not None:
         raise ConfigError(
             "entry.command cannot be rehearsed, only entry.script and entry.module: it may not be a Python program"

@@ -58,7 +58,7 @@ class RehearsalResult:
             need, their = ("needs", "its") if large == 1 else ("need", "their")
             found.append(f"{_ranks(large)} {need} more memory than {their} GPU has")
         steps = max((result.record.get("steps", 0) for result in self.results), default=0)
-        outcome = "; ".join(found) or f"none failed in {counted(steps, 'step')}"
+        outcome = "; ".join(found) or ("none failed" + (f" in {counted(steps, 'step')}" if steps else ""))
         count = counted(len(self.results), "kind")
         world = self.plan.topology.world_size
         ranks = "1 rank is" if world == 1 else f"{world:,} ranks are"

@@ -20,6 +20,9 @@ _LOSSES = (
 )
 """Kernels that compute the loss of each element in the memory of their result, and leave the mean or sum there."""
 
+_DEVICE = "_fake_device" if "_fake_device" in FakeTensor.__annotations__ else "fake_device"
+"""The attribute of fake tensors that has their device: its name depends on the release of torch."""
+
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
 
@@ -101,7 +104,7 @@ class QuickFakeMode(FakeTensorMode):
             tensor.stride(),
             tensor.storage_offset(),
             tensor.untyped_storage().nbytes(),
-            tensor._fake_device,
+            getattr(tensor, _DEVICE),
             tensor.requires_grad,
             tensor.is_inference(),
             tensor.is_conj(),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._guards import active_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType, _UpdateType
@@ -46,12 +47,15 @@ class MemoryTracker(MemTracker):
         """The path of each module that has parameters or has run."""
         self._stepping: Optimizer | None = None
         self._propagating = 0
+        self._fake_mode: Any = None
+        """The one of the script, or none."""
         self._registrations: list[Any] = []
 
     def __enter__(self) -> "MemoryTracker":
         outermost = self._depth == 0
         super().__enter__()
         if outermost:
+            self._fake_mode = active_fake_mode()
             # torch's own seam around the computation of shapes of whole DTensors, which takes no memory.
             ShardingPropagator._fake_mode_lock = _Uncounted(self)  # type: ignore[assignment]
             self._registrations = [
@@ -77,7 +81,7 @@ class MemoryTracker(MemTracker):
         is_wait = func is _WAIT and isinstance(args[0], FakeTensor)
         result = args[0] if is_wait else func(*args, **kwargs)
         for tensor in tensors_in(result):
-            if not isinstance(tensor, FakeTensor) or tensor.fake_mode is self._fake_mode_on_entry:
+            if not isinstance(tensor, FakeTensor) or tensor.fake_mode is self._fake_mode:
                 self._track(_MemRefType.ACT, tensor)  # the type is not used: see `_place_of_new`
         if func is _WHOLE_PARAMETERS:
             self._claim(kwargs["out"], Purpose.PARAMETERS, self._mod_tracker.current)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.jobs import ROOT
+from tests.launcher.rehearse.accounts import NEEDS_ACCOUNTS
 
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(400), NEEDS_ACCOUNTS]
 
 LARGE = Path(__file__).with_name("large_transformer.py")
 SMALL_SIZES = "--layers 4 --width 64 --inner-width 128 --heads 4 --key-heads 2 --words 200 --length 16 --micro-batches 3"

@@ -51,8 +51,9 @@ class SumHook:
 
 
 def counted_reduce_scatters():
-    """Of FSDP2."""
-    return mock.patch.object(dist, "reduce_scatter_single", wraps=dist.reduce_scatter_single)
+    """Of FSDP2, which calls one of two functions, depending on torch's release."""
+    name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+    return mock.patch.object(dist, name, wraps=getattr(dist, name))
 
 
 UNEVEN = Topology.from_modules({"vision": {"dp": 2}, "language": {"dp": 3, "pp": 2}})
@@ -271,11 +272,16 @@ def failing(wrapper):
     raise BrokenError
 
 
+def groups_of(state):
+    """The groups of parameters of an FSDP2 module; torch 2.11 has one."""
+    return state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+
+
 def flags_of(rank):
     wrapper = rank.wrapped["language"]
     if isinstance(wrapper, DistributedDataParallel):
         return wrapper.require_backward_grad_sync, len(wrapper._forward_pre_hooks)
-    groups = [group for layer in wrapper.layers.values() for group in layer._get_fsdp_state()._fsdp_param_groups]
+    groups = [group for layer in wrapper.layers.values() for group in groups_of(layer._get_fsdp_state())]
     sync = {(group.reduce_grads, group.all_reduce_grads) for group in groups}
     return sync, wrapper._get_fsdp_state()._state_ctx.is_last_backward, len(wrapper._forward_pre_hooks)
 
