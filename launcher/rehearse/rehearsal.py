@@ -52,8 +52,8 @@ def rehearse(
 
     Raises:
         ConfigError: the job runs a command.
-        LaunchError: the installed torch cannot count memory; the run directory cannot be written, or is that of another rehearsal that is going on; a module of
-            `runtime.preload` cannot be imported.
+        LaunchError: the installed torch cannot count memory; the run directory cannot be written, or is that of another
+            rehearsal that is going on; a module of `runtime.preload` cannot be imported.
     """
     if tensors is not None:
         check_torch()
