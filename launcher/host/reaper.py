@@ -43,7 +43,8 @@ def processes_of(agent_id: str, root: int | None = None) -> list[int]:
 def end_all(agent_id: str, grace_s: float, root: int | None = None, spare: Collection[int] = ()) -> list[int]:
     """SIGTERM a run's processes, and SIGKILL those that remain after the grace time; return those that could not be killed.
 
-    One that ignores SIGTERM is killed at once.
+    One that ignores SIGTERM is killed at once, but for Python's resource trackers: they end when the processes that they belong
+    to have ended, and remove the shared memory that these have left.
 
     Args:
         agent_id: of the run.
@@ -58,7 +59,7 @@ def end_all(agent_id: str, grace_s: float, root: int | None = None, spare: Colle
         if waited > grace_s + _KILL_TIMEOUT_S:
             break
         for pid in left:
-            if waited > grace_s or _signal_bit(pid, "SigIgn", signal.SIGTERM):
+            if waited > grace_s or (_signal_bit(pid, "SigIgn", signal.SIGTERM) and not _is_resource_tracker(pid)):
                 _send(agent_id, root, pid, signal.SIGKILL)
             elif pid not in asked:
                 asked.add(pid)
@@ -127,6 +128,10 @@ def state_of(pid: int) -> str:
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     return _signal_bit(pid, "SigCgt", number)
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    return b"multiprocessing.resource_tracker" in _read(pid, "cmdline")
 
 
 def _signal_bit(pid: int, mask: str, number: int) -> bool:
