@@ -102,7 +102,7 @@ def test_results_that_cannot_be_written_are_printed(rehearse_one):
     done = rehearse_one(script)
     assert done.returncode == 0
     assert "rehearsal.json: Is a directory; the results are printed only" in done.stderr
-    assert "1 ranks are 1 kind" in done.stderr
+    assert "1 rank is 1 kind" in done.stderr
 
 
 def is_running(pid):
