@@ -27,7 +27,7 @@ LAYERS = {
 
 PRIVATE_NAMES = (
     "agent.elastic_agent agent.torchelastic_private bridge.backward_pass groups.names groups.creation hf.weights"
-    " host.fork_server host.interpreter_exit megatron.adapters megatron.cpu megatron.mimo_model"
+    " host.interpreter_exit host.server_process megatron.adapters megatron.cpu megatron.mimo_model"
     " monitoring.collective_waits monitoring.flight_recorder monitoring.torch_groups pipeline.gradient_sync pipeline.profiling"
     " preemption.notice rehearsal.fake_mode rehearsal.fake_tensors rehearsal.fake_values"
     " rehearsal.functional_collectives rehearsal.group_functions"

@@ -17,7 +17,8 @@ from launcher.agent.torchelastic_private import processes_made_by, silence_torch
 from launcher.coordination.rendezvous import PlanRendezvous
 from launcher.errors import LaunchError
 from launcher.host import limits
-from launcher.host.fork_server import PROGRAM, Request, interpreter
+from launcher.host.fork_server import Request
+from launcher.host.server_process import PROGRAM, interpreter
 from launcher.logs.log_specs import RunDirLogsSpecs
 from launcher.outcome import Outcome, Terminated
 from mimo_role.host import environ

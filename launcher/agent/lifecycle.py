@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import logging
-import os
 import signal
 import sys
 import time
@@ -12,12 +11,14 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+from launcher.agent.early_server import EarlyServer
 from launcher.agent.interrupts import held_back
 from launcher.console import Console
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
-from launcher.host.fork_server import ForkServer, Preload
+from launcher.host.fork_server import ForkServer
+from launcher.host.server_process import Preload, ServerJob
 from launcher.outcome import Outcome, Terminated
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight import capacity
@@ -27,22 +28,28 @@ from mimo_role.host import environ, network, node_dir
 logger = logging.getLogger(__name__)
 
 
-def run_node(plan: LaunchPlan, node: LocalNode, config_text: str, console: Console) -> Outcome:
+def run_node(plan: LaunchPlan, node: LocalNode, config_text: str, console: Console, early: EarlyServer) -> Outcome:
     """Start the ranks of this machine's node, and wait until those of all nodes have ended.
 
     The ranks' output is printed, each line with its rank's role, and written to the run directory.
+
+    Args:
+        plan: of the job.
+        node: this machine's.
+        config_text: of which the plan was made.
+        console: for the output.
+        early: the fork server that was started before the plan was made.
 
     Raises:
         LaunchError: this machine cannot start its ranks of the plan, or the nodes do not come together. No rank was started.
     """
     capacity.check(plan, node.node_rank)
     began = time.time()
-    agent_id = f"{datetime.fromtimestamp(began, timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
     if node.node_rank != 0:
-        return _run_job(plan, node, config_text, agent_id, console)
+        return _run_job(plan, node, config_text, early, console)
     # Node 0 names the run, and takes the run directory before it imports torch: one that is in use is refused at once.
-    with _take_run_dir(plan, node, config_text, agent_id, run_id=agent_id) as run_dir:
-        outcome = _run_job(plan, node, config_text, agent_id, console)
+    with _take_run_dir(plan, node, config_text, early.agent_id, run_id=early.agent_id) as run_dir:
+        outcome = _run_job(plan, node, config_text, early, console)
         run_dir.write_report(outcome.as_dict() | {"began": _iso(began), "ended": _iso(time.time())})
         if outcome.kind in ("failed", "stalled"):
             _write_last_seconds(run_dir, plan, outcome)
@@ -65,9 +72,10 @@ def _write_last_seconds(run_dir: RunDir, plan: LaunchPlan, outcome: Outcome) -> 
             logger.info("wrote the last seconds of %d ranks to %s", written.ranks, written.path)
 
 
-def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, agent_id: str, console: Console) -> Outcome:
+def _run_job(plan: LaunchPlan, node: LocalNode, config_text: str, early: EarlyServer, console: Console) -> Outcome:
+    agent_id = early.agent_id
     try:
-        with limits.threads_as_os_errors(), session(plan, node, agent_id) as (node_directory, server):
+        with limits.threads_as_os_errors(), session(plan, node, agent_id, early) as (node_directory, server):
             _import_torch()
             from launcher.agent.elastic_agent import ElasticAgent
             from launcher.agent.job_monitor import JobMonitor
@@ -113,7 +121,9 @@ def _take_run_dir(
 
 
 @contextlib.contextmanager
-def session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple[Path, ForkServer]]:
+def session(
+    plan: LaunchPlan, node: LocalNode, agent_id: str, early: EarlyServer | None = None
+) -> Iterator[tuple[Path, ForkServer]]:
     """What this process needs to start ranks: signal handlers, environment, the node directory and the fork server.
 
     No process of the run outlives the session.
@@ -126,9 +136,8 @@ def session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple[
     _set_environment(plan, node, agent_id, node_directory)
     try:
         with limits.threads_as_os_errors():
-            server = ForkServer(
-                agent_id, plan.runtime.grace_s, node_directory, preload=plan.is_forked, modules=_modules_to_preload(plan)
-            )
+            started = None if early is None else early.take(preload=plan.is_forked)
+            server = ForkServer(agent_id, _server_job(plan, node_directory), preload=plan.is_forked, started=started)
     except OSError as error:
         with contextlib.suppress(OSError):
             node_directory.rmdir()
@@ -137,8 +146,12 @@ def session(plan: LaunchPlan, node: LocalNode, agent_id: str) -> Iterator[tuple[
         yield node_directory, server
 
 
-def _modules_to_preload(plan: LaunchPlan) -> Preload | None:
-    return Preload(names=plan.runtime.preload, entry=asdict(plan.entry)) if plan.runtime.preload else None
+def _server_job(plan: LaunchPlan, node_directory: Path) -> ServerJob:
+    return ServerJob(
+        grace_s=plan.runtime.grace_s,
+        directory=node_directory,
+        modules=Preload(names=plan.runtime.preload, entry=asdict(plan.entry)) if plan.runtime.preload else None,
+    )
 
 
 def _raise_terminated(*_: object) -> None:

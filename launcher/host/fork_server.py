@@ -3,27 +3,20 @@
 The agent starts the reaper, which starts the fork server, which starts the ranks (`launcher/worker/program.py`).
 """
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import launcher
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.reaper import state_of
 from launcher.host.server_channel import Channel
+from launcher.host.server_process import ServerJob, ServerProcess
 
-PROGRAM = str(Path(launcher.__path__[0], "worker", "program.py"))
 UNKNOWN_EXIT = 255
 """The exit code of ranks whose fork server has died."""
 _INTERVAL_S = 1.0
@@ -42,44 +35,25 @@ class Request:
     words: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preload:
-    """Modules that the server imports for all ranks, after torch."""
-
-    names: tuple[str, ...]
-    entry: Mapping[str, Any]
-    """The fields of the plan's `Entry`: the modules are imported as it would import them."""
-
-    def to_json(self) -> str:
-        """The argument of the server's program."""
-        return json.dumps({"names": self.names, "entry": dict(self.entry)})
-
-
-def interpreter() -> list[str]:
-    """The command of a new interpreter with the options of this one. Like torchrun's ranks it writes output at once (`-u`):
-    C code too."""
-    return [sys.executable, "-u", *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
-
-
 class ForkServer:
     """The reaper and the fork server of one node. It is safe to use from several threads."""
 
-    def __init__(
-        self, agent_id: str, grace_s: float, directory: Path, *, preload: bool, modules: Preload | None = None
-    ) -> None:
-        """Start both, and return while the server still imports torch.
+    def __init__(self, agent_id: str, job: ServerJob, *, preload: bool, started: ServerProcess | None = None) -> None:
+        """Give the job to both, and return while the server still imports torch.
 
         Args:
             agent_id: of the run. Processes that the run starts have it in their environment.
-            grace_s: between SIGTERM and SIGKILL, for what is left once this process has ended.
-            directory: the node directory, which the reaper removes.
+            job: what they need to know.
             preload: whether the server imports torch, and forks ranks.
-            modules: what it imports besides.
+            started: both, if they run already; otherwise they are started.
+
+        Raises:
+            OSError: no process can be started.
         """
-        self._agent_id, self._grace_s, self._directory = agent_id, grace_s, directory
-        self._preload, self._modules = preload, modules
+        self._agent_id, self._job, self._preload = agent_id, job, preload
         self._lock = threading.RLock()
-        self._channel, self._reaper = self._start()
+        self._process = self._start() if started is None else started
+        self._process.assign(job)
         reaper.adopt_orphans()  # those of a reaper that is killed
         try:
             threading.Thread(target=self._kill_if_stopped, name="mimo-launch fork server", daemon=True).start()
@@ -103,9 +77,9 @@ class ForkServer:
         Raises:
             LaunchError: one cannot be imported, or does not fit a fork; or the server has ended.
         """
-        if not self._preload or self._modules is None:
+        if not self._preload or self._job.modules is None:
             return
-        names, channel = self._modules.names, self._channel
+        names, channel = self._job.modules.names, self._channel
         at, since, shown = channel.importing, time.monotonic(), None
         while channel.imported < len(names) and channel.refusal is None and not channel.is_closed:
             with self._lock:
@@ -168,8 +142,9 @@ class ForkServer:
         with self._lock:
             while not self._channel.server and not self._channel.is_closed:
                 self._channel.receive(timeout_s=None)
-        root = self._reaper.pid if self._reaper.poll() is None else os.getpid()
-        return reaper.end_all(self._agent_id, self._grace_s, root, (os.getpid(), self._reaper.pid, self._channel.server))
+        parent = self._process.reaper
+        root = parent.pid if parent.poll() is None else os.getpid()
+        return reaper.end_all(self._agent_id, self._job.grace_s, root, (os.getpid(), parent.pid, self._channel.server))
 
     def restart_if_dead(self) -> None:
         """Start a new server in place of one that has died."""
@@ -177,29 +152,22 @@ class ForkServer:
             return
         self.end_leftovers()
         with self._lock:
-            self._channel.close()
-            self._reaper.kill()
-            self._reaper.communicate()
-            self._channel, self._reaper = self._start()
+            self._process.kill()
+            self._process = self._start()
+            self._process.assign(self._job)
 
     def close(self) -> None:
         """End all processes of the run but this one, and remove the node directory."""
-        self._channel.close()  # the server exits while the reaper looks for other processes
-        self._reaper.communicate()  # it waits for the end of its input
-        if self._reaper.returncode != 0:  # it was killed
-            reaper.clean_up(self._agent_id, self._grace_s, str(self._directory))
+        self._process.end()
+        if self._process.reaper.returncode != 0:  # it was killed
+            reaper.clean_up(self._agent_id, self._job.grace_s, str(self._job.directory))
 
-    def _start(self) -> tuple[Channel, "subprocess.Popen[bytes]"]:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            server = [*interpreter(), PROGRAM, "serve", str(theirs.fileno()), "preload" if self._preload else "bare"]
-            if self._preload and self._modules is not None:
-                server.append(self._modules.to_json())
-            own = [self._agent_id, str(self._grace_s), str(self._directory), str(theirs.fileno())]
-            command = [sys.executable, "-I", "-S", reaper.__file__, *own, *server]
-            pass_on = (theirs.fileno(),)
-            started = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=pass_on, start_new_session=True)
-        return Channel(ours), started
+    @property
+    def _channel(self) -> Channel:
+        return self._process.channel
+
+    def _start(self) -> ServerProcess:
+        return ServerProcess(self._agent_id, self._job.environ, preload=self._preload)
 
     def _kill_if_stopped(self) -> None:
         stopped = 0

@@ -190,13 +190,21 @@ def _reap(*_: object) -> None:
         return
 
 
-def main(agent_id: str, grace_s: str, directory: str, control: str, *command: str) -> None:
+def job(grace_s: float, directory: str) -> bytes:
+    """What mimo-launch writes to the reaper's standard input, once it knows the job.
+
+    Args:
+        grace_s: between SIGTERM and SIGKILL.
+        directory: the node directory.
+    """
+    return os.fsencode(f"{grace_s}\0{directory}")
+
+
+def main(agent_id: str, control: str, *command: str) -> None:
     """Start the fork server, wait until mimo-launch exits, and clean up.
 
     Args:
         agent_id: of the run.
-        grace_s: between SIGTERM and SIGKILL.
-        directory: the node directory.
         control: the descriptor of the fork server's socket.
         command: the fork server's.
     """
@@ -206,8 +214,11 @@ def main(agent_id: str, grace_s: str, directory: str, control: str, *command: st
     signal.signal(signal.SIGCHLD, _reap)
     adopt_orphans()
     _reap()
-    sys.stdin.buffer.read()
-    clean_up(agent_id, float(grace_s), directory)
+    grace_s, _, directory = os.fsdecode(sys.stdin.buffer.read()).partition("\0")
+    if directory:
+        clean_up(agent_id, float(grace_s), directory)
+    else:  # mimo-launch has ended before it knew the job: the fork server has started nothing
+        end_all(agent_id, 0.0, os.getpid())
 
 
 if __name__ == "__main__":

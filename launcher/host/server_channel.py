@@ -38,13 +38,17 @@ class Channel:
 
     def ask(self, request: Mapping[str, Any], streams: Sequence[int]) -> dict[str, Any]:
         """Send a request, and wait for its answer."""
-        data = json.dumps(request).encode()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: there will be no answer
-            socket.send_fds(self._socket, [LENGTH.pack(len(data))], list(streams))
-            self._socket.sendall(data)
+        self.send(request, streams)
         while not self._answers and not self.is_closed:
             self.receive(timeout_s=None)
         return self._answers.pop(0) if self._answers else {"error": errno.ECONNRESET}
+
+    def send(self, message: Mapping[str, Any], streams: Sequence[int] = ()) -> None:
+        """Send a message. If the server has died, it is lost."""
+        data = json.dumps(message).encode()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._socket, [LENGTH.pack(len(data))], list(streams))
+            self._socket.sendall(data)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until there is something to receive; return whether there is."""

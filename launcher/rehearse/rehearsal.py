@@ -1,17 +1,16 @@
 """A rehearsal of a job on this machine, from its start to its result."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from datetime import datetime, timezone
 from pathlib import Path
 
 from launcher.agent.lifecycle import session
 from launcher.console import Say
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import ConfigError, LaunchError
+from launcher.host.server_process import new_agent_id
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.rehearse.kind_result import KindResult
 from launcher.rehearse.kinds import kinds_of
@@ -62,7 +61,7 @@ def rehearse(
             "entry.command cannot be rehearsed, only entry.script and entry.module: it may not be a Python program"
         )
     began = time.time()
-    run_id = f"{datetime.fromtimestamp(began, timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
+    run_id = new_agent_id()
     job, plan = plan, rehearsed_plan(plan)
     with (
         closing(_take_run_dir(plan, config_text, run_id)) as run_dir,

@@ -31,7 +31,7 @@ _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 _NOT_STARTED = 127
 
 
-def serve(descriptor: int, kind: str, modules: str = "", *, started_with: Collection[str]) -> list[str]:
+def serve(descriptor: int, kind: str, *, started_with: Collection[str]) -> list[str]:
     """Start processes until the agent closes its end of the socket.
 
     It returns in the processes of forked ranks only.
@@ -39,7 +39,6 @@ def serve(descriptor: int, kind: str, modules: str = "", *, started_with: Collec
     Args:
         descriptor: of the socket to the agent.
         kind: `preload` to import torch, `bare` for a server that starts commands only.
-        modules: what to import beside torch, as JSON (`host.fork_server.Preload`).
         started_with: the modules that were imported before mimo-launch's own.
 
     Returns:
@@ -49,7 +48,10 @@ def serve(descriptor: int, kind: str, modules: str = "", *, started_with: Collec
     server = _Server(socket.socket(fileno=descriptor), ignored)
     server.send({"server": os.getpid()})
     if kind == "preload":
-        _import_all(server, json.loads(modules) if modules else None, started_with)
+        _import_torch()
+    modules = server.take_job()
+    if kind == "preload":
+        _get_ready(server, modules, started_with)
     words = server.run()
     if words is None:
         os._exit(0)
@@ -69,7 +71,7 @@ def _leave_the_terminal() -> set[signal.Signals]:
     return ignored
 
 
-def _import_all(server: "_Server", modules: Mapping[str, Any] | None, started_with: Collection[str]) -> None:
+def _import_torch() -> None:
     """Import what every rank needs. It does not initialize CUDA, which a forked child could not use afterwards."""
     process_end.prepare()
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
@@ -78,6 +80,10 @@ def _import_all(server: "_Server", modules: Mapping[str, Any] | None, started_wi
     with loaded_beside("sympy"):
         for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging", "encodings.idna"):
             import_module(name)
+
+
+def _get_ready(server: "_Server", modules: Mapping[str, Any] | None, started_with: Collection[str]) -> None:
+    """Import the modules of `runtime.preload`, and prepare what forked ranks share."""
     from launcher.worker import main_program
 
     late_variables.list_modules()
@@ -114,6 +120,16 @@ class _Server:
         self._socket = own
         self._ignored = ignored
         self._children: set[int] = set()
+
+    def take_job(self) -> Mapping[str, Any] | None:
+        """Wait for the job: take its environment, and return the modules to import (`Preload`)."""
+        received = self._receive()
+        if received is None:
+            os._exit(0)
+        job, _ = received
+        environ.replace(job["environ"])
+        modules: Mapping[str, Any] | None = job["modules"]
+        return modules
 
     def run(self) -> list[str] | None:
         """Answer requests. In a forked rank it returns the rank's command and arguments, in the server `None` at the end."""

@@ -10,6 +10,7 @@ import pytest
 
 from launcher.host import limits, reaper
 from launcher.host.fork_server import UNKNOWN_EXIT, ForkServer, Request
+from launcher.host.server_process import ServerJob
 from mimo_role.host import environ
 
 
@@ -17,7 +18,7 @@ from mimo_role.host import environ
 def server(tmp_path):
     folder = tmp_path / "node"
     folder.mkdir()
-    started = ForkServer(f"test-{os.getpid()}", 5.0, folder, preload=False)
+    started = ForkServer(f"test-{os.getpid()}", ServerJob(grace_s=5.0, directory=folder), preload=False)
     yield started
     started.close()
     assert not folder.exists()
@@ -119,7 +120,7 @@ time.sleep(1000)
 def test_processes_without_mark_session_or_parent_end_with_the_server(tmp_path):
     folder = tmp_path / "node"
     folder.mkdir()
-    server = ForkServer("test-leftovers", 5.0, folder, preload=False)
+    server = ForkServer("test-leftovers", ServerJob(grace_s=5.0, directory=folder), preload=False)
     rank = python(server, tmp_path, FORGETFUL)
     own = os.getpid()
     while not (below := [pid for pid in reaper.processes_of("test-leftovers", own) if "sleep" in reaper.describe(pid)]):

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from launcher.config.loader import load
-from launcher.host.fork_server import PROGRAM, ForkServer, Preload, Request, interpreter
+from launcher.host.fork_server import ForkServer, Request
+from launcher.host.server_process import PROGRAM, Preload, ServerJob, interpreter
 from launcher.plan.planner import make_plan
 
 START_METHODS = ("forkserver", "spawn")
@@ -150,7 +151,7 @@ def programs(folder: Path, *, preload: Sequence[str] = (), **variables: str) -> 
         environ = dict(os.environ)
         entry = {"script": str(folder / "script.py"), "args": []}
         modules = Preload(names=tuple(preload), entry=entry) if preload else None
-        server = ForkServer(f"test-{os.getpid()}", 5.0, directory, preload=True, modules=modules)
+        server = ForkServer(f"test-{os.getpid()}", ServerJob(grace_s=5.0, directory=directory, modules=modules), preload=True)
     try:
         server.wait_for_modules(print)
         yield Programs(server, folder, environ)

@@ -1,0 +1,109 @@
+"""The two processes below mimo-launch from which a node's ranks are started: the reaper, and below it the fork server.
+
+They start without the job, which `assign` gives them, so that the fork server can import torch while the job is planned.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import launcher
+from launcher.host import reaper
+from launcher.host.server_channel import Channel
+from mimo_role.host import environ
+
+PROGRAM = str(Path(launcher.__path__[0], "worker", "program.py"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preload:
+    """Modules that the server imports for all ranks, after torch."""
+
+    names: tuple[str, ...]
+    entry: Mapping[str, Any]
+    """The fields of the plan's `Entry`: the modules are imported as it would import them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the server gets it."""
+        return {"names": self.names, "entry": dict(self.entry)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerJob:
+    """What both processes need to know of the job."""
+
+    grace_s: float
+    """Between SIGTERM and SIGKILL, for what is left once mimo-launch has ended."""
+    directory: Path
+    """The node directory, which the reaper removes."""
+    modules: Preload | None = None
+    """What the server imports beside torch."""
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(environ.variables()))
+    """The fork server's environment from now on; by default this process's."""
+
+
+def new_agent_id() -> str:
+    """A name for a run of this process that begins now, unique on this machine. Later runs are sorted behind earlier ones."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
+
+
+def interpreter() -> list[str]:
+    """The command of a new interpreter with the options of this one. Like torchrun's ranks it writes output at once (`-u`):
+    C code too."""
+    return [sys.executable, "-u", *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+
+
+class ServerProcess:
+    """A reaper and its fork server."""
+
+    def __init__(self, agent_id: str, variables: Mapping[str, str], *, preload: bool) -> None:
+        """Start both, and return while the server still imports torch.
+
+        Args:
+            agent_id: of the run.
+            variables: the environment of both, in which torch is imported.
+            preload: whether the server imports torch, and forks ranks.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            server = [*interpreter(), PROGRAM, "serve", str(theirs.fileno()), "preload" if preload else "bare"]
+            command = [sys.executable, "-I", "-S", reaper.__file__, agent_id, str(theirs.fileno()), *server]
+            try:
+                self.reaper = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, pass_fds=(theirs.fileno(),), start_new_session=True, env=variables
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self.channel = Channel(ours)
+        """To the fork server."""
+
+    def assign(self, job: ServerJob) -> None:
+        """Give both the job, once. If one of them has been killed, the next request to the server finds that."""
+        with suppress(BrokenPipeError):
+            assert self.reaper.stdin is not None, "it is a pipe"
+            self.reaper.stdin.write(reaper.job(job.grace_s, str(job.directory)))
+            self.reaper.stdin.flush()
+        modules = None if job.modules is None else job.modules.to_json()
+        self.channel.send({"environ": dict(job.environ), "modules": modules})
+
+    def end(self) -> None:
+        """End both, and all that they have started. The reaper removes the job's node directory."""
+        self.channel.close()  # the server exits while the reaper looks for other processes
+        self.reaper.communicate()  # it waits for the end of its input
+
+    def kill(self) -> None:
+        """End the reaper at once; the fork server has ended."""
+        self.channel.close()
+        self.reaper.kill()
+        self.reaper.communicate()
