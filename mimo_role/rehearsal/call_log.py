@@ -1,9 +1,10 @@
 """The operations of this rank over each of its groups, in their order: all members of a group have to have the same.
 
-Only what the script causes is recorded, from its first line to its last one. Of each group the first operations are kept, each
-with the line of the script that it comes from; of all of them the number, and a checksum.
+Only what the script causes is recorded, from its first line until its threads have ended. Of each group the first operations are
+kept, each with the line of the script that it comes from; of all of them the number, and a checksum.
 """
 
+import atexit
 import sysconfig
 import zlib
 from collections import Counter
@@ -76,7 +77,7 @@ class CallLog:
         self._kept = 0
 
     def around(self, run_as_main: Callable[..., None]) -> Callable[..., None]:
-        """What replaces the function that runs the script: its operations are recorded."""
+        """What replaces the function that runs the script: its operations are recorded, and those of its threads."""
 
         @wraps(run_as_main)
         def recorded(*arguments: Any, **settings: Any) -> None:
@@ -84,7 +85,8 @@ class CallLog:
             try:
                 run_as_main(*arguments, **settings)
             finally:
-                self.is_open = False
+                # The interpreter joins threads first, and then calls this before the script's exit functions.
+                atexit.register(self._close)
 
         return recorded
 
@@ -143,6 +145,9 @@ class CallLog:
         groups = [group.as_dict() for group in self._groups.values()]
         bridges = {name: dict(vars(sequence)) for name, sequence in self._bridges.items()}
         return {"texts": list(self._texts), "groups": groups, "bridges": bridges}
+
+    def _close(self) -> None:
+        self.is_open = False
 
     def _add(self, sequence: Sequence, operation: str) -> None:
         sequence.count += 1

@@ -1,5 +1,9 @@
 """What a rank has called over its groups, in its order."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -127,10 +131,30 @@ def test_a_call_has_its_step_and_the_lines_of_the_script(log):
     assert script_lines().count("\n") <= 1
 
 
-def test_what_is_called_before_or_after_the_script_is_not_recorded():
-    log = CallLog()
-    assert not log.is_open
-    log.around(lambda: log.add_batch("a bridge"))()
-    assert not log.is_open
+SCRIPT_WITH_A_THREAD = """
+import atexit, threading
+from mimo_role.rehearsal.call_log import CallLog
+
+log = CallLog()
+atexit.register(lambda: print(log.as_dict()["bridges"]["a bridge"]["count"]))
+atexit.register(lambda: log.add_batch("a bridge"))
+
+def save_in_the_background():
+    threading.main_thread().join()  # until the script's last line has been passed
     log.add_batch("a bridge")
-    assert log.as_dict()["bridges"]["a bridge"]["count"] == 1
+
+log.add_batch("a bridge")
+log.around(lambda: threading.Thread(target=save_in_the_background).start())()
+"""
+
+
+def test_what_the_script_and_its_threads_call_is_recorded_and_nothing_before_or_after():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT_WITH_A_THREAD],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.stdout == "1\n"
