@@ -1,7 +1,7 @@
 """The operations of this rank over each of its groups, in their order: all members of a group have to have the same.
 
-Only what the script causes is recorded, from its first line until its threads have ended. Of each group the first operations are
-kept, each with the line of the script that it comes from; of all of them the number, and a checksum.
+Only what the script causes is recorded, from its first line until its threads have ended. Of each group the first operations
+are kept, each with the line of the script that it comes from; of all of them the number, and a checksum.
 """
 
 import atexit
