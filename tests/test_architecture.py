@@ -26,7 +26,8 @@ LAYERS = {
 """A module imports from its own package and from those further left."""
 
 PRIVATE_NAMES = (
-    "agent.elastic_agent agent.torchelastic_private bridge.backward_pass groups.names groups.creation hf.weights"
+    "agent.deferred_modules agent.elastic_agent agent.torchelastic_private"
+    " bridge.backward_pass groups.names groups.creation hf.weights"
     " host.interpreter_exit host.server_process megatron.adapters megatron.cpu megatron.mimo_model"
     " monitoring.collective_waits monitoring.flight_recorder monitoring.torch_groups pipeline.gradient_sync pipeline.profiling"
     " preemption.notice rehearsal.fake_mode rehearsal.fake_tensors rehearsal.fake_values"

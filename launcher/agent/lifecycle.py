@@ -11,6 +11,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+from launcher.agent.deferred_modules import without_unused_modules
 from launcher.agent.early_server import EarlyServer
 from launcher.agent.interrupts import held_back
 from launcher.console import Console
@@ -173,7 +174,7 @@ def _import_torch() -> None:
     """Import torch, while the fork server does too."""
     gc.disable()  # as in rank_server.py
     began = time.perf_counter()
-    with held_back(signal.SIGINT, signal.SIGTERM):
+    with held_back(signal.SIGINT, signal.SIGTERM), without_unused_modules():
         import launcher.agent.elastic_agent  # noqa: F401
 
     gc.enable()

@@ -20,6 +20,9 @@ from launcher.host.server_channel import Channel
 from mimo_role.host import environ
 
 PROGRAM = str(Path(launcher.__path__[0], "worker", "program.py"))
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Lets `malloc` ask for huge pages (madvise(2)), where the system leaves that to programs. A fork copies the page table, in
+which a huge page has one entry in place of 512: it takes half the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,14 @@ class ServerProcess:
 
         Args:
             agent_id: of the run.
-            variables: the environment of both, in which torch is imported.
+            variables: the environment of both, in which torch is imported. It gets `GLIBC_TUNABLES` if it has none.
             preload: whether the server imports torch, and forks ranks.
 
         Raises:
             OSError: no process can be started.
         """
+        if preload:
+            variables = {**_HUGE_PAGES, **variables}
         ours, theirs = socket.socketpair()
         with theirs:
             server = [*interpreter(), PROGRAM, "serve", str(theirs.fileno()), "preload" if preload else "bare"]

@@ -122,6 +122,17 @@ def test_the_garbage_collector_leaves_out_what_the_fork_server_has_imported(both
     assert both.facts("frozen objects") == [[False] * WORLD_SIZE, [True] * WORLD_SIZE]
 
 
+def test_forked_ranks_ask_for_huge_pages_where_the_system_leaves_that_to_programs(both):
+    asked, found = both.facts("asks for huge pages")
+    choice = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    may_ask = choice.exists() and "[madvise]" in choice.read_text() and glibc() >= (2, 35)
+    assert (asked, found) == ([False] * WORLD_SIZE, [may_ask] * WORLD_SIZE)
+
+
+def glibc():
+    return tuple(int(part) for part in os.confstr("CS_GNU_LIBC_VERSION").split()[1].split("."))
+
+
 def test_variables_that_a_script_sets_before_it_imports_torch_have_their_effect(tmp_path):
     both = BothLaunches(tmp_path, Program("late_variables.py"))
     assert [rank.stdout for rank in both.mimo_launch.ranks] == [rank.stdout for rank in both.torchrun.ranks]

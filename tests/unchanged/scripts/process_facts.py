@@ -20,6 +20,12 @@ def loaded(*packages):
     return [name for name in packages if name in IMPORTED_BEFORE]
 
 
+def asks_for_huge_pages():
+    """Whether memory of malloc has been marked so: `hg` in /proc/PID/smaps."""
+    _, _, heap = Path("/proc/self/smaps").read_text().partition("[heap]\n")
+    return " hg" in heap.partition("VmFlags:")[2].partition("\n")[0]
+
+
 facts = {
     "variables": dict(os.environ),
     "argv": sys.argv,
@@ -37,6 +43,7 @@ facts = {
     "ignored signals": sorted(number.name for number in signal.Signals if signal.getsignal(number) == signal.SIG_IGN),
     "hash": hash("a text"),
     "frozen objects": gc.get_freeze_count() > 10_000,  # an interpreter freezes some hundreds
+    "asks for huge pages": asks_for_huge_pages(),
     "write through": [sys.stdout.write_through, sys.stderr.write_through],
 }
 
