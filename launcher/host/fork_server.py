@@ -16,6 +16,7 @@ from launcher.host import limits, reaper
 from launcher.host.reaper import state_of
 from launcher.host.server_channel import Channel
 from launcher.host.server_process import ServerJob, ServerProcess
+from mimo_role.host import environ
 
 UNKNOWN_EXIT = 255
 """The exit code of ranks whose fork server has died."""
@@ -167,7 +168,7 @@ class ForkServer:
         return self._process.channel
 
     def _start(self) -> ServerProcess:
-        return ServerProcess(self._agent_id, self._job.environ, preload=self._preload)
+        return ServerProcess(self._agent_id, environ.variables(), preload=self._preload)
 
     def _kill_if_stopped(self) -> None:
         stopped = 0

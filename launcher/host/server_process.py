@@ -7,12 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import launcher
 from launcher.host import reaper
@@ -25,8 +24,7 @@ _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 which a huge page has one entry in place of 512: it takes half the time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preload:
+class Preload(NamedTuple):
     """Modules that the server imports for all ranks, after torch."""
 
     names: tuple[str, ...]
@@ -38,8 +36,7 @@ class Preload:
         return {"names": self.names, "entry": dict(self.entry)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerJob:
+class ServerJob(NamedTuple):
     """What both processes need to know of the job."""
 
     grace_s: float
@@ -48,13 +45,11 @@ class ServerJob:
     """The node directory, which the reaper removes."""
     modules: Preload | None = None
     """What the server imports beside torch."""
-    environ: Mapping[str, str] = field(default_factory=lambda: dict(environ.variables()))
-    """The fork server's environment from now on; by default this process's."""
 
 
 def new_agent_id() -> str:
     """A name for a run of this process that begins now, unique on this machine. Later runs are sorted behind earlier ones."""
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
 
 
 def interpreter() -> list[str]:
@@ -94,13 +89,16 @@ class ServerProcess:
         """To the fork server."""
 
     def assign(self, job: ServerJob) -> None:
-        """Give both the job, once. If one of them has been killed, the next request to the server finds that."""
+        """Give both the job, once, and the fork server this process's environment.
+
+        If one of them has been killed, the next request to the server finds that.
+        """
         with suppress(BrokenPipeError):
             assert self.reaper.stdin is not None, "it is a pipe"
             self.reaper.stdin.write(reaper.job(job.grace_s, str(job.directory)))
             self.reaper.stdin.flush()
         modules = None if job.modules is None else job.modules.to_json()
-        self.channel.send({"environ": dict(job.environ), "modules": modules})
+        self.channel.send({"environ": dict(environ.variables()), "modules": modules})
 
     def end(self) -> None:
         """End both, and all that they have started. The reaper removes the job's node directory."""
