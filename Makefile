@@ -13,12 +13,13 @@ MEGATRON_VENV := .venv-megatron
 # What pytest gets beside the markers, such as the tests to run.
 PYTEST_ARGS ?=
 
-# Both halves of the tests, whatever the first one ends with: what runs in parallel, then what starts several processes.
+# Both halves of the tests, whatever the first one ends with: what runs in parallel, then what starts several processes, of
+# which two files run at the same time: a test of ranks waits for much of its time.
 # With a selection, one of them may be left without a test: pytest's exit code 5.
 define run_tests
 	@fast=0; ranks=0; \
 	$(1) -n auto --dist worksteal -m "not ranks and not slow and not peer and not cluster" $(PYTEST_ARGS) || fast=$$?; \
-	$(1) -m "$(2)" $(PYTEST_ARGS) || ranks=$$?; \
+	$(1) -n 2 --dist loadfile -m "$(2)" $(PYTEST_ARGS) || ranks=$$?; \
 	echo "exit code of the tests in parallel: $$fast; of those with several processes: $$ranks"; \
 	case "$$fast $$ranks" in "0 0"$(if $(PYTEST_ARGS),|"0 5"|"5 0")) ;; *) exit 1;; esac
 endef
