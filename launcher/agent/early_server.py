@@ -11,6 +11,8 @@ _ASSUMED = {"OMP_NUM_THREADS": "1"}
 """What a job of several ranks sets where it is not set."""
 _WITHOUT_EFFECT = {reaper.AGENT_ID, environ.NODE_DIR, "GLOO_SOCKET_IFNAME"}
 """Variables that the job sets, and that nothing reads while torch is imported."""
+_PATIENCE_S = 2.0
+"""How long a user waits for the end of processes that no job needs. The kernel may be unable to kill one that reads a file."""
 
 
 class EarlyServer:
@@ -27,7 +29,7 @@ class EarlyServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self._end(_PATIENCE_S)
 
     def take(self, *, preload: bool) -> ServerProcess | None:
         """Both processes, which are the caller's to end from now on.
@@ -37,17 +39,18 @@ class EarlyServer:
 
         Returns:
             `None` if there are none, if the server does not fit, or if this process's environment is not the one in which
-            torch was imported, such as by `env` of the config. They have been ended then.
+            torch was imported, such as by `env` of the config. They have been ended then: their reaper would end those
+            that have the same agent's id.
         """
         if not preload or self._effective(environ.variables()) != self._effective(self._environ):
             self._end()
         process, self._process = self._process, None
         return process
 
-    def _end(self) -> None:
+    def _end(self, timeout_s: float | None = None) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.end()
+            process.end(timeout_s)
 
     @staticmethod
     def _effective(variables: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.fork_server import ForkServer
-from launcher.host.server_process import Preload, ServerJob
+from launcher.host.server_process import Preload, ServerJob, ServerProcess
 from launcher.outcome import Outcome, Terminated
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight import capacity
@@ -128,23 +128,41 @@ def session(
     """What this process needs to start ranks: signal handlers, environment, the node directory and the fork server.
 
     No process of the run outlives the session.
+
+    Args:
+        plan, node: of the job, and this machine's.
+        agent_id: of the run.
+        early: has the fork server already, perhaps.
     """
     # Its default action would end this process and all that it starts.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # An exception until torchelastic handles it, so that the job is aborted on the other nodes.
     signal.signal(signal.SIGTERM, _raise_terminated)
-    node_directory = node_dir.create(agent_id, plan.nodes[node.node_rank].procs)
-    _set_environment(plan, node, agent_id, node_directory)
+    _set_environment(plan, node, agent_id)
+    with _processes_start():
+        started = early.take(preload=plan.is_forked) if early is not None else None
+        if started is None:
+            started = ServerProcess(agent_id, environ.variables(), preload=plan.is_forked)
     try:
-        with limits.threads_as_os_errors():
-            started = None if early is None else early.take(preload=plan.is_forked)
-            server = ForkServer(agent_id, _server_job(plan, node_directory), preload=plan.is_forked, started=started)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            node_directory.rmdir()
-        raise LaunchError(f"no process can be started: {limits.explain(error.errno or 0)}") from None
+        # The reaper, which removes it, runs by now.
+        node_directory = node_dir.create(agent_id, plan.nodes[node.node_rank].procs)
+        environ.export({environ.NODE_DIR: str(node_directory)})
+    except BaseException:
+        started.end()
+        raise
+    with _processes_start():
+        server = ForkServer(agent_id, _server_job(plan, node_directory), started, preload=plan.is_forked)
     with contextlib.closing(server):
         yield node_directory, server
+
+
+@contextlib.contextmanager
+def _processes_start() -> Iterator[None]:
+    try:
+        with limits.threads_as_os_errors():
+            yield
+    except OSError as error:
+        raise LaunchError(f"no process can be started: {limits.explain(error.errno or 0)}") from None
 
 
 def _server_job(plan: LaunchPlan, node_directory: Path) -> ServerJob:
@@ -159,15 +177,15 @@ def _raise_terminated(*_: object) -> None:
     raise Terminated
 
 
-def _set_environment(plan: LaunchPlan, node: LocalNode, agent_id: str, node_directory: Path) -> None:
-    """What every process of the run inherits, from before its interpreter starts."""
+def _set_environment(plan: LaunchPlan, node: LocalNode, agent_id: str) -> None:
+    """What every process of the run inherits, from before its interpreter starts, but for the node directory."""
     interface = "lo" if node.endpoint is None else network.interface_towards(node.endpoint.host)
     # gloo would take the interface of this host's own name, which other hosts may not reach.
     defaults = {"GLOO_SOCKET_IFNAME": interface} if sys.platform == "linux" and interface is not None else {}
     if plan.topology.world_size > 1:
         defaults["OMP_NUM_THREADS"] = "1"
     environ.export({name: value for name, value in defaults.items() if environ.get(name) is None})
-    environ.export({**plan.env, reaper.AGENT_ID: agent_id, environ.NODE_DIR: str(node_directory)})
+    environ.export({**plan.env, reaper.AGENT_ID: agent_id})
 
 
 def _import_torch() -> None:

@@ -39,26 +39,26 @@ class Request:
 class ForkServer:
     """The reaper and the fork server of one node. It is safe to use from several threads."""
 
-    def __init__(self, agent_id: str, job: ServerJob, *, preload: bool, started: ServerProcess | None = None) -> None:
+    def __init__(self, agent_id: str, job: ServerJob, started: ServerProcess, *, preload: bool) -> None:
         """Give the job to both, and return while the server still imports torch.
 
         Args:
             agent_id: of the run. Processes that the run starts have it in their environment.
             job: what they need to know.
+            started: both.
             preload: whether the server imports torch, and forks ranks.
-            started: both, if they run already; otherwise they are started.
 
         Raises:
-            OSError: no process can be started.
+            RuntimeError: no thread can be started.
         """
         self._agent_id, self._job, self._preload = agent_id, job, preload
         self._lock = threading.RLock()
-        self._process = self._start() if started is None else started
-        self._process.assign(job)
-        reaper.adopt_orphans()  # those of a reaper that is killed
+        self._process = started
         try:
+            self._process.assign(job)
+            reaper.adopt_orphans()  # those of a reaper that is killed
             threading.Thread(target=self._kill_if_stopped, name="mimo-launch fork server", daemon=True).start()
-        except RuntimeError:
+        except BaseException:
             self.close()
             raise
 
@@ -154,7 +154,7 @@ class ForkServer:
         self.end_leftovers()
         with self._lock:
             self._process.kill()
-            self._process = self._start()
+            self._process = ServerProcess(self._agent_id, environ.variables(), preload=self._preload)
             self._process.assign(self._job)
 
     def close(self) -> None:
@@ -166,9 +166,6 @@ class ForkServer:
     @property
     def _channel(self) -> Channel:
         return self._process.channel
-
-    def _start(self) -> ServerProcess:
-        return ServerProcess(self._agent_id, environ.variables(), preload=self._preload)
 
     def _kill_if_stopped(self) -> None:
         stopped = 0

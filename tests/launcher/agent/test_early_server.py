@@ -5,6 +5,8 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -12,6 +14,7 @@ from launcher.agent.early_server import EarlyServer
 from launcher.host import reaper
 from launcher.host.server_process import ServerJob
 from mimo_role.host import environ
+from tests.launcher.jobs import SMALL, Job
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +98,19 @@ def test_a_machine_without_room_for_processes_is_left_to_the_job(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", no_room)
     with EarlyServer() as early:
         assert early.take(preload=True) is None
+
+
+def node_directories(pid):
+    return [path for parent in ("/dev/shm", gettempdir()) for path in Path(parent).glob(f"mimo-*-{pid}-*")]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_just_after_the_node_directory_has_been_made_leaves_nothing(tmp_path, number):
+    job = Job(tmp_path, config=f"{SMALL}env: {{OWN: '1'}}\n")  # its early server does not fit
+    with job.start("") as run:
+        while not node_directories(run.pid):
+            assert run.poll() is None
+        run.send_signal(number)
+        run.communicate(timeout=90)
+        assert not node_directories(run.pid)

@@ -10,11 +10,10 @@ from launcher.agent.job_monitor import Decision, JobMonitor
 from launcher.agent.node_job import NodeJob
 from launcher.config.loader import load
 from launcher.coordination.single_node import SingleNode
-from launcher.host.fork_server import ForkServer
-from launcher.host.server_process import ServerJob
 from launcher.outcome import AbortReason
 from launcher.plan.planner import make_plan
 from launcher.run_dir.writer import RunDir
+from tests.launcher import fork_servers
 
 CONFIG = """
 name: one
@@ -57,11 +56,7 @@ class Started:
         plan = make_plan(load(folder / "job.yaml", overrides)[0], folder / "job.yaml", ())
         run_dir = RunDir(folder / "run", "", plan.to_json(), "agent-1", "agent-1")
         self.nodes = SingleNode(plan, "alpha", "agent-1")
-        self.server = ForkServer(
-            "agent-1",
-            ServerJob(grace_s=plan.runtime.grace_s, directory=folder / "node"),
-            preload=False,
-        )
+        self.server = fork_servers.start("agent-1", folder / "node", grace_s=plan.runtime.grace_s)
         job = NodeJob(plan=plan, nodes=self.nodes, server=self.server, run_dir=run_dir, node_dir=folder / "node", say=str)
         self.monitor = JobMonitor(job)
         self.attempts = []

@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 
 from launcher.agent.rank_context import RankContext
-from launcher.host.fork_server import ForkServer, Request
-from launcher.host.server_process import ServerJob
+from launcher.host.fork_server import Request
+from tests.launcher import fork_servers
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def make(tmp_path, monkeypatch):
     """Makes a context of ranks that run Python code, which is given by local rank."""
     folder = tmp_path / "node"
     folder.mkdir()
-    server = ForkServer(f"test-{os.getpid()}", ServerJob(grace_s=5.0, directory=folder), preload=False)
+    server = fork_servers.start(f"test-{os.getpid()}", folder)
     monkeypatch.setenv("INHERITED", "yes")
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGUSR2")
     before = signal.getsignal(signal.SIGUSR2)

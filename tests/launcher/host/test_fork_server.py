@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from launcher.host import limits, reaper
-from launcher.host.fork_server import UNKNOWN_EXIT, ForkServer, Request
-from launcher.host.server_process import ServerJob
+from launcher.host.fork_server import UNKNOWN_EXIT, Request
 from mimo_role.host import environ
+from tests.launcher import fork_servers
 
 
 @pytest.fixture
 def server(tmp_path):
     folder = tmp_path / "node"
     folder.mkdir()
-    started = ForkServer(f"test-{os.getpid()}", ServerJob(grace_s=5.0, directory=folder), preload=False)
+    started = fork_servers.start(f"test-{os.getpid()}", folder)
     yield started
     started.close()
     assert not folder.exists()
@@ -120,7 +120,7 @@ time.sleep(1000)
 def test_processes_without_mark_session_or_parent_end_with_the_server(tmp_path):
     folder = tmp_path / "node"
     folder.mkdir()
-    server = ForkServer("test-leftovers", ServerJob(grace_s=5.0, directory=folder), preload=False)
+    server = fork_servers.start("test-leftovers", folder)
     rank = python(server, tmp_path, FORGETFUL)
     own = os.getpid()
     while not (below := [pid for pid in reaper.processes_of("test-leftovers", own) if "sleep" in reaper.describe(pid)]):

@@ -20,8 +20,9 @@ import pytest
 
 from launcher.config.loader import load
 from launcher.host.fork_server import ForkServer, Request
-from launcher.host.server_process import PROGRAM, Preload, ServerJob, interpreter
+from launcher.host.server_process import PROGRAM, Preload, interpreter
 from launcher.plan.planner import make_plan
+from tests.launcher import fork_servers
 
 START_METHODS = ("forkserver", "spawn")
 _TIMEOUT_S = 60
@@ -151,7 +152,7 @@ def programs(folder: Path, *, preload: Sequence[str] = (), **variables: str) -> 
         environ = dict(os.environ)
         entry = {"script": str(folder / "script.py"), "args": []}
         modules = Preload(names=tuple(preload), entry=entry) if preload else None
-        server = ForkServer(f"test-{os.getpid()}", ServerJob(grace_s=5.0, directory=directory, modules=modules), preload=True)
+        server = fork_servers.start(f"test-{os.getpid()}", directory, preload=True, modules=modules)
     try:
         server.wait_for_modules(print)
         yield Programs(server, folder, environ)
