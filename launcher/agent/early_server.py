@@ -1,4 +1,4 @@
-"""A fork server that starts while the job is still being planned, which takes as long as a sixth of the import of torch."""
+"""A fork server that starts before the job is planned. Planning takes a sixth of the time of the import of torch."""
 
 from collections.abc import Mapping
 from contextlib import suppress

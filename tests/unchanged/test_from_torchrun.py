@@ -125,8 +125,12 @@ def test_the_garbage_collector_leaves_out_what_the_fork_server_has_imported(both
 def test_forked_ranks_ask_for_huge_pages_where_the_system_leaves_that_to_programs(both):
     asked, found = both.facts("asks for huge pages")
     choice = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    may_ask = choice.exists() and "[madvise]" in choice.read_text() and glibc() >= (2, 35)
+    may_ask = choice.exists() and "[madvise]" in choice.read_text() and glibc() >= (2, 35) and linux() >= (5, 8)
     assert (asked, found) == ([False] * WORLD_SIZE, [may_ask] * WORLD_SIZE)
+
+
+def linux():
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def glibc():
