@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from launcher import cli
 from launcher.host import reaper
@@ -18,6 +19,7 @@ from tests.launcher.jobs import ROOT, Job
 
 IS_SPAWNED_RANK = "'run' in sys.orig_argv and any(word.endswith('program.py') for word in sys.orig_argv)"
 """For `sitecustomize.py`: whether this interpreter is that of a rank with `start_method: spawn`."""
+_Value = TypeVar("_Value")
 MARK = "MIMO_FAULT_TEST"
 _CONFIG = """\
 name: fault
@@ -31,6 +33,7 @@ runtime: {{grace_s: 1, timeout_s: 60, start_method: {start_method}}}
 PRELUDE = """\
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
+from typing import TypeVar
 rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MIMO_RESTART_COUNT"))
 bad = rank == size - 1
 print(f"rank {rank} is up", flush=True)
@@ -153,9 +156,8 @@ class Run:
         return int((self.job.folder / f"pid{attempt}.{number}").read_text())
 
     def fork_server(self) -> int:
-        """The process that ranks are started from."""
-        self.wait_until(self._fork_servers, "the fork server")
-        (found,) = self._fork_servers()
+        """The process that ranks are started from. The first one of a job of spawned ranks is soon replaced."""
+        (found,) = self.wait_until(self._fork_servers, "the fork server")
         return found
 
     def _fork_servers(self) -> list[int]:
@@ -165,19 +167,20 @@ class Run:
 
     def ranks(self) -> list[int]:
         """The processes started from the server, in the order of their ranks unless process numbers have begun anew."""
-        server = self.fork_server()
-        return sorted(pid for pid in reaper.processes_of(self.agent_id) if parent_of(pid) == server)
+        servers = self._fork_servers()
+        return sorted(pid for pid in reaper.processes_of(self.agent_id) if parent_of(pid) in servers)
 
     def touch(self, name: str) -> None:
         """Tell the script something."""
         (self.job.folder / name).touch()
 
-    def wait_until(self, met: Callable[[], object], what: str) -> None:
-        """Look again and again, as long as the run may take."""
-        while not met():
+    def wait_until(self, met: Callable[[], _Value], what: str) -> _Value:
+        """Look again and again, as long as the run may take, and return the first true value."""
+        while not (value := met()):
             assert self.process.poll() is None or met(), f"waited for {what}; {self.process.communicate()}"
             assert time.monotonic() < self.deadline, f"waited for {what}"
             time.sleep(0.005)
+        return value
 
     def finish(self) -> None:
         """Wait for the end, within the bound."""
