@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -126,7 +127,7 @@ def prepare(plan_file: Path, run_id: str, node: str) -> LaunchPlan:
     """
     # A scheduler warns of its time limit by SIGUSR1, which would end a rank whose script does not handle it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    plan = read_plan(plan_file)
+    plan = plan_of(plan_file)
     rank = environ.rank()
     assert rank is not None, "torchelastic sets RANK"
     _check_place(plan, rank, node)
@@ -145,6 +146,16 @@ def prepare(plan_file: Path, run_id: str, node: str) -> LaunchPlan:
     )
     environ.export(plan.env_of(rank) | contract.to_environ())
     return plan
+
+
+@lru_cache(maxsize=1)
+def plan_of(plan_file: Path) -> LaunchPlan:
+    """The plan of a file, which is read once: by the fork server for all of its ranks.
+
+    Raises:
+        ConfigError: as `read_plan`.
+    """
+    return read_plan(plan_file)
 
 
 def _check_place(plan: LaunchPlan, rank: int, node: str) -> None:

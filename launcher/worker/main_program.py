@@ -219,9 +219,13 @@ def _modules_in(folder: str) -> set[str]:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             name, _, suffix = entry.name.partition(".")
-            if f".{suffix}" in _MODULE_SUFFIXES or (not suffix and Path(entry.path, "__init__.py").is_file()):
+            if f".{suffix}" in _MODULE_SUFFIXES or (not suffix and _is_package(entry)):
                 found.add(name)
     return found
+
+
+def _is_package(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and Path(entry.path, "__init__.py").is_file()
 
 
 def _is_from(folder: str, module: types.ModuleType | None) -> bool:

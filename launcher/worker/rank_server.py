@@ -9,6 +9,7 @@ imported (`process_end`).
 import errno
 import gc
 import json
+import linecache
 import os
 import select
 import signal
@@ -16,19 +17,29 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.errors import LaunchError
 from launcher.host import limits
 from launcher.host.server_channel import LENGTH
 from launcher.worker import late_variables, process_end
+from launcher.worker.folder_paths import folders_resolved_once
 from launcher.worker.torch_libraries import loaded_beside
+from mimo_role.errors import MimoError
 from mimo_role.host import environ
 
 _STREAMS = 3
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them in its own process."""
 _NOT_STARTED = 127
+_NEEDED = (
+    "mimo_role.lifecycle",
+    "launcher.worker.entrypoint",
+    "launcher.worker.debugging",
+    "encodings.idna",  # imported by Python when it first looks up the name of a host
+)
+"""What ranks need, torch among it."""
 
 
 def serve(descriptor: int, kind: str, *, started_with: Collection[str]) -> list[str]:
@@ -76,9 +87,8 @@ def _import_torch() -> None:
     process_end.prepare()
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
     late_variables.remember()
-    # Python imports the codec when it first looks up the name of a host.
-    with loaded_beside("sympy"):
-        for name in ("mimo_role.lifecycle", "launcher.worker.entrypoint", "launcher.worker.debugging", "encodings.idna"):
+    with folders_resolved_once(), loaded_beside("sympy"):
+        for name in _NEEDED:
             import_module(name)
 
 
@@ -93,6 +103,7 @@ def _get_ready(server: "_Server", modules: Mapping[str, Any] | None, started_wit
         _preload(server, modules, started_with)
         late_variables.list_modules()
         main_program.list_modules()
+    linecache.clearcache()  # an ending interpreter would free each line of torch's sources that has been read
     # Collecting does not write to frozen objects, so their memory stays shared with the ranks.
     gc.freeze()
     gc.enable()
@@ -173,6 +184,8 @@ class _Server:
         pid = -1
         answer: dict[str, Any] = {"error": errno.EMFILE}  # descriptors that this process has no room for are dropped
         if len(streams) == _STREAMS:
+            if request["kind"] == "run":
+                _read_plan(request["words"])
             try:
                 pid = os.fork()
             except OSError as error:
@@ -211,6 +224,14 @@ class _Server:
             if ended:
                 self._children.remove(pid)
                 self.send({"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _read_plan(words: list[str]) -> None:
+    """Read the plan before the first rank is forked. If it cannot be read, the rank reports that."""
+    from launcher.worker import entrypoint
+
+    with suppress(MimoError):
+        entrypoint.plan_of(Path(words[0]))
 
 
 @contextmanager

@@ -118,6 +118,11 @@ ENDINGS = {
         "alone, in_a_circle = Witness(), Witness()\nalone.others, in_a_circle.others = None, [in_a_circle]\n"
         "atexit.register(print, 'exit function')"
     ),
+    "modules are taken apart": (
+        "import sys, types\nclass Witness:\n    def __del__(self): print('deleted', self.name)\n"
+        "for name in ('before torch', 'after it'):\n    own = sys.modules[name] = types.ModuleType(name)\n"
+        "    own.witness = Witness()\n    own.witness.name = name\n    del own\n    import torch"
+    ),
     "children are waited for, or ended": (
         "import multiprocessing, time\ndef late(seconds):\n    time.sleep(seconds)\n    print('late', flush=True)\n"
         "for seconds in (0.2, 100):\n"
