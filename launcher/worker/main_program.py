@@ -225,7 +225,10 @@ def _modules_in(folder: str) -> set[str]:
 
 
 def _is_package(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and Path(entry.path, "__init__.py").is_file()
+    try:
+        return entry.is_dir() and Path(entry.path, "__init__.py").is_file()
+    except OSError:  # a link that leads to itself, or a folder that may not be read
+        return False
 
 
 def _is_from(folder: str, module: types.ModuleType | None) -> bool:

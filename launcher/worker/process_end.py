@@ -16,13 +16,11 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES
-from itertools import takewhile
 from types import ModuleType
 from typing import Any
 
 _TORN_DOWN = {
     "__main__",
-    "__mp_main__",
     "builtins",
     "codecs",
     "encodings",
@@ -34,17 +32,12 @@ _TORN_DOWN = {
     "traceback",
     "warnings",
 }
-"""The script, and modules that an ending interpreter uses itself."""
+"""Modules that an ending interpreter uses itself."""
 
 _STANDARD_LIBRARY = os.path.join(sysconfig.get_path("stdlib"), "")  # noqa: PTH118
 _OF_PACKAGES = tuple(os.path.join("", name, "") for name in ("site-packages", "dist-packages"))  # noqa: PTH118
-_DICT_BYTES = 32
 _HOOK = "__mimo_launch_end__"
 _kept: dict[str, ModuleType] = {}
-_others: list[str] = []
-"""The modules that the fork server has imported and that are taken apart."""
-_unmoved: set[str] = set()
-"""Kept modules that are in `sys.modules` before all that ranks import. torch is hidden from a script until that imports it."""
 _finalizers: list[Any] = []
 _succeeded_in: int | None = None
 _exits_early = False
@@ -58,7 +51,6 @@ def prepare() -> None:
 def keep_modules() -> None:
     """In the fork server, once it has imported everything: forked ranks will not take this apart."""
     _kept.update((name, module) for name, module in sys.modules.items() if name.partition(".")[0] not in _TORN_DOWN)
-    _list_others()
     _finalizers.extend(getattr(weakref.finalize, "_registry", ()))  # those of torch's operators
     atexit.register(_decide)
     _skip_clean_up_of_libraries()
@@ -70,13 +62,6 @@ def keep_preloaded(modules: Mapping[str, ModuleType]) -> None:
     Modules that are not installed, such as the user's own, are left out: they may have files to close.
     """
     _kept.update((name, module) for name, module in modules.items() if _is_installed(module))
-    _list_others()
-
-
-def _list_others() -> None:
-    _others[:] = [name for name, module in sys.modules.items() if not _is_kept(name, module)]
-    _unmoved.update(name for name in sys.modules if name.partition(".")[0] != "torch")
-    _unmoved.difference_update(_others)
 
 
 def _is_installed(module: ModuleType) -> bool:
@@ -116,50 +101,13 @@ def _decide() -> None:
 
 
 def _leave_modules() -> None:
-    own = _own_modules()
-    if _has_known_dicts():
-        for name in own:
-            del sys.modules[name]
-        _replace_content(sys.modules, own)
-    else:
-        for name in [name for name in sys.modules if name not in own]:
+    for name, module in _kept.items():
+        if sys.modules.get(name) is module:
             del sys.modules[name]
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
     if _exits_early:
         # The interpreter clears sys after all other modules; it frees what is added to builtins before it collects garbage.
         setattr(sys, _HOOK, _End(ctypes.CDLL(None).exit))
-
-
-def _own_modules() -> dict[str, ModuleType]:
-    """The modules to take apart, in the order of their import.
-
-    What the fork server has imported is not looked at: getting a module from a dict writes to its count of references, and so
-    copies memory that ranks share. So a stand-in that the script has put in the place of such a module is left as it is.
-    """
-    later = list(takewhile(lambda item: not (item[0] in _unmoved and _is_kept(*item)), reversed(sys.modules.items())))
-    found = {name: sys.modules[name] for name in _others if name in sys.modules}
-    found.update(item for item in reversed(later) if not _is_kept(*item))
-    return found
-
-
-def _is_kept(name: str, module: ModuleType) -> bool:
-    return _kept.get(name) is module
-
-
-def _has_known_dicts() -> bool:
-    """Whether a dict is a header and four words, of which none refers to the dict: in CPython 3.10 to 3.14 with a GIL."""
-    is_known = dict.__basicsize__ - object.__basicsize__ == _DICT_BYTES
-    return is_known and sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
-
-
-def _replace_content(old: dict[Any, Any], new: dict[Any, Any]) -> None:
-    """Give a dict the content of another, which may not be used any more. What it had is never freed."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(new))
-    ctypes.pythonapi.PyObject_GC_UnTrack(ctypes.py_object(new))
-    # With the GIL held.
-    ctypes.PyDLL(None).memmove(
-        *(ctypes.c_void_p(id(each) + object.__basicsize__) for each in (old, new)), ctypes.c_size_t(_DICT_BYTES)
-    )
 
 
 def _may_exit_early() -> bool:
@@ -169,7 +117,8 @@ def _may_exit_early() -> bool:
     extension modules, such as mpi4py, have registered by `Py_AtExit`.
     """
     streams = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__ and getattr(sys.stdout, "write_through", False)
-    return os.getpid() == _succeeded_in and streams and not any(map(_is_extension, _own_modules().values()))
+    own = (module for name, module in list(sys.modules.items()) if _kept.get(name) is not module)
+    return os.getpid() == _succeeded_in and streams and not any(map(_is_extension, own))
 
 
 def _is_extension(module: Any) -> bool:

@@ -26,7 +26,6 @@ from launcher.host.server_channel import LENGTH
 from launcher.worker import late_variables, process_end
 from launcher.worker.folder_paths import folders_resolved_once
 from launcher.worker.torch_libraries import loaded_beside
-from mimo_role.errors import MimoError
 from mimo_role.host import environ
 
 _STREAMS = 3
@@ -103,10 +102,17 @@ def _get_ready(server: "_Server", modules: Mapping[str, Any] | None, started_wit
         _preload(server, modules, started_with)
         late_variables.list_modules()
         main_program.list_modules()
-    linecache.clearcache()  # an ending interpreter would free each line of torch's sources that has been read
+    _forget_sources()
     # Collecting does not write to frozen objects, so their memory stays shared with the ranks.
     gc.freeze()
     gc.enable()
+
+
+def _forget_sources() -> None:
+    """Forget the sources that torch has read: an ending interpreter would free each line. Those without a file stay."""
+    for name, entry in list(linecache.cache.items()):
+        if len(entry) > 1 and entry[1] is not None:
+            del linecache.cache[name]
 
 
 def _preload(server: "_Server", modules: Mapping[str, Any], started_with: Collection[str]) -> None:
@@ -230,7 +236,7 @@ def _read_plan(words: list[str]) -> None:
     """Read the plan before the first rank is forked. If it cannot be read, the rank reports that."""
     from launcher.worker import entrypoint
 
-    with suppress(MimoError):
+    with suppress(Exception):
         entrypoint.plan_of(Path(words[0]))
 
 

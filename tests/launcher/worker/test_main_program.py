@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.worker.main_programs import START_METHODS, programs
+from tests.launcher.worker.main_programs import START_METHODS, Ended, programs
 
 pytestmark = pytest.mark.ranks
 
@@ -123,6 +123,11 @@ ENDINGS = {
         "for name in ('before torch', 'after it'):\n    own = sys.modules[name] = types.ModuleType(name)\n"
         "    own.witness = Witness()\n    own.witness.name = name\n    del own\n    import torch"
     ),
+    "modules are taken apart, wherever the script has put others": (
+        "import decimal, importlib, logging, sys, types\nclass Witness:\n    def __del__(self): print('deleted', self.name)\n"
+        "for name in ('own', 'decimal'):\n    own = sys.modules[name] = types.ModuleType(name)\n"
+        "    own.witness = Witness()\n    own.witness.name = name\n    del own\nimportlib.reload(logging)"
+    ),
     "children are waited for, or ended": (
         "import multiprocessing, time\ndef late(seconds):\n    time.sleep(seconds)\n    print('late', flush=True)\n"
         "for seconds in (0.2, 100):\n"
@@ -188,6 +193,14 @@ def test_a_file_that_is_not_closed_is_written(run):
     for start_method in START_METHODS:
         run.as_rank(start_method, {"script": path}, start_method)
         assert (run.folder / start_method).read_text() == "written"
+
+
+def test_links_that_lead_to_themselves_hide_nothing_beside_them(run):
+    run.write("links/sympy/__init__.py", "print('own')")
+    path = run.write("links/main.py", "import sympy")
+    for number in range(20):
+        (run.folder / "links" / f"link{number}").symlink_to(f"link{number}")
+    assert run.as_rank("forkserver", {"script": path}) == run.by_python(path) == Ended(0, "own\n", "")
 
 
 ABOUT_MAIN = """
