@@ -33,7 +33,6 @@ runtime: {{grace_s: 1, timeout_s: 60, start_method: {start_method}}}
 PRELUDE = """\
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
-from typing import TypeVar
 rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MIMO_RESTART_COUNT"))
 bad = rank == size - 1
 print(f"rank {rank} is up", flush=True)
