@@ -8,19 +8,24 @@ from types import ModuleType
 
 
 class HiddenModules(MetaPathFinder, Loader):
-    """A set of modules. Importing one of them brings all back as they are."""
+    """A set of modules. Importing one of them brings all back as they are.
+
+    Imports by other threads wait until `on_import` has returned, as they wait for a module that is being executed.
+    """
 
     def __init__(self, modules: Mapping[str, ModuleType], on_import: Callable[[], None]) -> None:
         """Hide the modules. They can be found once this finder is in `sys.meta_path`.
 
         Args:
             modules: by their names.
-            on_import: called when the first of them is imported.
+            on_import: called when the first of them is imported, before the others are back.
         """
         self.modules = dict(modules)
         self._on_import = on_import
         self._specs = {name: module.__spec__ for name, module in modules.items()}
         self.is_hidden = True
+        self._imported: dict[str, str] = {}
+        """The name of the module whose import brings all back, once there is one."""
         for name in modules:
             sys.modules.pop(name, None)
 
@@ -44,8 +49,9 @@ class HiddenModules(MetaPathFinder, Loader):
     def import_now(self) -> None:
         """The same, as an import of one of them would."""
         if self.is_hidden:
-            self.bring_back()
+            self.is_hidden = False
             self._on_import()
+            self.bring_back()
 
     def find_spec(
         self,
@@ -62,11 +68,18 @@ class HiddenModules(MetaPathFinder, Loader):
         return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Bring all hidden modules back."""
-        self.bring_back()
+        """The module as it is."""
         return self.modules[spec.name]
 
     def exec_module(self, module: ModuleType) -> None:
-        """The module has been executed: keep its own specification."""
+        """The module has been executed: bring all hidden modules back, and keep the module's own specification.
+
+        Until this returns, importlib lets other threads wait that import the same module. Those that import another one of
+        the set wait here, for the first one. importlib ends such waits where threads wait for each other.
+        """
+        first = self._imported.setdefault("name", module.__name__)
+        if first == module.__name__:
+            self.import_now()
+        else:
+            __import__(first)
         module.__spec__ = self._specs[module.__name__]
-        self._on_import()

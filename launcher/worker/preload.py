@@ -57,8 +57,8 @@ class _Preloaded:
         """Bring back what its import brings."""
         for other in self.brings:
             other.hidden.import_now()
-        if self.brings_torch and _job.torch is not None:
-            _job.torch.import_now()
+        if self.brings_torch:
+            import_module("torch")  # as the script would: other threads that import it wait
         if _job.is_rank:
             self.warn("the script")
             self._set_variables()
@@ -89,7 +89,6 @@ class _Job:
         self.preloaded: list[_Preloaded] = []
         self.path: list[str] | None = None
         """`sys.path` after the imports."""
-        self.torch: HiddenModules | None = None
         self.is_rank = False
 
 
@@ -140,7 +139,7 @@ def offer_to_script() -> None:
         sys.path[:] = _job.path
     for each in _job.preloaded:
         each.hidden.let_find()
-    _job.torch = late_variables.hide_torch(on_import=partial(late_variables.apply, "the script"))
+    late_variables.hide_torch(on_import=partial(late_variables.apply, "the script"))
 
 
 @contextmanager
@@ -173,11 +172,11 @@ def _noting_what_it_does(module: _Preloaded) -> Iterator[Collection[str]]:
     """Note whether a module imports torch, and which variables it reads and sets."""
     variables, pools = dict(environ.variables()), _pools()
     late_variables.list_modules()
-    _job.torch = late_variables.hide_torch(on_import=lambda: None)
+    torch = late_variables.hide_torch(on_import=lambda: None)
     with environ.defaults(_WITHOUT_CUDA), environ.noting_reads() as reads:
         yield reads
-    module.brings_torch = not _job.torch.is_hidden
-    _job.torch.bring_back()
+    module.brings_torch = not torch.is_hidden
+    torch.bring_back()
     now = environ.variables()
     module.sets = {name: (variables.get(name), now.get(name)) for name in {*variables, *now}}
     module.sets = {name: (old, new) for name, (old, new) in module.sets.items() if old != new}
