@@ -37,7 +37,7 @@ for step in range(1, steps + 1):
     if losses:
         ctx.log(loss=losses[0])
 """
-STEPS = 70
+STEPS = 65
 
 
 def files_of(job):
@@ -106,14 +106,14 @@ def test_very_fast_steps_are_all_written(job):
 def test_a_rank_that_becomes_slow_is_found_and_reported(job, layout, modules, slow):
     job.config = job.config.replace("vision: {}\n  language: {tp: 2}", modules).replace("non_colocated", layout)
     rank = slow.partition(" ")[0]
-    done = job.run(SCRIPT, "--", str(STEPS), rank, "31", "2")
+    done = job.run(SCRIPT, "--", str(STEPS), rank, "31", "3")
     assert done.returncode == 0, done.stderr
     *_, view, report = files_of(job)
     line = rf"rank ({rank} \(\S+), .*\) computes ([\d.]+)x its peers' median since step (\d+); (\d+) % of each step"
     found = re.search(line, done.stderr)
     assert found is not None, done.stderr
     assert found[1] == slow
-    assert float(found[2]) == pytest.approx(2, abs=0.4)
+    assert float(found[2]) == pytest.approx(3, abs=0.6)
     assert abs(int(found[3]) - 31) <= 5
     assert int(found[4]) > 5
     # On a machine with too few cores for its load, another one may be slow for a while.
