@@ -4,6 +4,7 @@ The script joins torch.distributed over gloo, does one all-reduce and ends. Case
 
 - `N ranks, whole process`: seconds from starting the command to its end;
 - `N ranks, first collective`: seconds from starting the command until the last rank has its all-reduce's result;
+- `N ranks, training, ...`: the same for a script that takes one step of AdamW with a model in DDP before;
 - `32 ranks, memory (MiB)`: the sum of the proportional set sizes (PSS) of all of the job's processes, the launcher's
   included, while every rank has done its collective and waits;
 - `--help`: seconds for the help text.
@@ -31,6 +32,17 @@ while hold == "hold" and not os.path.exists(os.path.join(folder, "release")):
     time.sleep(0.05)
 dist.destroy_process_group()
 """
+
+TRAINING = SCRIPT.replace(
+    "total = torch.ones(1)\n",
+    """
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+optimizer = torch.optim.AdamW(model.parameters())
+model(torch.ones(2, 4)).sum().backward()
+optimizer.step()
+total = torch.ones(1)
+""",
+)
 
 CONFIG = """
 name: startup
@@ -139,11 +151,14 @@ def seconds_of(*command: str) -> float:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--ranks", type=int, nargs="+", default=[8, 32], help="worlds to start (default: 8 32)")
+    options.add_argument("--training-ranks", type=int, nargs="*", default=[8], help="worlds that train (default: 8)")
     options.add_argument("--runs", type=int, default=5, help="alternating runs of each case (default: 5)")
     options.add_argument("--memory-ranks", type=int, default=32, help="the world whose memory is measured (default: 32)")
     arguments = options.parse_args()
     here = Path(sys.executable)
     rows = [row for ranks in arguments.ranks for row in startup_rows(f"{ranks} ranks", ranks, arguments.runs)]
+    for ranks in arguments.training_ranks:
+        rows += startup_rows(f"{ranks} ranks, training", ranks, arguments.runs, script=TRAINING)
     memory = [Job(side, arguments.memory_ranks).memory_mib for side in (ours, torchrun)]
     rows.append(alternate(f"{arguments.memory_ranks} ranks, memory (MiB)", *memory, runs=min(arguments.runs, 3)))
     helps = [lambda name=name: seconds_of(str(here.with_name(name)), "--help") for name in ("mimo-launch", "torchrun")]

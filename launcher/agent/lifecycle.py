@@ -14,12 +14,14 @@ from pathlib import Path
 from launcher.agent.deferred_modules import without_unused_modules
 from launcher.agent.early_server import EarlyServer
 from launcher.agent.interrupts import held_back
+from launcher.agent.script_imports import modules_to_preload
 from launcher.console import Console
 from launcher.coordination.node_identity import LocalNode
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
 from launcher.host.fork_server import ForkServer
-from launcher.host.server_process import Preload, ServerJob, ServerProcess
+from launcher.host.preload_list import PreloadList
+from launcher.host.server_process import ServerJob, ServerProcess
 from launcher.outcome import Outcome, Terminated
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.preflight import capacity
@@ -166,11 +168,8 @@ def _processes_start() -> Iterator[None]:
 
 
 def _server_job(plan: LaunchPlan, node_directory: Path) -> ServerJob:
-    return ServerJob(
-        grace_s=plan.runtime.grace_s,
-        directory=node_directory,
-        modules=Preload(names=plan.runtime.preload, entry=asdict(plan.entry)) if plan.runtime.preload else None,
-    )
+    modules = modules_to_preload(plan)
+    return ServerJob(plan.runtime.grace_s, node_directory, PreloadList(modules, asdict(plan.entry)) if modules else None)
 
 
 def _raise_terminated(*_: object) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
+from launcher.host.preload_list import ModuleToPreload, PreloadList
 from launcher.host.reaper import state_of
 from launcher.host.server_channel import Channel
 from launcher.host.server_process import ServerJob, ServerProcess
@@ -73,34 +74,40 @@ class ForkServer:
         """Wait until the server has imported the modules, if there are any.
 
         Args:
-            say: prints a message for a user who waits.
+            say: prints a message for a user who waits, or about a module that is left to the ranks.
 
         Raises:
-            LaunchError: one cannot be imported, or does not fit a fork; or the server has ended.
+            LaunchError: one that the user has listed cannot be imported, or does not fit a fork; or the server has ended.
         """
-        if not self._preload or self._job.modules is None:
+        if not self._preload or self._job.preload is None:
             return
-        names, channel = self._job.modules.names, self._channel
+        modules, channel = self._job.preload.modules, self._channel
         at, since, shown = channel.importing, time.monotonic(), None
-        while channel.imported < len(names) and channel.refusal is None and not channel.is_closed:
+        while channel.imported < len(modules) and channel.refusal is None and not channel.is_closed:
             with self._lock:
                 channel.receive(timeout_s=_PATIENCE_S)
             if at != channel.importing:
                 at, since = channel.importing, time.monotonic()
             elif at is not None and at != shown and time.monotonic() - since >= _PATIENCE_S:
-                say(f"still importing '{names[at]}' (runtime.preload[{at}])")
+                say(f"still importing '{modules[at].name}' ({modules[at].key})")
                 shown = at
-        self._check_modules(names, channel)
+        if channel.imported < len(modules):
+            self._take_refusal(self._job.preload, modules[channel.importing or 0], say)
 
-    def _check_modules(self, names: Sequence[str], channel: Channel) -> None:
-        if channel.refusal is not None:
-            raise LaunchError(channel.refusal)
-        if channel.imported < len(names):
-            at = channel.importing or 0
-            raise LaunchError(
-                f"runtime.preload[{at}]: the process that imports modules for all ranks ended while it imported '{names[at]}'; "
-                f"python -c 'import {names[at]}' may show why; or remove it from runtime.preload"
-            )
+    def _take_refusal(self, preload: PreloadList, module: ModuleToPreload, say: Callable[[str], None]) -> None:
+        reason = self._channel.refusal or (
+            f"{module.key}: the process that imports modules for all ranks ended while it imported '{module.name}'; "
+            f"python -c 'import {module.name}' may show why; or {module.cure}"
+        )
+        if module.is_listed:
+            raise LaunchError(reason)
+        say(f"{reason}, as they do now")
+        with self._lock:
+            while not self._channel.is_closed:
+                self._channel.receive(timeout_s=None)
+            self._job = self._job._replace(preload=preload.without_automatic())
+        self.restart_if_dead()
+        self.wait_for_modules(say)
 
     def start_rank(self, request: Request, variables: Mapping[str, str], streams: Sequence[int]) -> int:
         """Start a process, and return its id.

@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import launcher
 from launcher.host import reaper
+from launcher.host.preload_list import PreloadList
 from launcher.host.server_channel import Channel
 from mimo_role.host import environ
 
@@ -25,18 +26,6 @@ _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 which a huge page has one entry in place of 512: it takes half the time."""
 
 
-class Preload(NamedTuple):
-    """Modules that the server imports for all ranks, after torch."""
-
-    names: tuple[str, ...]
-    entry: Mapping[str, Any]
-    """The fields of the plan's `Entry`: the modules are imported as it would import them."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As the server gets it."""
-        return {"names": self.names, "entry": dict(self.entry)}
-
-
 class ServerJob(NamedTuple):
     """What both processes need to know of the job."""
 
@@ -44,8 +33,8 @@ class ServerJob(NamedTuple):
     """Between SIGTERM and SIGKILL, for what is left once mimo-launch has ended."""
     directory: Path
     """The node directory, which the reaper removes."""
-    modules: Preload | None = None
-    """What the server imports beside torch."""
+    preload: PreloadList | None = None
+    """What the server imports for all ranks, after torch."""
 
 
 def new_agent_id() -> str:
@@ -98,8 +87,8 @@ class ServerProcess:
             assert self.reaper.stdin is not None, "it is a pipe"
             self.reaper.stdin.write(reaper.job(job.grace_s, str(job.directory)))
             self.reaper.stdin.flush()
-        modules = None if job.modules is None else job.modules.to_json()
-        self.channel.send({"environ": dict(environ.variables()), "modules": modules})
+        preload = None if job.preload is None else job.preload.to_json()
+        self.channel.send({"environ": dict(environ.variables()), "preload": preload})
 
     def end(self, timeout_s: float | None = None) -> None:
         """End both, and all that they have started. The reaper removes the job's node directory.

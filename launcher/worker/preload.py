@@ -1,7 +1,7 @@
-"""The modules of `runtime.preload`: the fork server imports them once, and every rank begins with them.
+"""Modules that the fork server imports once, and with which every rank begins: those of `runtime.preload`, among others.
 
-They are imported as the script would import them, from its folder too. Afterwards they look, in the server and in each
-rank, as if they had not been imported yet. When the script imports one of them it is there at once, with torch if its
+Those of the list are imported as the script would import them, from its folder too. Afterwards they look, in the server and
+in each rank, as if they had not been imported yet. When the script imports one of them it is there at once, with torch if its
 import has brought torch, and with the environment variables that it has set. Variables that have changed since, and that it
 read when it was imported, are named in a warning.
 
@@ -10,7 +10,7 @@ Modules of the script's own folder cannot be found before the script starts: the
 
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -19,6 +19,7 @@ from types import ModuleType
 
 from launcher.config.reserved_variables import RESERVED_VARIABLES
 from launcher.errors import LaunchError
+from launcher.host.preload_list import ModuleToPreload, PreloadList
 from launcher.plan.launch_plan import Entry
 from launcher.worker import fork_hazards, late_variables, main_program
 from launcher.worker.hidden_modules import HiddenModules
@@ -35,8 +36,10 @@ _WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 class _Preloaded:
     """One module of the list, with those that are hidden and come back together with it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, wanted: ModuleToPreload) -> None:
+        self.name = wanted.name
+        self._cure = wanted.cure
+        self._origin = wanted.key.partition("[")[0]
         self.brings: list[_Preloaded] = []
         self.brings_torch = False
         self.reads: dict[str, str | None] = {}
@@ -71,8 +74,8 @@ class _Preloaded:
         if late:
             sys.stderr.write(
                 f"mimo-launch: {', '.join(late)}, set by {origin}, may have no effect: {self.name} was imported before "
-                f"(runtime.preload), and read it then. Set it in the config, for the whole job (`env: {{{late[0]}: ...}}`), "
-                f"or remove {self.name} from runtime.preload\n"
+                f"({self._origin}), and read it then. Set it in the config, for the whole job (`env: {{{late[0]}: ...}}`), "
+                f"or {self._cure}\n"
             )
 
     def _set_variables(self) -> None:
@@ -95,14 +98,11 @@ class _Job:
 _job = _Job()
 
 
-def import_modules(
-    names: Sequence[str], entry: Entry, started_with: Collection[str], report: Callable[[int], None]
-) -> dict[str, ModuleType]:
-    """Import modules in the fork server, in the script's environment.
+def import_modules(wanted: PreloadList, started_with: Collection[str], report: Callable[[int], None]) -> dict[str, ModuleType]:
+    """Import modules in the fork server: in the script's environment, those that the user has listed.
 
     Args:
-        names: the modules.
-        entry: what will run.
+        wanted: the modules, and what will run.
         started_with: the modules that every interpreter imports at its start.
         report: called with the index of each module before its import.
 
@@ -112,12 +112,20 @@ def import_modules(
     Raises:
         LaunchError: a module cannot be imported, or leaves something that forked ranks could not have.
     """
+    at_start, own = dict(sys.modules), set[str]()
+    automatic = [module for module in wanted.modules if not module.is_listed]
+    listed = wanted.modules[len(automatic) :]
+    for at, module in enumerate(automatic):
+        report(at)
+        _preload(module, own, at_start)
     before = dict(sys.modules)
-    with _in_place_of_the_script(entry, started_with) as own:
-        for at, name in enumerate(names):
-            report(at)
-            _preload(f"runtime.preload[{at}]", name, own, before)
-        found = {name: module for name, module in sys.modules.items() if before.get(name) is not module}
+    if listed:
+        entry = Entry(**{**wanted.entry, "args": tuple(wanted.entry["args"])})
+        with _in_place_of_the_script(entry, started_with) as own:
+            for at, module in enumerate(listed, len(automatic)):
+                report(at)
+                _preload(module, own, before)
+    found = {name: module for name, module in sys.modules.items() if at_start.get(name) is not module}
     sys.modules.update(before)
     for each in _job.preloaded:
         found |= each.hidden.modules
@@ -152,15 +160,15 @@ def _in_place_of_the_script(entry: Entry, started_with: Collection[str]) -> Iter
     sys.path[:], sys.argv = path, arguments
 
 
-def _preload(key: str, name: str, own: Collection[str], before: Mapping[str, ModuleType]) -> None:
-    module = _Preloaded(name)
-    was_there = name in sys.modules and name not in before
+def _preload(wanted: ModuleToPreload, own: Collection[str], before: Mapping[str, ModuleType]) -> None:
+    module = _Preloaded(wanted)
+    was_there = wanted.name in sys.modules and wanted.name not in before
     find_hazard = fork_hazards.watch()
     with _noting_what_it_does(module) as reads:
-        _import(key, name)
+        _import(wanted)
     if (hazard := find_hazard()) is not None:
-        raise LaunchError(f"{key}: importing '{name}' {hazard}; remove it from runtime.preload")
-    _refuse_variables_of_ranks(key, name, reads)
+        raise LaunchError(f"{wanted.key}: importing '{wanted.name}' {hazard}; {wanted.cure}")
+    _refuse_variables_of_ranks(wanted, reads)
     # One that was there has been imported by one of the others, which may be any of them.
     module.brings = [each for each in _job.preloaded if was_there or not each.hidden.is_hidden]
     _job.preloaded.append(module)
@@ -202,22 +210,25 @@ def _root_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _import(key: str, name: str) -> None:
+def _import(wanted: ModuleToPreload) -> None:
+    name = wanted.name
     try:
         import_module(name)
     except BaseException as error:
+        if not wanted.is_listed:
+            return
         reason = traceback.format_exception_only(error)[-1].strip()
         missing = isinstance(error, ModuleNotFoundError) and error.name is not None and f"{name}.".startswith(f"{error.name}.")
         cure = "install it, or correct the name" if missing else f"python -c 'import {name}' shows where"
-        raise LaunchError(f"{key}: '{name}' cannot be imported: {reason}; {cure}, or remove it from runtime.preload") from None
+        raise LaunchError(f"{wanted.key}: '{name}' cannot be imported: {reason}; {cure}, or {wanted.cure}") from None
 
 
-def _refuse_variables_of_ranks(key: str, name: str, reads: Collection[str]) -> None:
+def _refuse_variables_of_ranks(wanted: ModuleToPreload, reads: Collection[str]) -> None:
     """A rank's variables are not set before it is forked: the module would have taken this process for one without a rank."""
     if found := sorted(each for each in reads if each in RESERVED_VARIABLES):
         raise LaunchError(
-            f"{key}: importing '{name}' read {', '.join(found)}, which ranks have once they are forked; "
-            "remove it from runtime.preload"
+            f"{wanted.key}: importing '{wanted.name}' read {', '.join(found)}, which ranks have once they are forked; "
+            f"{wanted.cure}"
         )
 
 

@@ -25,7 +25,6 @@ from launcher.host import limits
 from launcher.host.server_channel import LENGTH
 from launcher.worker import late_variables, process_end
 from launcher.worker.folder_paths import folders_resolved_once
-from launcher.worker.torch_libraries import loaded_beside
 from mimo_role.host import environ
 
 _STREAMS = 3
@@ -59,9 +58,9 @@ def serve(descriptor: int, kind: str, *, started_with: Collection[str]) -> list[
     server.send({"server": os.getpid()})
     if kind == "preload":
         _import_torch()
-    modules = server.take_job()
+    preload = server.take_job()
     if kind == "preload":
-        _get_ready(server, modules, started_with)
+        _get_ready(server, preload, started_with)
     words = server.run()
     if words is None:
         os._exit(0)
@@ -86,20 +85,20 @@ def _import_torch() -> None:
     process_end.prepare()
     gc.disable()  # importing torch allocates many objects that stay; collecting them takes a fifth of the time
     late_variables.remember()
-    with folders_resolved_once(), loaded_beside("sympy"):
+    with folders_resolved_once():
         for name in _NEEDED:
             import_module(name)
 
 
-def _get_ready(server: "_Server", modules: Mapping[str, Any] | None, started_with: Collection[str]) -> None:
-    """Import the modules of `runtime.preload`, and prepare what forked ranks share."""
+def _get_ready(server: "_Server", preload: Mapping[str, Any] | None, started_with: Collection[str]) -> None:
+    """Import the modules that the job preloads, and prepare what forked ranks share."""
     from launcher.worker import main_program
 
     late_variables.list_modules()
     main_program.list_modules()
     process_end.keep_modules()
-    if modules is not None:
-        _preload(server, modules, started_with)
+    if preload is not None:
+        _preload(server, preload, started_with)
         late_variables.list_modules()
         main_program.list_modules()
     _forget_sources()
@@ -115,19 +114,19 @@ def _forget_sources() -> None:
             del linecache.cache[name]
 
 
-def _preload(server: "_Server", modules: Mapping[str, Any], started_with: Collection[str]) -> None:
-    """Import the modules of `runtime.preload`, and report it. If one does not fit a fork, the server ends."""
-    from launcher.plan.launch_plan import Entry
+def _preload(server: "_Server", data: Mapping[str, Any], started_with: Collection[str]) -> None:
+    """Import the modules that the job preloads, and report it. If one does not fit a fork, the server ends."""
+    from launcher.host.preload_list import PreloadList
     from launcher.worker import preload
 
-    entry = Entry(**{**modules["entry"], "args": tuple(modules["entry"]["args"])})
+    wanted = PreloadList.from_json(data)
     try:
-        found = preload.import_modules(modules["names"], entry, started_with, lambda at: server.send({"importing": at}))
+        found = preload.import_modules(wanted, started_with, lambda at: server.send({"importing": at}))
     except LaunchError as error:
         server.send({"refused": str(error)})
         os._exit(0)
     process_end.keep_preloaded(found)
-    server.send({"imported": len(modules["names"])})
+    server.send({"imported": len(wanted.modules)})
 
 
 class _Server:
@@ -139,14 +138,14 @@ class _Server:
         self._children: set[int] = set()
 
     def take_job(self) -> Mapping[str, Any] | None:
-        """Wait for the job: take its environment, and return the modules to import (`Preload`)."""
+        """Wait for the job: take its environment, and return the modules to import (`PreloadList`)."""
         received = self._receive()
         if received is None:
             os._exit(0)
         job, _ = received
         environ.replace(job["environ"])
-        modules: Mapping[str, Any] | None = job["modules"]
-        return modules
+        preload: Mapping[str, Any] | None = job["preload"]
+        return preload
 
     def run(self) -> list[str] | None:
         """Answer requests. In a forked rank it returns the rank's command and arguments, in the server `None` at the end."""

@@ -1,22 +1,24 @@
 """The parameters of this rank's modules: each once, with its marks and its place on a device mesh."""
 
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Placement
 
 from mimo_role.errors import GradientError
 from mimo_role.topology.topology import Topology
 from mimo_role.training.replicas import Marks, Placed
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Placement
+
 Modules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 """The modules of this rank's role, or its parts of them, by name."""
 
-Place = tuple[DeviceMesh, tuple[Placement, ...]]
+Place: TypeAlias = "tuple[DeviceMesh, tuple[Placement, ...]]"
 """How a DTensor is divided."""
 
 
@@ -50,7 +52,7 @@ def place_gradients(modules: Modules) -> None:
     """
     for _, _, parameter in each_parameter(modules):
         gradient = parameter.grad
-        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
+        if _is_dtensor(gradient) and _is_dtensor(parameter) and gradient.placements != parameter.placements:
             parameter.grad = gradient.redistribute(placements=parameter.placements)
 
 
@@ -65,12 +67,21 @@ def check_dense(name: str, gradient: torch.Tensor) -> None:
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a tensor: of a DTensor the local one, without a copy. Call it without gradients."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
 
 
-def place_of(tensor: torch.Tensor) -> Place | None:
+def place_of(tensor: torch.Tensor) -> "Place | None":
     """How a tensor is divided; `None` if it is not a DTensor."""
-    return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+    return (tensor.device_mesh, tensor.placements) if _is_dtensor(tensor) else None
+
+
+def _is_dtensor(tensor: torch.Tensor | None) -> "TypeGuard[DTensor]":
+    """DTensor is imported only where there may be one: that takes a third of the time of the import of torch."""
+    if tensor is None or type(tensor) in (torch.Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def marks_of(parameter: nn.Parameter) -> Marks:
@@ -84,7 +95,7 @@ def marks_of(parameter: nn.Parameter) -> Marks:
     )
 
 
-def placed(place: Place | None) -> Placed | None:
+def placed(place: "Place | None") -> Placed | None:
     """The ranks of a place."""
     if place is None:
         return None

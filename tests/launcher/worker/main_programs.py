@@ -20,7 +20,8 @@ import pytest
 
 from launcher.config.loader import load
 from launcher.host.fork_server import ForkServer, Request
-from launcher.host.server_process import PROGRAM, Preload, interpreter
+from launcher.host.preload_list import ModuleToPreload, PreloadList
+from launcher.host.server_process import PROGRAM, interpreter
 from launcher.plan.planner import make_plan
 from tests.launcher import fork_servers
 
@@ -150,9 +151,9 @@ def programs(folder: Path, *, preload: Sequence[str] = (), **variables: str) -> 
         for name, value in variables.items():
             patch.setenv(name, value)
         environ = dict(os.environ)
-        entry = {"script": str(folder / "script.py"), "args": []}
-        modules = Preload(names=tuple(preload), entry=entry) if preload else None
-        server = fork_servers.start(f"test-{os.getpid()}", directory, preload=True, modules=modules)
+        modules = tuple(ModuleToPreload.listed(at, name) for at, name in enumerate(preload))
+        wanted = PreloadList(modules, {"script": str(folder / "script.py"), "args": []}) if preload else None
+        server = fork_servers.start(f"test-{os.getpid()}", directory, preload=True, wanted=wanted)
     try:
         server.wait_for_modules(print)
         yield Programs(server, folder, environ)

@@ -163,7 +163,7 @@ REFUSED = {
     "import os\nos.environ.get('LOCAL_RANK')": "importing 'module' read LOCAL_RANK, which ranks have once they are forked",
     "import os\nos._exit(3)": "the process that imports modules for all ranks ended while it imported 'module'",
     "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), name='mine', daemon=True).start()": (
-        "importing 'module' started 1 thread (mine), which a fork would lose; remove it from runtime.preload"
+        "importing 'module' started 1 thread (mine), which a fork would lose; remove module from runtime.preload"
     ),
 }
 
@@ -180,8 +180,95 @@ def test_a_module_that_cannot_be_preloaded_ends_the_job_before_any_rank(job, cod
 def test_a_module_that_is_not_there_can_be_installed(job):
     done = job.run("", "runtime.preload=[no_such_module.part]")
     assert done.returncode == 2
-    assert "No module named 'no_such_module'; install it, or correct the name, or remove it" in done.stderr
+    assert (
+        "No module named 'no_such_module'; install it, or correct the name, or remove no_such_module.part from" in done.stderr
+    )
     assert not list((job.folder / "runs").glob("*/logs/*"))
+
+
+TRAINS = """
+import os, sys
+sys.meta_path.insert(0, type("Seen", (), {"find_spec": lambda name, *_: searched.append(name)}))
+searched = []
+key = "OMP_NUM_THREADS" if len(sys.argv) == 1 else sys.argv[1]
+os.environ[key] = "3"
+import torch
+before = "torch._dynamo" in sys.modules
+optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2, dtype=torch.float64))], lr=0.5)
+(optimizer.param_groups[0]["params"][0] ** 2).sum().backward()
+optimizer.step()
+weights = optimizer.param_groups[0]["params"][0].tolist()
+print(before, "torch._dynamo" in sys.modules, "torch._dynamo.utils" in searched, weights)
+print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item(), torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(("preload", "is_imported_once"), [("[]", True), ("[json]", True), ("[torch]", False)])
+def test_what_an_optimizer_imports_is_imported_once_for_all_ranks(job, preload, is_imported_once):
+    done = job.run(TRAINS, f"runtime={{preload: {preload}, join: script}}")
+    assert (done.returncode, done.stderr) == (0, "")
+    for prefix in ("[vision r0]", "[language.tp0 r1]", "[language.tp1 r2]"):
+        first, second = lines_of(done.stdout, prefix)
+        assert first.split(" ", 3)[:3] == ["False", "True", str(not is_imported_once)]
+        assert json.loads(first.split(" ", 3)[3]) == pytest.approx([0.495, 0.495], abs=1e-6)
+        assert second == "2.0 3"
+
+
+def test_a_variable_that_comes_too_late_for_what_an_optimizer_imports_is_named(job):
+    done = job.run(TRAINS, "runtime={join: script}", "--", "TORCHINDUCTOR_FREEZING")
+    assert done.returncode == 0
+    warning = next(line for line in done.stderr.splitlines() if "TORCHINDUCTOR_FREEZING" in line)
+    assert "set by the script, may have no effect: torch._dynamo was imported before (the script's imports)" in warning
+    assert warning.endswith("or use `runtime: {preload: [torch]}`, with which the ranks import torch._dynamo themselves")
+
+
+UNFIT = {
+    "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), name='mine', daemon=True).start()": (
+        "the script's imports: importing 'torch._dynamo' started 1 thread (mine), which a fork would lose; use"
+    ),
+    "import os\nif 'RANK' not in os.environ: os._exit(3)": (
+        "the script's imports: the process that imports modules for all ranks ended while it imported 'torch._dynamo'; python"
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "message"), UNFIT.items(), ids=["thread", "ends"])
+@pytest.mark.parametrize("listed", ["[]", "[json]"])
+def test_what_does_not_fit_a_fork_is_left_to_the_ranks(job, tmp_path, code, message, listed):
+    (tmp_path / "cProfile.py").write_text(f"{code}\nclass Profile: ...\n")  # torch._dynamo imports it
+    job.environ["PYTHONPATH"] = str(tmp_path)
+    done = job.run(TRAINS, f"runtime={{preload: {listed}, join: script}}")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert line.endswith(
+        "use `runtime: {preload: [torch]}`, with which the ranks import torch._dynamo themselves, as they do now"
+    )
+    assert [line.split()[:3] for line in lines_of(done.stdout, "[vision r0]")[:1]] == [["False", "True", "True"]]
+
+
+def test_what_cannot_be_imported_is_left_to_the_ranks(job, tmp_path):
+    first = "from pathlib import Path\nflag = Path(__file__).with_name('flag')\n"
+    first += "if not flag.exists():\n    flag.touch()\n    raise RuntimeError\n"
+    (tmp_path / "cProfile.py").write_text(f"{first}class Profile: ...\n")
+    job.environ["PYTHONPATH"] = str(tmp_path)
+    done = job.run(TRAINS, "runtime={join: script}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_of(done.stdout, "[vision r0]")[1] == "2.0 3"
+
+
+def test_a_module_of_the_users_own_is_not_imported_before_the_script(job):
+    (job.folder / "cProfile.py").write_text("print('own')\nclass Profile: ...\n")
+    done = job.run(TRAINS + "import cProfile", "runtime={join: script}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(line.partition("] ")[2] for line in done.stdout.splitlines()).count("own") == 3
+
+
+def test_a_script_that_only_communicates_gets_neither_the_compiler_nor_dtensor(job):
+    script = "import sys, torch, torch.distributed\nprint([name for name in ('torch._dynamo', DTENSOR) if name in sys.modules])"
+    # The name would be found in the script, where it is written in one piece.
+    done = job.run(script.replace("DTENSOR", "'.'.join(['torch', 'distributed', 'tensor'])"), "runtime={join: script}")
+    assert (done.returncode, lines_of(done.stdout, "[vision r0]")) == (0, ["[]"]), done.stderr
 
 
 def test_a_plan_has_the_modules(job, capsys):
