@@ -12,7 +12,12 @@ from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from mimo_role.host import environ
+
 UNUSED = "torch._meta_registrations"
+_BRINGS_COMPILER = "TORCH_COMPILE_DEBUG"
+"""With this variable torch imports its compiler in the middle of its own import, and that takes part in a circle of imports
+which only ends well if the module has been executed."""
 
 
 class _Deferred(ModuleType):
@@ -54,6 +59,9 @@ class _Finder:
 @contextmanager
 def without_unused_modules() -> Iterator[None]:
     """Within the block, an import of torch leaves the module out until it is used."""
+    if environ.get(_BRINGS_COMPILER) is not None:
+        yield
+        return
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:

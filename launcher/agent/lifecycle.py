@@ -136,6 +136,7 @@ def session(
         agent_id: of the run.
         early: has the fork server already, perhaps.
     """
+    preload = _modules_to_preload(plan)
     # Its default action would end this process and all that it starts.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # An exception until torchelastic handles it, so that the job is aborted on the other nodes.
@@ -153,7 +154,8 @@ def session(
         started.end()
         raise
     with _processes_start():
-        server = ForkServer(agent_id, _server_job(plan, node_directory), started, preload=plan.is_forked)
+        job = ServerJob(plan.runtime.grace_s, node_directory, preload)
+        server = ForkServer(agent_id, job, started, preload=plan.is_forked)
     with contextlib.closing(server):
         yield node_directory, server
 
@@ -167,9 +169,9 @@ def _processes_start() -> Iterator[None]:
         raise LaunchError(f"no process can be started: {limits.explain(error.errno or 0)}") from None
 
 
-def _server_job(plan: LaunchPlan, node_directory: Path) -> ServerJob:
-    modules = modules_to_preload(plan)
-    return ServerJob(plan.runtime.grace_s, node_directory, PreloadList(modules, asdict(plan.entry)) if modules else None)
+def _modules_to_preload(plan: LaunchPlan) -> PreloadList | None:
+    modules = modules_to_preload(plan) if plan.is_forked else ()
+    return PreloadList(modules, asdict(plan.entry)) if modules else None
 
 
 def _raise_terminated(*_: object) -> None:

@@ -6,8 +6,11 @@ be lost time; so would be the import of DTensor, which the compiler brings.
 """
 
 import ast
+import os
 import sys
-from collections.abc import Collection, Iterator
+import warnings
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,11 +48,16 @@ _WITHOUT_DTENSOR = {*sys.stdlib_module_names, "torch", "numpy"} - {"importlib", 
 _DTENSOR_BY_NAME = {"DTensor", "distribute_tensor", "distributed.tensor", "dist.tensor", "__import__", "exec"}
 _DTENSOR_BY_IMPORT = ("torch.distributed.tensor", "torch.distributed.checkpoint", "torch.distributed._tensor")
 
-_OF_COMPILER = ("AOT", "CUTLASS", "INDUCTOR", "PT2_", "TORCHDYNAMO", "TORCHINDUCTOR", "TORCH_COMPILE", "TORCH_DYNAMO")
-_FOR_FOLDERS = {"CI", "CXX", "HOME", "LOGNAME", "TEMP", "TMP", "TMPDIR", "USER", "USERNAME"}
+_OF_COMPILER = (
+    *("AOT", "CUTEDSL", "CUTLASS", "DUMP_AOTI", "ENABLE_", "FAKE_ALLOW", "INDUCTOR", "LOG_", "MPMATH", "PARTITIONER", "PT2_"),
+    *("SYMPY", "TORCHDYNAMO", "TORCHINDUCTOR", "TORCH_CACHING", "TORCH_COMPILE", "TORCH_DYNAMO", "TORCH_FAKE", "TORCH_STRICT"),
+    "UNSAFE_SKIP",
+)
+_FOR_FOLDERS = {"CI", "CXX", "HOME", "LNAME", "LOGNAME", "TEMP", "TMP", "TMPDIR", "USER", "USERNAME"}
 """Variables that the compiler reads when it is imported: one that the script sets has its effect only if that is later."""
 
-_MOST_FILES = 200
+_MOST_BYTES = 500_000
+"""What is read of the modules beside the script. To parse as much takes 0.3 s, while the fork server imports torch."""
 
 
 def modules_to_preload(plan: LaunchPlan) -> tuple[ModuleToPreload, ...]:
@@ -64,8 +72,8 @@ def _modules_of_torch(plan: LaunchPlan) -> tuple[str, ...]:
         return ()
     source = _Source()
     is_known = source.read(plan.entry)
-    variables = source.variables.union(*plan.module_env.values())
     if source.has(_COMPILER_BY_NAME, _COMPILER_BY_IMPORT):
+        variables = source.keys.union(*plan.module_env.values())
         return (_DTENSOR,) if any(map(_is_of_compiler, variables)) else (_COMPILER,)
     is_without = is_known and source.packages <= _WITHOUT_DTENSOR and not source.has(_DTENSOR_BY_NAME, _DTENSOR_BY_IMPORT)
     return () if is_without else (_DTENSOR,)
@@ -77,7 +85,7 @@ def _is_of_compiler(variable: str) -> bool:
 
 @dataclass
 class _Source:
-    """A script and the modules beside it that it imports."""
+    """A script and the modules beside it that it imports, the nearest first."""
 
     names: set[str] = field(default_factory=set)
     """Names and attributes, and pairs of both such as `torch.compile`."""
@@ -85,50 +93,50 @@ class _Source:
     """The full names of modules, and of what is imported from them."""
     packages: set[str] = field(default_factory=set)
     """The first parts of the names of modules that are not beside the script."""
-    variables: set[str] = field(default_factory=set)
-    """Keys that are set or removed somewhere, which environment variables would be."""
-    _files: set[Path] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    """Texts that are used as a key, which environment variables that the script sets would be."""
 
     def has(self, names: Collection[str], imports: tuple[str, ...]) -> bool:
         """Whether one of the names is used, or one of the modules or something in them imported."""
-        return not self.names.isdisjoint(names) or any(
-            f"{name}.".startswith(f"{each}.") for each in imports for name in self.imports
-        )
+        starts = tuple(f"{each}." for each in imports)
+        return not self.names.isdisjoint(names) or any(f"{name}.".startswith(starts) for name in self.imports)
 
     def read(self, entry: Entry) -> bool:
         """Read what an entry runs. Returns whether all of it could be read."""
         if entry.script is not None:
-            return self._read(Path(entry.script), Path(entry.script).parent)
-        folder, parts = Path.cwd(), (entry.module or "").split(".")
-        found = [*_files_of(folder, parts), *_files_of(folder, [*parts, "__main__"])]
-        return bool(found) and self._read_all(found, folder)
+            folder, first = os.path.dirname(entry.script), [entry.script]  # noqa: PTH120
+        else:
+            folder, parts = os.getcwd(), (entry.module or "").split(".")  # noqa: PTH109
+            first = [*_files_of(folder, parts), *_files_of(folder, [*parts, "__main__"])]
+        waiting, seen, left = deque(first), set(first), _MOST_BYTES
+        while waiting:
+            file = waiting.popleft()
+            try:
+                left -= os.stat(file).st_size  # noqa: PTH116
+                if left < 0:
+                    return False
+                new = [each for each in self._read(file, folder) if each not in seen]
+            except Exception:  # whatever it is, the rank that runs it reports it
+                return False
+            waiting.extend(new)
+            seen.update(new)
+        return bool(first)
 
-    def _read_all(self, files: list[Path], folder: Path) -> bool:
-        is_complete = True
-        for file in files:
-            is_complete &= self._read(file, folder)
-        return is_complete
-
-    def _read(self, file: Path, folder: Path) -> bool:
-        if file in self._files:
-            return True
-        if len(self._files) == _MOST_FILES:
-            return False
-        self._files.add(file)
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (OSError, SyntaxError, ValueError, RecursionError):
-            return False
-        is_complete = True
+    def _read(self, file: str, folder: str) -> list[str]:
+        """Note what is in a file, and return the files of the modules beside it that it imports."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the rank that runs it prints them
+            tree = ast.parse(Path(file).read_bytes())
+        found = []
         for node in ast.walk(tree):
             self._note(node)
             for parts, base in _imported(node, file, folder):
                 self.imports.add(".".join(parts))
                 beside = _files_of(base, parts)
+                found += beside
                 if not beside and base == folder:
                     self.packages.add(parts[0])
-                is_complete &= self._read_all(beside, folder)
-        return is_complete
+        return found
 
     def _note(self, node: ast.AST) -> None:
         if isinstance(node, ast.Name):
@@ -142,22 +150,26 @@ class _Source:
             self.names.update(node.name.split("."))
         elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
             self._note_keys([node.slice])
+        elif isinstance(node, ast.Dict):
+            self._note_keys(node.keys)
         elif isinstance(node, ast.Call):
-            self._note_keys([*node.args[:1], *(key for each in node.args if isinstance(each, ast.Dict) for key in each.keys)])
-            self.variables.update(each.arg for each in node.keywords if each.arg is not None)
+            self._note_keys(node.args[:1])
+            self.keys.update(each.arg for each in node.keywords if each.arg is not None)
 
-    def _note_keys(self, nodes: Collection[ast.expr | None]) -> None:
+    def _note_keys(self, nodes: Sequence[ast.expr | None]) -> None:
         values = [node.value for node in nodes if isinstance(node, ast.Constant)]
-        self.variables.update(value for value in values if isinstance(value, str))
+        self.keys.update(value for value in values if isinstance(value, str))
 
 
-def _imported(node: ast.AST, file: Path, folder: Path) -> Iterator[tuple[list[str], Path]]:
+def _imported(node: ast.AST, file: str, folder: str) -> Iterator[tuple[list[str], str]]:
     """The modules that a statement imports or may import, each with the folder from which its name counts."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield alias.name.split("."), folder
     elif isinstance(node, ast.ImportFrom):
-        base = folder if node.level == 0 else file.parents[node.level - 1] if node.level <= len(file.parents) else file.parent
+        base = folder
+        for level in range(node.level):
+            base = os.path.dirname(file if level == 0 else base)  # noqa: PTH120
         parts = node.module.split(".") if node.module else []
         if parts:
             yield parts, base
@@ -165,15 +177,15 @@ def _imported(node: ast.AST, file: Path, folder: Path) -> Iterator[tuple[list[st
             yield [*parts, alias.name], base
 
 
-def _files_of(folder: Path, parts: list[str]) -> list[Path]:
+def _files_of(folder: str, parts: Sequence[str]) -> list[str]:
     """The files of a module below a folder, those of the packages around it first; none if it is not there."""
-    found: list[Path] = []
-    for count in range(1, len(parts) + 1):
-        place = folder.joinpath(*parts[:count])
-        candidates = [place.with_name(f"{place.name}.py"), place / "__init__.py"]
-        file = next((each for each in candidates if each.is_file()), None)
-        if file is None and not place.is_dir():
-            return found if count > 1 else []
+    found: list[str] = []
+    for part in parts:
+        folder = os.path.join(folder, part)  # noqa: PTH118
+        candidates = (f"{folder}.py", os.path.join(folder, "__init__.py"))  # noqa: PTH118
+        file = next((each for each in candidates if os.path.isfile(each)), None)  # noqa: PTH113
         if file is not None:
             found.append(file)
+        elif not os.path.isdir(folder):  # noqa: PTH112
+            break
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from launcher.errors import LaunchError
 from launcher.host import limits, reaper
-from launcher.host.preload_list import ModuleToPreload, PreloadList
+from launcher.host.preload_list import PreloadList
 from launcher.host.reaper import state_of
 from launcher.host.server_channel import Channel
 from launcher.host.server_process import ServerJob, ServerProcess
@@ -92,9 +92,13 @@ class ForkServer:
                 say(f"still importing '{modules[at].name}' ({modules[at].key})")
                 shown = at
         if channel.imported < len(modules):
-            self._take_refusal(self._job.preload, modules[channel.importing or 0], say)
+            self._take_refusal(self._job.preload, say)
 
-    def _take_refusal(self, preload: PreloadList, module: ModuleToPreload, say: Callable[[str], None]) -> None:
+    def _take_refusal(self, preload: PreloadList, say: Callable[[str], None]) -> None:
+        at = self._channel.importing
+        if at is None and not any(module.is_listed for module in preload.modules):
+            return  # it has ended while it imported torch: the start of a rank reports it
+        module = preload.modules[-1 if at is None else at]
         reason = self._channel.refusal or (
             f"{module.key}: the process that imports modules for all ranks ended while it imported '{module.name}'; "
             f"python -c 'import {module.name}' may show why; or {module.cure}"
@@ -106,7 +110,10 @@ class ForkServer:
             while not self._channel.is_closed:
                 self._channel.receive(timeout_s=None)
             self._job = self._job._replace(preload=preload.without_automatic())
-        self.restart_if_dead()
+        try:
+            self.restart_if_dead()
+        except OSError as error:
+            raise LaunchError(f"no process can be started: {limits.explain(error.errno or 0)}") from None
         self.wait_for_modules(say)
 
     def start_rank(self, request: Request, variables: Mapping[str, str], streams: Sequence[int]) -> int:

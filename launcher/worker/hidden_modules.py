@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 class HiddenModules(MetaPathFinder, Loader):
@@ -26,8 +27,11 @@ class HiddenModules(MetaPathFinder, Loader):
         self.is_hidden = True
         self._imported: dict[str, str] = {}
         """The name of the module whose import brings all back, once there is one."""
-        for name in modules:
+        for name, module in modules.items():
             sys.modules.pop(name, None)
+            parent, attribute = self._place_in_parent(name)
+            if parent.get(attribute) is module:
+                del parent[attribute]
 
     def let_find(self) -> None:
         """Let imports find the modules, before any others of their names."""
@@ -45,6 +49,14 @@ class HiddenModules(MetaPathFinder, Loader):
         self.is_hidden = False
         for name, module in self.modules.items():
             sys.modules.setdefault(name, module)
+            parent, attribute = self._place_in_parent(name)
+            parent.setdefault(attribute, module)
+
+    def _place_in_parent(self, name: str) -> tuple[dict[str, Any], str]:
+        """The names in the package of a module that can be imported without it, and the module's own name there."""
+        package, _, attribute = name.rpartition(".")
+        parent = None if package in self.modules else sys.modules.get(package)
+        return {} if parent is None else vars(parent), attribute
 
     def import_now(self) -> None:
         """The same, as an import of one of them would."""

@@ -8,6 +8,7 @@ read when it was imported, are named in a warning.
 Modules of the script's own folder cannot be found before the script starts: they hide nothing from mimo-launch.
 """
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -38,6 +39,7 @@ class _Preloaded:
 
     def __init__(self, wanted: ModuleToPreload) -> None:
         self.name = wanted.name
+        self.is_listed = wanted.is_listed
         self._cure = wanted.cure
         self._origin = wanted.key.partition("[")[0]
         self.brings: list[_Preloaded] = []
@@ -46,6 +48,8 @@ class _Preloaded:
         """The variables that it has read, with their values before its import."""
         self.sets: dict[str, tuple[str | None, str | None]] = {}
         """The variables that it has changed, with their values before and after."""
+        self.loggers: list[logging.Logger] = []
+        """Those that it has made."""
         self.hidden = HiddenModules({}, self.come_back)
 
     def hide(self, modules: Mapping[str, ModuleType]) -> None:
@@ -62,6 +66,8 @@ class _Preloaded:
             other.hidden.import_now()
         if self.brings_torch:
             import_module("torch")  # as the script would: other threads that import it wait
+        for logger in self.loggers:
+            logger.disabled = False  # by logging.config, which disables loggers that are there
         if _job.is_rank:
             self.warn("the script")
             self._set_variables()
@@ -178,11 +184,12 @@ def _preload(wanted: ModuleToPreload, own: Collection[str], before: Mapping[str,
 @contextmanager
 def _noting_what_it_does(module: _Preloaded) -> Iterator[Collection[str]]:
     """Note whether a module imports torch, and which variables it reads and sets."""
-    variables, pools = dict(environ.variables()), _pools()
+    variables, pools, loggers = dict(environ.variables()), _pools(), _loggers().keys()
     late_variables.list_modules()
     torch = late_variables.hide_torch(on_import=lambda: None)
     with environ.defaults(_WITHOUT_CUDA), environ.noting_reads() as reads:
         yield reads
+    module.loggers = [logger for name, logger in _loggers().items() if name not in loggers]
     module.brings_torch = not torch.is_hidden
     torch.bring_back()
     now = environ.variables()
@@ -195,11 +202,13 @@ def _noting_what_it_does(module: _Preloaded) -> Iterator[Collection[str]]:
 
 def _hide_again(own: Collection[str], before: Mapping[str, ModuleType]) -> None:
     """Hide what is new: modules below the names of the list, and with the last one the script's own that it has imported."""
-    by_root = {_root_of(each.name): each for each in reversed(_job.preloaded)}
+    last = _job.preloaded[-1]
+    by_root = {_root_of(each.name): each for each in reversed(_job.preloaded) if each.is_listed or each is last}
+    hidden = {name: each for each in _job.preloaded for name in each.hidden.modules}
     found: dict[_Preloaded, dict[str, ModuleType]] = {each: {} for each in _job.preloaded}
     for name, module in sys.modules.items():
         root = _root_of(name)
-        owner = by_root.get(root, _job.preloaded[-1] if root in own else None)
+        owner = hidden.get(name) or by_root.get(root, last if root in own else None)
         if owner is not None and before.get(name) is not module:
             found[owner][name] = module
     for each, modules in found.items():
@@ -230,6 +239,11 @@ def _refuse_variables_of_ranks(wanted: ModuleToPreload, reads: Collection[str]) 
             f"{wanted.key}: importing '{wanted.name}' read {', '.join(found)}, which ranks have once they are forked; "
             f"{wanted.cure}"
         )
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    known = logging.getLogger().manager.loggerDict
+    return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}
 
 
 def _pools() -> set[str]:

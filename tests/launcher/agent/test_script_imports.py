@@ -41,6 +41,7 @@ SCRIPTS = {
     "a default of one": ("import os\nos.environ.setdefault('TORCHDYNAMO_VERBOSE', '1')\nimport torch.optim", DTENSOR),
     "several": ("import os\nos.environ.update({'TMPDIR': '/x'})\nimport torch.optim", DTENSOR),
     "several by name": ("import os\nos.environ.update(TORCH_COMPILE_DEBUG='1')\nimport torch.optim", DTENSOR),
+    "several by an operator": ("import os\nos.environ |= {'TORCHINDUCTOR_CACHE_DIR': 'x'}\nimport torch.optim", DTENSOR),
     "one is removed": ("import os\ndel os.environ['HOME']\nimport torch.optim", DTENSOR),
     "one is read": ("import os\nos.environ['HOME']\nimport torch.optim", COMPILER),
     "another one": ("import os\nos.environ['NCCL_DEBUG'] = 'INFO'\nimport torch.optim", COMPILER),
@@ -49,6 +50,13 @@ SCRIPTS = {
     "the package around": ("import package.part", COMPILER),
     "a module beside it that only communicates": ("import communicates", []),
     "a module beside it with a package": ("import imports_more", DTENSOR),
+    "a name that is too long for a file": (f"import torch\ntry:\n    import {'a' * 300}\nexcept ImportError: ...", DTENSOR),
+    "relative imports beyond the root": ("from .......... import x", []),
+    "expressions that are nested too deeply": ("x = " + "-" * 20_000 + "1", DTENSOR),
+    "a module beside it that is nested too deeply": ("import nested", DTENSOR),
+    "a large module beside it": ("import large", DTENSOR),
+    "a large module beside a script that trains": ("import torch.optim, large", COMPILER),
+    "a folder with the name of a module": ("import torch, data", DTENSOR),
     "modules that import each other": ("import circle", []),
     "a folder without __init__.py": ("from folder.trainer import train", COMPILER),
 }
@@ -60,6 +68,9 @@ def folder(tmp_path):
     (tmp_path / "communicates.py").write_text(JOIN)
     (tmp_path / "imports_more.py").write_text("import einops")
     (tmp_path / "circle.py").write_text("import circle, communicates")
+    (tmp_path / "nested.py").write_text("x = " + "not " * 9000 + "1")
+    (tmp_path / "large.py").write_text("x = 1\n" * 100_000)
+    (tmp_path / "data").mkdir()
     for package in ("package", "folder"):
         (tmp_path / package).mkdir()
     (tmp_path / "package" / "__init__.py").touch()
@@ -110,6 +121,12 @@ def test_a_module_is_found_from_the_current_folder(folder, monkeypatch):
     assert names(found(folder, "{module: package}")) == COMPILER
     assert names(found(folder, "{module: communicates}")) == []
     assert names(found(folder, "{module: json.tool}")) == DTENSOR
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_are_left_to_the_rank(folder):
+    (folder / "script.py").write_text("import torch.optim\nx = '\\d' is 'x'")
+    assert names(found(folder, "{script: script.py}")) == COMPILER
 
 
 def test_variables_of_a_module_may_be_the_compilers(folder):

@@ -264,6 +264,49 @@ def test_a_module_of_the_users_own_is_not_imported_before_the_script(job):
     assert sorted(line.partition("] ")[2] for line in done.stdout.splitlines()).count("own") == 3
 
 
+ATTRIBUTE = """
+import sys, torch
+print(hasattr(torch, "optim"), "_dynamo" in vars(torch), torch._dynamo.__name__, "torch._dynamo" in sys.modules)
+import torch.utils._content_store
+print(torch.utils._content_store is sys.modules["torch.utils._content_store"])
+"""
+
+
+def test_an_attribute_of_its_package_imports_it(job):
+    done = job.run(ATTRIBUTE, "runtime={join: script}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_of(done.stdout, "[vision r0]") == ["True False torch._dynamo True", "True"]
+
+
+LOGS = """
+import logging.config, torch
+logging.config.dictConfig({"version": 1})
+torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1.0)
+print([name for name in ("torch._dynamo", "torch._dynamo.convert_frame") if logging.getLogger(name).disabled])
+"""
+
+
+def test_loggers_are_those_that_the_import_would_make(job):
+    done = job.run(LOGS, "runtime={join: script}")
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = lines_of(done.stdout, "[vision r0]")
+    assert line == "['torch._dynamo']"  # torch itself makes that one
+
+
+def test_modules_of_torch_that_a_listed_module_imports_are_there_with_it(job):
+    (job.folder / "module.py").write_text("import torch.utils.benchmark")
+    script = "import sys, torch\ntorch.optim\nimport module\nprint('torch.utils.benchmark' in sys.modules)"
+    done = job.run(script, "runtime={preload: [module], join: script}")
+    assert (done.returncode, done.stderr, lines_of(done.stdout, "[vision r0]")) == (0, "", ["True"])
+
+
+def test_the_agent_imports_torch_with_its_compiler_where_a_variable_demands_it(job):
+    job.environ["TORCH_COMPILE_DEBUG"] = "1"
+    done = job.run(TRAINS, "runtime={join: script}")
+    assert done.returncode == 0, done.stderr
+    assert lines_of(done.stdout, "[vision r0]")[1] == "2.0 3"
+
+
 def test_a_script_that_only_communicates_gets_neither_the_compiler_nor_dtensor(job):
     script = "import sys, torch, torch.distributed\nprint([name for name in ('torch._dynamo', DTENSOR) if name in sys.modules])"
     # The name would be found in the script, where it is written in one piece.
