@@ -1,8 +1,8 @@
 """What torch will import in each rank because of what the script does, found in the script's source before it runs.
 
 torch imports its compiler when a process makes its first optimizer or wraps its first model: 800 modules, half as long as the
-import of torch itself. The process from which ranks are forked can do that once. For a script that only communicates it would
-be lost time; so would be the import of DTensor, which the compiler brings.
+import of torch itself. The process from which ranks are forked can do that once. For a script that is known only to
+communicate it would be lost time.
 """
 
 import ast
@@ -18,9 +18,8 @@ from launcher.host.preload_list import ModuleToPreload
 from launcher.plan.launch_plan import Entry, LaunchPlan
 
 _COMPILER = "torch._dynamo"
-_DTENSOR = "torch.distributed.tensor"
 
-_COMPILER_BY_NAME = {
+_TRAINS_BY_NAME = {
     "optim",
     "DistributedDataParallel",
     "DDP",
@@ -28,25 +27,30 @@ _COMPILER_BY_NAME = {
     "FSDP",
     "fully_shard",
     "torch.compile",
+    "DTensor",
+    "distribute_tensor",
+    "distributed.tensor",
+    "dist.tensor",
+    "__import__",
+    "import_module",
+    "run_path",
+    "run_module",
+    "exec",
 }
-_COMPILER_BY_IMPORT = (
+"""With the last of them the script may import anything."""
+
+_TRAINS_BY_IMPORT = (
     "torch.optim",
     "torch.utils.checkpoint",
     "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
     "torch.distributed.optim",
     "torch.distributed.pipelining",
+    "torch.distributed.tensor",
     "torch.nn.parallel",
-    "accelerate",
-    "deepspeed",
-    "lightning",
-    "megatron",
-    "pytorch_lightning",
-    "torchtitan",
-    "transformers",
 )
-_WITHOUT_DTENSOR = {*sys.stdlib_module_names, "torch", "numpy"} - {"importlib", "runpy"}
-_DTENSOR_BY_NAME = {"DTensor", "distribute_tensor", "distributed.tensor", "dist.tensor", "__import__", "exec"}
-_DTENSOR_BY_IMPORT = ("torch.distributed.tensor", "torch.distributed.checkpoint", "torch.distributed._tensor")
+_KNOWN_PACKAGES = {*sys.stdlib_module_names, "torch", "numpy"}
+"""A script with others may train through them."""
 
 _OF_COMPILER = (
     *("AOT", "CUTEDSL", "CUTLASS", "DUMP_AOTI", "ENABLE_", "FAKE_ALLOW", "INDUCTOR", "LOG_", "MPMATH", "PARTITIONER", "PT2_"),
@@ -62,7 +66,7 @@ _MOST_BYTES = 500_000
 
 def modules_to_preload(plan: LaunchPlan) -> tuple[ModuleToPreload, ...]:
     """The modules that the server imports for all ranks: those of torch that the script brings, and `runtime.preload`."""
-    listed = [ModuleToPreload.listed(at, name) for at, name in enumerate(plan.runtime.preload)]
+    listed = [ModuleToPreload.listed(at, name) for at, name in enumerate(plan.runtime.preload) if name != "torch"]
     return (*map(ModuleToPreload.automatic, _modules_of_torch(plan)), *listed)
 
 
@@ -71,12 +75,10 @@ def _modules_of_torch(plan: LaunchPlan) -> tuple[str, ...]:
     if not {"torch", _COMPILER}.isdisjoint(plan.runtime.preload):
         return ()
     source = _Source()
-    is_known = source.read(plan.entry)
-    if source.has(_COMPILER_BY_NAME, _COMPILER_BY_IMPORT):
-        variables = source.keys.union(*plan.module_env.values())
-        return (_DTENSOR,) if any(map(_is_of_compiler, variables)) else (_COMPILER,)
-    is_without = is_known and source.packages <= _WITHOUT_DTENSOR and not source.has(_DTENSOR_BY_NAME, _DTENSOR_BY_IMPORT)
-    return () if is_without else (_DTENSOR,)
+    if source.read(plan.entry) and source.packages <= _KNOWN_PACKAGES and not source.has(_TRAINS_BY_NAME, _TRAINS_BY_IMPORT):
+        return ()
+    variables = source.keys.union(*plan.module_env.values())
+    return () if any(map(_is_of_compiler, variables)) else (_COMPILER,)
 
 
 def _is_of_compiler(variable: str) -> bool:

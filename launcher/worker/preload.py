@@ -8,15 +8,18 @@ read when it was imported, are named in a warning.
 Modules of the script's own folder cannot be found before the script starts: they hide nothing from mimo-launch.
 """
 
+import atexit
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from launcher.config.reserved_variables import RESERVED_VARIABLES
 from launcher.errors import LaunchError
@@ -50,6 +53,10 @@ class _Preloaded:
         """The variables that it has changed, with their values before and after."""
         self.loggers: list[logging.Logger] = []
         """Those that it has made."""
+        self.filters: list[Any] = []
+        """Filters of warnings that it has added."""
+        self.exit_functions: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        """What it has asked to be called at the exit."""
         self.hidden = HiddenModules({}, self.come_back)
 
     def hide(self, modules: Mapping[str, ModuleType]) -> None:
@@ -68,7 +75,10 @@ class _Preloaded:
             import_module("torch")  # as the script would: other threads that import it wait
         for logger in self.loggers:
             logger.disabled = False  # by logging.config, which disables loggers that are there
+        _add_filters(self.filters)
         if _job.is_rank:
+            for function, args, kwargs in self.exit_functions:
+                atexit.register(function, *args, **kwargs)
             self.warn("the script")
             self._set_variables()
 
@@ -184,12 +194,14 @@ def _preload(wanted: ModuleToPreload, own: Collection[str], before: Mapping[str,
 @contextmanager
 def _noting_what_it_does(module: _Preloaded) -> Iterator[Collection[str]]:
     """Note whether a module imports torch, and which variables it reads and sets."""
-    variables, pools, loggers = dict(environ.variables()), _pools(), _loggers().keys()
+    variables, pools, loggers, filters = dict(environ.variables()), _pools(), _loggers().keys(), [*warnings.filters]
     late_variables.list_modules()
     torch = late_variables.hide_torch(on_import=lambda: None)
-    with environ.defaults(_WITHOUT_CUDA), environ.noting_reads() as reads:
+    with environ.defaults(_WITHOUT_CUDA), environ.noting_reads() as reads, _keeping_exit_functions(module):
         yield reads
     module.loggers = [logger for name, logger in _loggers().items() if name not in loggers]
+    module.filters = [each for each in warnings.filters if each not in filters]
+    _set_filters(filters)
     module.brings_torch = not torch.is_hidden
     torch.bring_back()
     now = environ.variables()
@@ -198,6 +210,25 @@ def _noting_what_it_does(module: _Preloaded) -> Iterator[Collection[str]]:
     sizes = _SIZES_OF_POOLS if _pools() - pools else ()
     read = [*sizes, *(name for name in reads if not late_variables.is_applied(name))]
     module.reads = {name: variables.get(name) for name in read}
+
+
+@contextmanager
+def _keeping_exit_functions(module: _Preloaded) -> Iterator[None]:
+    """Register its functions that are to be called at the exit when the script imports it. Those of modules that stay imported
+    are registered at once."""
+    register = atexit.register
+
+    def keep(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        if _root_of(getattr(function, "__module__", None) or "") != _root_of(module.name):
+            return register(function, *args, **kwargs)
+        module.exit_functions.append((function, args, kwargs))
+        return function
+
+    atexit.register = keep  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        atexit.register = register
 
 
 def _hide_again(own: Collection[str], before: Mapping[str, ModuleType]) -> None:
@@ -244,6 +275,17 @@ def _refuse_variables_of_ranks(wanted: ModuleToPreload, reads: Collection[str]) 
 def _loggers() -> dict[str, logging.Logger]:
     known = logging.getLogger().manager.loggerDict
     return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}
+
+
+def _add_filters(filters: Sequence[Any]) -> None:
+    if filters:
+        _set_filters([*filters, *(each for each in warnings.filters if each not in filters)])
+
+
+def _set_filters(filters: Sequence[Any]) -> None:
+    warnings.filters[:] = filters  # type: ignore[index]
+    with warnings.catch_warnings():  # its end lets Python read the filters anew
+        pass
 
 
 def _pools() -> set[str]:

@@ -11,7 +11,7 @@ from launcher.config.loader import load
 from launcher.host.preload_list import PreloadList
 from launcher.plan.planner import make_plan
 
-COMPILER, DTENSOR = ["torch._dynamo"], ["torch.distributed.tensor"]
+COMPILER = ["torch._dynamo"]
 JOIN = "import torch, torch.distributed as dist\ndist.init_process_group('gloo')\n"
 
 SCRIPTS = {
@@ -30,33 +30,33 @@ SCRIPTS = {
     "transformers": ("from transformers import Trainer", COMPILER),
     "Lightning": ("import lightning.fabric", COMPILER),
     "a comment": ("# torch.optim\n'optim'", []),
-    "tensor parallel": ("from torch.distributed.tensor.parallel import parallelize_module", DTENSOR),
-    "DTensor": ("import torch\ntorch.distributed.tensor.zeros(1)", DTENSOR),
-    "checkpoints": ("import torch.distributed.checkpoint as dcp", DTENSOR),
-    "a package that is not known": ("import my_company.models", DTENSOR),
-    "modules that are known at run time only": ("import importlib, sys\nimportlib.import_module(sys.argv[1])", DTENSOR),
-    "a syntax error": ("def", DTENSOR),
-    "no text": ("\0", DTENSOR),
-    "a variable of the compiler": ("import os\nos.environ['TORCHINDUCTOR_FREEZING'] = '1'\nimport torch.optim", DTENSOR),
-    "a default of one": ("import os\nos.environ.setdefault('TORCHDYNAMO_VERBOSE', '1')\nimport torch.optim", DTENSOR),
-    "several": ("import os\nos.environ.update({'TMPDIR': '/x'})\nimport torch.optim", DTENSOR),
-    "several by name": ("import os\nos.environ.update(TORCH_COMPILE_DEBUG='1')\nimport torch.optim", DTENSOR),
-    "several by an operator": ("import os\nos.environ |= {'TORCHINDUCTOR_CACHE_DIR': 'x'}\nimport torch.optim", DTENSOR),
-    "one is removed": ("import os\ndel os.environ['HOME']\nimport torch.optim", DTENSOR),
+    "tensor parallel": ("from torch.distributed.tensor.parallel import parallelize_module", COMPILER),
+    "DTensor": ("import torch\ntorch.distributed.tensor.zeros(1)", COMPILER),
+    "checkpoints": ("import torch.distributed.checkpoint as dcp", COMPILER),
+    "a package that is not known": ("import my_company.models", COMPILER),
+    "modules that are known at run time only": ("import importlib, sys\nimportlib.import_module(sys.argv[1])", COMPILER),
+    "a syntax error": ("def", COMPILER),
+    "no text": ("\0", COMPILER),
+    "a variable of the compiler": ("import os\nos.environ['TORCHINDUCTOR_FREEZING'] = '1'\nimport torch.optim", []),
+    "a default of one": ("import os\nos.environ.setdefault('TORCHDYNAMO_VERBOSE', '1')\nimport torch.optim", []),
+    "several": ("import os\nos.environ.update({'TMPDIR': '/x'})\nimport torch.optim", []),
+    "several by name": ("import os\nos.environ.update(TORCH_COMPILE_DEBUG='1')\nimport torch.optim", []),
+    "several by an operator": ("import os\nos.environ |= {'TORCHINDUCTOR_CACHE_DIR': 'x'}\nimport torch.optim", []),
+    "one is removed": ("import os\ndel os.environ['HOME']\nimport torch.optim", []),
     "one is read": ("import os\nos.environ['HOME']\nimport torch.optim", COMPILER),
     "another one": ("import os\nos.environ['NCCL_DEBUG'] = 'INFO'\nimport torch.optim", COMPILER),
     "a module beside it": ("from helper import train", COMPILER),
     "a module of a package beside it": ("from package import part", COMPILER),
     "the package around": ("import package.part", COMPILER),
     "a module beside it that only communicates": ("import communicates", []),
-    "a module beside it with a package": ("import imports_more", DTENSOR),
-    "a name that is too long for a file": (f"import torch\ntry:\n    import {'a' * 300}\nexcept ImportError: ...", DTENSOR),
+    "a module beside it with a package": ("import imports_more", COMPILER),
+    "a name that is too long for a file": (f"import torch\ntry:\n    import {'a' * 300}\nexcept ImportError: ...", COMPILER),
     "relative imports beyond the root": ("from .......... import x", []),
-    "expressions that are nested too deeply": ("x = " + "-" * 20_000 + "1", DTENSOR),
-    "a module beside it that is nested too deeply": ("import nested", DTENSOR),
-    "a large module beside it": ("import large", DTENSOR),
+    "expressions that are nested too deeply": ("x = " + "-" * 20_000 + "1", COMPILER),
+    "a module beside it that is nested too deeply": ("import nested", COMPILER),
+    "a large module beside it": ("import large", COMPILER),
     "a large module beside a script that trains": ("import torch.optim, large", COMPILER),
-    "a folder with the name of a module": ("import torch, data", DTENSOR),
+    "a folder with the name of a module": ("import torch, data", COMPILER),
     "modules that import each other": ("import circle", []),
     "a folder without __init__.py": ("from folder.trainer import train", COMPILER),
 }
@@ -103,7 +103,8 @@ def test_the_modules_follow_from_the_source(folder, script, expected):
     [
         ("[sklearn]", ["torch._dynamo", "sklearn"]),
         ("[torch.distributed.checkpoint]", ["torch._dynamo", "torch.distributed.checkpoint"]),
-        ("[torch]", ["torch"]),
+        ("[torch]", []),
+        ("[torch,sklearn]", ["sklearn"]),
         ("[sklearn,torch._dynamo]", ["sklearn", "torch._dynamo"]),
     ],
 )
@@ -111,16 +112,15 @@ def test_the_list_of_the_config_comes_behind(folder, listed, expected):
     (folder / "script.py").write_text("import torch.optim")
     modules = found(folder, "{script: script.py}", f"runtime.preload={listed}")
     assert names(modules) == expected
-    assert [module.key for module in modules if module.is_listed] == [
-        f"runtime.preload[{at}]" for at in range(listed.count(",") + 1)
-    ]
+    keys = {module.name: module.key for module in modules if module.is_listed}
+    assert keys == {name: f"runtime.preload[{at}]" for at, name in enumerate(listed[1:-1].split(",")) if name != "torch"}
 
 
 def test_a_module_is_found_from_the_current_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert names(found(folder, "{module: package}")) == COMPILER
     assert names(found(folder, "{module: communicates}")) == []
-    assert names(found(folder, "{module: json.tool}")) == DTENSOR
+    assert names(found(folder, "{module: json.tool}")) == COMPILER
 
 
 @pytest.mark.filterwarnings("error")
@@ -131,7 +131,7 @@ def test_warnings_are_left_to_the_rank(folder):
 
 def test_variables_of_a_module_may_be_the_compilers(folder):
     (folder / "script.py").write_text("import torch.optim")
-    assert names(found(folder, "{script: script.py}", module_env="{TORCHDYNAMO_VERBOSE: '1'}")) == DTENSOR
+    assert names(found(folder, "{script: script.py}", module_env="{TORCHDYNAMO_VERBOSE: '1'}")) == []
     assert names(found(folder, "{script: script.py}", module_env="{NCCL_DEBUG: INFO}")) == COMPILER
 
 

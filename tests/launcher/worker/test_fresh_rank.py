@@ -69,7 +69,8 @@ def start(folder, way):
     job = Job(folder, program=[*program, *OPTIONS, str(Path(sys.executable).with_name("mimo-launch"))], environ=environ)
     job.write(script.read_text(encoding="utf-8"))
     arguments = ["--steps", "3"]
-    command = job.command(f"runtime={{start_method: {way}, join: script}}", "--", *arguments)
+    preload = "[torch]" if way == FORKED else "[]"  # without torch's compiler, as for a script that does not train
+    command = job.command(f"runtime={{start_method: {way}, join: script, preload: {preload}}}", "--", *arguments)
     if way == TORCHRUN:
         nproc = f"--nproc-per-node={WORLD_SIZE}"
         command = [*program, *OPTIONS, "-m", "torch.distributed.run", nproc, str(folder / "script.py"), *arguments]

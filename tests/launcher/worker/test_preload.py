@@ -308,10 +308,32 @@ def test_the_agent_imports_torch_with_its_compiler_where_a_variable_demands_it(j
 
 
 def test_a_script_that_only_communicates_gets_neither_the_compiler_nor_dtensor(job):
-    script = "import sys, torch, torch.distributed\nprint([name for name in ('torch._dynamo', DTENSOR) if name in sys.modules])"
-    # The name would be found in the script, where it is written in one piece.
-    done = job.run(script.replace("DTENSOR", "'.'.join(['torch', 'distributed', 'tensor'])"), "runtime={join: script}")
+    names = [["torch", "_dynamo"], ["torch", "distributed", "tensor"]]  # whole names would count as a use
+    script = f"import sys, torch, torch.distributed\nprint([name for name in map('.'.join, {names}) if name in sys.modules])"
+    done = job.run(script, "runtime={join: script}")
     assert (done.returncode, lines_of(done.stdout, "[vision r0]")) == (0, ["[]"]), done.stderr
+
+
+@pytest.mark.parametrize(("imports", "expected"), [("", []), ("import own_exit", ["of the module"])])
+def test_exit_functions_are_called_if_the_script_imports_what_registers_them(job, imports, expected):
+    (job.folder / "own_exit.py").write_text("import atexit\natexit.register(lambda text: print(text), 'of the module')\n")
+    done = job.run(imports, "runtime={preload: [own_exit], join: script}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in lines_of(done.stdout, "[vision r0]") if line] == expected
+
+
+FILTERS = """
+import torch, warnings
+found = lambda: sum("SymPyDeprecationWarning" in str(each) for each in warnings.filters)
+before = found()
+torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1.0)
+print(before, found(), "SymPyDeprecationWarning" in str(warnings.filters[0]))
+"""
+
+
+def test_filters_of_warnings_are_added_when_the_script_imports_what_adds_them(job):
+    done = job.run(FILTERS, "runtime={join: script}")
+    assert (done.returncode, done.stderr, lines_of(done.stdout, "[vision r0]")) == (0, "", ["0 1 True"])
 
 
 def test_a_plan_has_the_modules(job, capsys):
