@@ -57,7 +57,7 @@ _OF_COMPILER = (
     *("SYMPY", "TORCHDYNAMO", "TORCHINDUCTOR", "TORCH_CACHING", "TORCH_COMPILE", "TORCH_DYNAMO", "TORCH_FAKE", "TORCH_STRICT"),
     "UNSAFE_SKIP",
 )
-_FOR_FOLDERS = {"CI", "CXX", "HOME", "LNAME", "LOGNAME", "TEMP", "TMP", "TMPDIR", "USER", "USERNAME"}
+_OF_OTHERS_TOO = {"CI", "CXX", "HOME", "LNAME", "LOGNAME", "TEMP", "TMP", "TMPDIR", "USER", "USERNAME"}
 """Variables that the compiler reads when it is imported: one that the script sets has its effect only if that is later."""
 
 _MOST_BYTES = 500_000
@@ -82,7 +82,7 @@ def _modules_of_torch(plan: LaunchPlan) -> tuple[str, ...]:
 
 
 def _is_of_compiler(variable: str) -> bool:
-    return variable.startswith(_OF_COMPILER) or variable in _FOR_FOLDERS
+    return variable.startswith(_OF_COMPILER) or variable in _OF_OTHERS_TOO
 
 
 @dataclass
@@ -105,6 +105,12 @@ class _Source:
 
     def read(self, entry: Entry) -> bool:
         """Read what an entry runs. Returns whether all of it could be read."""
+        try:
+            return self._read_all(entry)
+        except Exception:  # whatever it is, the rank that runs it reports it
+            return False
+
+    def _read_all(self, entry: Entry) -> bool:
         if entry.script is not None:
             folder, first = os.path.dirname(entry.script), [entry.script]  # noqa: PTH120
         else:
@@ -113,18 +119,15 @@ class _Source:
         waiting, seen, left = deque(first), set(first), _MOST_BYTES
         while waiting:
             file = waiting.popleft()
-            try:
-                left -= os.stat(file).st_size  # noqa: PTH116
-                if left < 0:
-                    return False
-                new = [each for each in self._read(file, folder) if each not in seen]
-            except Exception:  # whatever it is, the rank that runs it reports it
+            left -= os.stat(file).st_size  # noqa: PTH116
+            if left < 0:
                 return False
+            new = [each for each in self._read_file(file, folder) if each not in seen]
             waiting.extend(new)
             seen.update(new)
         return bool(first)
 
-    def _read(self, file: str, folder: str) -> list[str]:
+    def _read_file(self, file: str, folder: str) -> list[str]:
         """Note what is in a file, and return the files of the modules beside it that it imports."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the rank that runs it prints them

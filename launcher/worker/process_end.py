@@ -107,7 +107,7 @@ def _leave_modules() -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
     if _exits_early:
         # The interpreter clears sys after all other modules; it frees what is added to builtins before it collects garbage.
-        # It keeps the GIL: exit functions of C++ code free Python's objects.
+        # PyDLL keeps the GIL: exit functions of C++ code free Python's objects.
         setattr(sys, _HOOK, _End(ctypes.PyDLL(None).exit))
 
 
