@@ -64,14 +64,16 @@ class RankExit:
     def has_lost_a_peer(self) -> bool:
         """Whether it failed because a peer had exited, judging by its exception or the end of its output."""
         # If torch's watchdog aborts a rank, there is a stack by faulthandler, but the message is in the output.
-        has_message = self.crash is not None and (self.crash.text or self.code > 0)
+        has_message = self.crash is not None and (self.crash.text or -self.code not in FAULTS)
         message = self.crash.text if self.crash is not None and has_message else "\n".join(self.tail)
         return any(part in message.lower() for part in _LOST_A_PEER)
 
     @property
     def is_by_its_own_fault(self) -> bool:
         """Whether it failed by itself: not because of a peer, and not by a signal from outside."""
-        return -self.code in _BY_A_FAULT or (self.code > 0 and not self.has_lost_a_peer)
+        if -self.code in _BY_A_FAULT:
+            return True
+        return (self._code_of_its_own > 0 or self._is_interrupted) and not self.has_lost_a_peer
 
     @property
     def was_ended(self) -> bool:
@@ -84,32 +86,40 @@ class RankExit:
         if self.crash is None:
             return (self.code,)
         places = tuple((frame.file, frame.line) for frame in self.crash.frames)
-        # One that was killed after its exception counts as failed.
-        code = 1 if -self.code in _KILLED else self.code
-        return (code, self.crash.kind, re.sub(r"0x[0-9a-f]+|\d+", "#", self.crash.text), places)
+        return (self._code_of_its_own, self.crash.kind, re.sub(r"0x[0-9a-f]+|\d+", "#", self.crash.text), places)
 
     @property
     def ending(self) -> str:
         """The exit in one line."""
-        if self.crash is None or self.code == 0:
-            return describe_exit_code(self.code)
+        code = self._code_of_its_own
+        if self.crash is None or code == 0:
+            return describe_exit_code(code)
         text = _first_line(self.crash.text)
         if self.crash.kind == "SystemExit":
-            return f"{describe_exit_code(self.code)} ({text})"
+            return f"{describe_exit_code(code)} ({text})"
         exception = f"{self.crash.kind}: {text}" if text else self.crash.kind
-        if -self.code in _KILLED:
-            return exception  # it had already failed when it was killed
-        if self.code < 0:
-            return f"{describe_exit_code(self.code)} ({exception})"
-        return exception if self.code == 1 else f"{exception} ({describe_exit_code(self.code)})"
+        if code < 0:
+            return f"{describe_exit_code(code)} ({exception})"
+        return exception if code == 1 else f"{exception} ({describe_exit_code(code)})"
 
     @property
     def job_code(self) -> int:
         """The exit code of a job that failed because of this rank: the rank's own, or 1 if a signal ended it; 130 for SIGINT,
         by which Python ends after a `KeyboardInterrupt`."""
-        if self.code == -signal.SIGINT:
+        if self._is_interrupted:
             return ExitCode.INTERRUPTED
-        return self.code if self.code > 0 else ExitCode.FAILURE
+        return max(self._code_of_its_own, 0) or ExitCode.FAILURE
+
+    @property
+    def _is_interrupted(self) -> bool:
+        return self._code_of_its_own == -signal.SIGINT
+
+    @property
+    def _code_of_its_own(self) -> int:
+        """The exit code, or what it would have been: a rank may be killed after its exception, while it ends."""
+        if self.crash is None or -self.code not in _KILLED:
+            return self.code
+        return -signal.SIGINT if "KeyboardInterrupt" in self.crash.kinds else 1
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""

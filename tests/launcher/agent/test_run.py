@@ -232,6 +232,21 @@ def test_the_first_failing_rank_gives_the_exit_code_and_is_named(job, ending, co
     assert f"mimo-launch: rank 1 (language.tp0) failed first: {told}" in done.stderr.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("ending", "code", "named"),
+    [
+        ("raise ValueError('rank one fails')", 1, "ValueError: rank one fails"),
+        ("raise KeyboardInterrupt", 130, "killed by SIGINT (KeyboardInterrupt)"),
+    ],
+)
+def test_a_rank_that_fails_is_named_though_its_peers_end_before_it(job, ending, code, named):
+    """Rank 1 closes its connections, so rank 0 fails, and waits at its own end until SIGTERM ends it."""
+    leave = "import atexit, signal; atexit.register(signal.pause); atexit.register(dist.destroy_process_group)"
+    done = job.run(FAIL_ON_RANK_ONE.format(ending=f"{leave}; {ending}"))
+    assert done.returncode == code
+    assert f"mimo-launch: rank 1 (language.tp0) failed first: {named}" in done.stderr.splitlines()
+
+
 def test_a_scripts_traceback_begins_in_the_script(job):
     done = job.run("def inner():\n    raise ValueError('boom')\n\ninner()\n")
     logs = (job.folder / "runs" / "small" / "logs" / "attempt0").glob("rank*.stderr.log")

@@ -22,6 +22,9 @@ from tests.launcher.failures.rank_exits import (
     record,
 )
 
+OWN = crash("ValueError", "bad batch")
+INTERRUPT = crash("KeyboardInterrupt", "", bases=("BaseException",))
+
 
 def output_of(script, folder, name="script.py"):
     """The stderr of a Python program, in a file, and its exit code."""
@@ -219,6 +222,10 @@ def test_stacks_on_request_are_not_a_crash(tmp_path):
         pytest.param(
             record(0, -15, crash=crash("ValueError", "no")), "ValueError: no", id="ended after its exception by SIGTERM"
         ),
+        pytest.param(record(0, -15, crash=crash("SystemExit", "no data")), "exit code 1 (no data)", id="ended after sys.exit"),
+        pytest.param(
+            record(0, -15, crash=INTERRUPT), "killed by SIGINT (KeyboardInterrupt)", id="ended after a KeyboardInterrupt"
+        ),
         pytest.param(record(0, -11, crash=crash("Segmentation fault")), "killed by SIGSEGV (Segmentation fault)", id="in C"),
         pytest.param(record(0, 0, crash=crash("ValueError", "no")), "exit code 0", id="no failure"),
         pytest.param(
@@ -319,7 +326,6 @@ def test_a_rank_exit_survives_json(tmp_path):
 # Which failure came first.
 
 LOST = crash("RuntimeError", GLOO_LOST_A_PEER)
-OWN = crash("ValueError", "bad batch")
 IN_C = Crash(kind="Segmentation fault", text="", traceback="")
 ABORTED = Crash(kind="Aborted", text="", traceback="")
 
@@ -355,6 +361,15 @@ def test_a_lost_peer_is_recognized_in_the_output_of_a_rank_that_the_watchdog_has
 
 def test_the_output_before_an_exception_without_a_message_does_not_count():
     assert not record(0, crash=crash("AssertionError"), tail=GLOO_LOST_A_PEER.splitlines()).has_lost_a_peer
+    assert not record(0, -15, crash=crash("AssertionError"), tail=GLOO_LOST_A_PEER.splitlines()).has_lost_a_peer
+
+
+@pytest.mark.parametrize(
+    ("code", "exception", "job_code"),
+    [(7, None, 7), (1, OWN, 1), (-9, None, 1), (-15, OWN, 1), (-2, None, 130), (-2, INTERRUPT, 130), (-15, INTERRUPT, 130)],
+)
+def test_the_exit_code_of_a_job_is_that_of_its_rank(code, exception, job_code):
+    assert record(0, code, crash=exception).job_code == job_code
 
 
 @pytest.mark.parametrize(
@@ -368,6 +383,8 @@ def test_the_output_before_an_exception_without_a_message_does_not_count():
             [record(0, crash=LOST), record(1, crash=LOST), record(2, crash=OWN), record(3, crash=OWN)], 2, id="several peers do"
         ),
         pytest.param([record(0, crash=LOST), record(1, -11, crash=IN_C)], 1, id="the culprit crashes in C"),
+        pytest.param([record(0, crash=LOST), record(1, -2, crash=INTERRUPT, after_s=2)], 1, id="the culprit was interrupted"),
+        pytest.param([record(0, crash=LOST), record(1, -15, crash=OWN, after_s=2)], 1, id="the culprit was killed as it ended"),
         pytest.param(
             [record(0, -6, crash=ABORTED, tail=WATCHDOG.splitlines()), record(1, crash=OWN)],
             1,
