@@ -294,8 +294,8 @@ def test_loggers_are_those_that_the_import_would_make(job):
 
 
 def test_modules_of_torch_that_a_listed_module_imports_are_there_with_it(job):
-    (job.folder / "module.py").write_text("import torch.utils.benchmark")
-    script = "import sys, torch\ntorch.optim\nimport module\nprint('torch.utils.benchmark' in sys.modules)"
+    (job.folder / "module.py").write_text("import torch.utils.bundled_inputs")
+    script = "import sys, torch\ntorch.optim\nimport module\nprint('torch.utils.bundled_inputs' in sys.modules)"
     done = job.run(script, "runtime={preload: [module], join: script}")
     assert (done.returncode, done.stderr, lines_of(done.stdout, "[vision r0]")) == (0, "", ["True"])
 
