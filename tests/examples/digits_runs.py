@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.launcher.jobs import without_slow_ranks
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "digits_vlm"
 LEFT_OUT = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
@@ -32,7 +34,7 @@ def train(layout: str, run_dir: Path, *script_args: str, overrides: Sequence[str
     """Run a layout to its end and return the loss of every step."""
     ended = start(layout, run_dir, *script_args, overrides=overrides)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
+    assert without_slow_ranks(ended.stderr) == ""
     losses = [record for record in metrics(run_dir) if "loss" in record]
     assert [record["step"] for record in losses] == list(range(1, len(losses) + 1))
     return [record["loss"] for record in losses]

@@ -1,6 +1,7 @@
 """Real runs of mimo-launch in tests."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ modules:
   language: {tp: 2}
 entry: {script: script.py}
 """
+
+_SLOW_RANK = re.compile(r"mimo-launch: rank \d+ \(.+\) computes ")
 
 
 @dataclass
@@ -71,6 +74,11 @@ class Job:
 def without_waiting(text: str) -> str:
     """Without the lines that name the ranks that have not arrived yet, which are late on a machine with other load."""
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("mimo-launch: waiting for"))
+
+
+def without_slow_ranks(text: str) -> str:
+    """Without the lines about ranks that compute slower than their peers, as they do on a machine with other load."""
+    return "".join(line for line in text.splitlines(keepends=True) if not _SLOW_RANK.match(line))
 
 
 def lines_of(text: str, prefix: str) -> list[str]:
