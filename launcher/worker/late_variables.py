@@ -9,11 +9,15 @@ nothing.
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from launcher.worker.hidden_modules import HiddenModules
 from mimo_role.host import environ
 
-_LIBRARIES = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS|GOTO|MKLDNN|ONEDNN|DNNL|NPY|PYTORCH_JIT|TORCHDYNAMO|TORCHEXPORT)(_\w+)?")
+_LIBRARIES = re.compile(r"(OMP|GOMP|MKL|OPENBLAS|GOTO|MKLDNN|ONEDNN|DNNL|NPY|PYTORCH_JIT|TORCHDYNAMO|TORCHEXPORT)(_\w+)?")
+_OF_LLVM = re.compile(r"KMP_\w+")
+"""Of the OpenMP libraries of LLVM and Intel. PyPI's builds of torch have GNU's, which reads none of them."""
+_LLVM_LIBRARIES = ("libomp.so", "libomp5", "libiomp5")
 _OF_TORCH = re.compile(
     r"KINETO_USE_DAEMON|PYTORCH_(API_USAGE_STDERR|MATCHER_LOGLEVEL|SUM_INNER_TREE)|TORCHINDUCTOR_FORCE_DISABLE_CACHES"
     r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|COMPILE_\w+|CPP_LOG_LEVEL|CUDAGRAPH_GC|CUDA_SANITIZER|CUSTOM_TERMINATE"
@@ -72,7 +76,14 @@ def apply(origin: str) -> None:
 def _is_read_at_import(name: str, value: str) -> bool:
     if _OF_ALLOCATORS.fullmatch(name):
         return "backend:" in value
+    if _OF_LLVM.fullmatch(name):
+        return _has_llvm_openmp()
     return bool(_OF_TORCH.fullmatch(name) or _LIBRARIES.fullmatch(name))
+
+
+def _has_llvm_openmp() -> bool:
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    return any(name in mapped for name in _LLVM_LIBRARIES)
 
 
 def list_modules() -> None:

@@ -109,6 +109,8 @@ def _leave_modules() -> None:
         # The interpreter clears sys after all other modules; it frees what is added to builtins before it collects garbage.
         # PyDLL keeps the GIL: exit functions of C++ code free Python's objects.
         setattr(sys, _HOOK, _End(ctypes.PyDLL(None).exit))
+    elif _uses_nanobind():
+        setattr(sys, _HOOK, _Mute())
 
 
 def _may_exit_early() -> bool:
@@ -138,6 +140,34 @@ class _End:
     def __del__(self, collect: Callable[[], int] = gc.collect) -> None:
         collect()
         self._exit(0)
+
+
+class _Mute:
+    """Drops what C code prints to its `stderr` from the moment this is freed. Python does not print to that.
+
+    nanobind, with which triton is bound from 3.8 on, takes objects of kept modules for leaks and lists them after the end of
+    the interpreter (`Py_AtExit`). Exit functions of other C libraries are mute too.
+    """
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None)
+        library.fopen.restype = ctypes.c_void_p
+        self._stream = ctypes.c_void_p.in_dll(library, "stderr")
+        self._null = library.fopen(os.devnull.encode(), b"w")
+
+    def __del__(self) -> None:
+        if self._null:
+            self._stream.value = self._null
+
+
+def _uses_nanobind() -> bool:
+    """Whether an extension module has been bound with nanobind, which keeps its data in the interpreter's dict."""
+    python = ctypes.pythonapi
+    python.PyInterpreterState_Get.restype = ctypes.c_void_p
+    python.PyInterpreterState_GetDict.argtypes = [ctypes.c_void_p]
+    python.PyInterpreterState_GetDict.restype = ctypes.c_void_p  # a borrowed reference
+    names = ctypes.cast(python.PyInterpreterState_GetDict(python.PyInterpreterState_Get()), ctypes.py_object).value
+    return any(isinstance(name, str) and name.startswith("__nb_internals") for name in names)
 
 
 def _skip_clean_up_of_libraries() -> None:

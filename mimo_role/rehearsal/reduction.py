@@ -29,6 +29,7 @@ def reduce_equal(tensor: torch.Tensor, op: Any, size: int) -> None:
     elif op == ReduceOp.BXOR:
         tensor.mul_(size % 2)
     elif op == ReduceOp.PREMUL_SUM:
-        tensor.mul_(op.factor).mul_(size)
+        _, factor = op.__getstate__()  # torch before 2.13 has no `factor`
+        tensor.mul_(factor).mul_(size)
     else:
         raise NotImplementedError(f"a rehearsal has no reduction {op}")

@@ -91,6 +91,8 @@ def install(
     )
     create = _with_our_backend(c10d._new_process_group_helper, calls)
     _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
+    if hasattr(c10d, "_maybe_attach_flight_recorder"):  # from torch 2.15 on
+        _replace(c10d, _maybe_attach_flight_recorder=lambda *_: None)
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
         _replace(module, new_group=recorded_new_group(module.new_group, calls))

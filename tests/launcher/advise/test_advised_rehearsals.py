@@ -9,6 +9,7 @@ from launcher.advise.simulator import Costs, Program, StageCost, StepShape, step
 from mimo_role import Topology
 from mimo_role.pipeline.stage_graph import StageGraph
 from tests.launcher.jobs import ROOT, Job
+from tests.launcher.rehearse.accounts import NEEDS_ACCOUNTS
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(300)]
 
@@ -78,6 +79,7 @@ def test_a_rehearsal_predicts_the_step_of_the_job_and_of_other_layouts(tmp_path)
     assert found["present"]["predicted_ms"] == pytest.approx(of_run["measured_ms"], rel=0.05)
 
 
+@NEEDS_ACCOUNTS
 def test_a_rehearsal_of_memory_has_no_times(tmp_path):
     job = Job(tmp_path, CONFIG)
     job.write((ROOT / "benchmarks" / "sleeping_stages.py").read_text())

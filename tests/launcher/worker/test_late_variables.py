@@ -119,12 +119,21 @@ def test_a_script_that_does_not_import_torch_does_not_see_it(run):
     assert run.as_rank("forkserver", {"script": path}) == run.by_python(path)
 
 
+MAPPED = """
+import mmap
+with open("libiomp5.so", "w+b") as file:
+    file.write(b"as if it were loaded")
+    file.flush()
+    library = mmap.mmap(file.fileno(), 0)
+"""
+
 LATE = {
     "OMP_PROC_BIND": set_before("import torch", OMP_PROC_BIND="close"),
     "TORCH_DEVICE_BACKEND_AUTOLOAD": set_before("import torch", TORCH_DEVICE_BACKEND_AUTOLOAD="0"),
     "PYTORCH_CUDA_ALLOC_CONF": set_before("import torch", PYTORCH_CUDA_ALLOC_CONF="backend:cudaMallocAsync"),
     "TORCH_DISABLE_NATIVE_JIT": set_before("import torch", TORCH_DISABLE_NATIVE_JIT="1"),
-    "KMP_AFFINITY, TORCH_COMPILE_DEBUG": set_before("import torch.nn", TORCH_COMPILE_DEBUG="1", KMP_AFFINITY="none"),
+    "MKL_DYNAMIC, TORCH_COMPILE_DEBUG": set_before("import torch.nn", TORCH_COMPILE_DEBUG="1", MKL_DYNAMIC="FALSE"),
+    "KMP_AFFINITY": f"{MAPPED}import os\nos.environ['KMP_AFFINITY'] = 'none'\nimport torch",
     "OMP_NUM_THREADS": "import os\ndel os.environ['OMP_NUM_THREADS']\nimport torch",
 }
 
@@ -142,7 +151,8 @@ def test_one_line_names_the_variables_that_come_too_late_and_the_cure(run, names
 
 QUIET = {
     "what is not changed": "import os\nos.environ['OMP_PROC_BIND'] = os.environ['OMP_PROC_BIND']\nimport torch",
-    "what is changed back": set_before("del os.environ['KMP_AFFINITY']\nimport torch", KMP_AFFINITY="none"),
+    "what is changed back": set_before("del os.environ['MKL_DYNAMIC']\nimport torch", MKL_DYNAMIC="FALSE"),
+    "what a library that is not loaded would read, as scikit-learn sets it": "import sklearn\nimport torch",
     "what torch reads at its first use": set_before(
         "import torch", PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True", NCCL_DEBUG="INFO", OTHER="1"
     ),

@@ -293,6 +293,14 @@ def test_loggers_are_those_that_the_import_would_make(job):
     assert line == "['torch._dynamo']"  # torch itself makes that one
 
 
+def test_ranks_with_torchs_compiler_print_nothing_of_their_own_when_they_fail(job):
+    """Builds of torch 2.15 with CUDA bring triton, whose nanobind looks for leaks when a process ends."""
+    done = job.run("import torch\ntorch.optim\nprint('torch._dynamo' in __import__('sys').modules)\nraise SystemExit(3)")
+    assert done.returncode == 3
+    logs = (job.folder / "runs" / "small" / "logs" / "attempt0").glob("rank*.stderr.log")
+    assert {log.read_text() for log in logs} == {""}
+
+
 def test_modules_of_torch_that_a_listed_module_imports_are_there_with_it(job):
     (job.folder / "module.py").write_text("import torch.utils.bundled_inputs")
     script = "import sys, torch\ntorch.optim\nimport module\nprint('torch.utils.bundled_inputs' in sys.modules)"

@@ -38,6 +38,29 @@ def test_a_forked_rank_ends_early_only_where_nothing_is_left_to_do(run, rest, co
     assert (ended.code, ended.out.split()) == (code, [str(is_early)])
 
 
+C_EXIT_FUNCTION = """
+import atexit, ctypes, sys, torch
+library, python = ctypes.CDLL(None), ctypes.pythonapi
+library.on_exit(library.psignal, b"printed by C")  # is called with the exit code
+python.PyInterpreterState_Get.restype = python.PyInterpreterState_GetDict.restype = ctypes.c_void_p
+python.PyInterpreterState_GetDict.argtypes = [ctypes.c_void_p]
+of_interpreter = python.PyInterpreterState_GetDict(python.PyInterpreterState_Get())
+ctypes.cast(of_interpreter, ctypes.py_object).value[{key!r}] = None
+class Last:
+    def __del__(self, write=sys.stderr.write): write("printed by Python\\n")
+last = Last()
+library.psignal(2, b"before the end")
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(("key", "late"), [("another", "printed by C: Quit\n"), ("__nb_internals_v17", "")])
+def test_nanobind_does_not_list_what_a_forked_rank_has_kept_as_leaks(run, key, late):
+    """It prints to C's `stderr` after the end of the interpreter, as `psignal` does here."""
+    ended = run.as_rank("forkserver", {"script": run.write("late_print.py", C_EXIT_FUNCTION.format(key=key))})
+    assert (ended.code, ended.err) == (3, "before the end: Interrupt\nprinted by Python\n" + late)
+
+
 def test_a_forked_rank_frees_no_lines_of_sources_that_the_fork_server_has_read(run):
     script = "import linecache, torch\nprint([name for name, entry in linecache.cache.items() if entry[1] is not None])"
     ended = run.as_rank("forkserver", {"script": run.write("sources.py", script)})

@@ -19,6 +19,7 @@ from torch.nn.functional import (
 from mimo_role.rehearsal.fake_mode import QuickFakeMode
 from mimo_role.rehearsal.fake_values import FakeTensorError
 from mimo_role.rehearsal.memory import Memory
+from tests.launcher.rehearse.accounts import NEEDS_ACCOUNTS
 
 
 def run_fake(script):
@@ -157,6 +158,7 @@ def test_a_repeated_operator_takes_the_short_way():
     assert {key[0] for key in mode._keys} >= {torch.ops.aten.sum.dim_IntList, torch.ops.aten.view.default}
 
 
+@NEEDS_ACCOUNTS
 def test_a_result_whose_shape_no_rule_gives_is_refused():
     with pytest.raises(FakeTensorError, match="depends on values"):
         run_fake(lambda: torch._unique(torch.randn(50, 50)))
