@@ -6,7 +6,6 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
@@ -65,13 +64,14 @@ class QuickFakeMode(FakeTensorMode):
             key = self._keys[parts_of_key] = super()._cache_key(state, func, args, kwargs)
         return key
 
-    def _get_output_tensor_from_cache_entry(self, state: Any, entry: Any, key: Any, func: Any, args: Any) -> Any:
+    def _get_output_tensor_from_cache_entry(self, state: Any, entry: Any, key: Any, *rest: Any) -> Any:
+        """As torch's, whose last argument has the operator's; up to torch 2.14 the operator comes before it."""
         made = entry.metadata
         if entry.inplace_idx is not None or made is None or not _is_plain(made):
-            return super()._get_output_tensor_from_cache_entry(state, entry, key, func, args)
+            return super()._get_output_tensor_from_cache_entry(state, entry, key, *rest)
         with no_dispatch():
-            if isinstance(func, OpOverload) and func.is_view:
-                storage = args[entry.view_idx].untyped_storage()
+            if entry.view_idx is not None:
+                storage = rest[-1][entry.view_idx].untyped_storage()
                 meta = torch.empty(0, dtype=made.dtype, device="meta")
                 meta.set_(storage, made.storage_offset, made.shape, made.stride)
             else:

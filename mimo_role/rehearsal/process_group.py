@@ -3,7 +3,7 @@
 # torch describes these methods by the overloads of its own groups; those that it calls of a group in Python are fewer.
 # ruff: noqa: ARG002, B008, N802
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,27 @@ from mimo_role.rehearsal.traffic import Runs, Traffic, runs_of
 NAME = "rehearsal"
 
 Tensors = Sequence[torch.Tensor]
+
+
+def register(make: Callable[..., "RehearsalGroup"]) -> None:
+    """Make `NAME` a backend of torch.
+
+    Args:
+        make: makes a group from its store, this rank's place in it, its size and its timeout.
+    """
+    dist.Backend.register_backend(NAME, make, devices=["cpu", "cuda"])
+    if _attach_flight_recorder is not None:
+        c10d._maybe_attach_flight_recorder = _attach_to_others  # type: ignore[attr-defined]
+
+
+_attach_flight_recorder = getattr(c10d, "_maybe_attach_flight_recorder", None)
+"""From torch 2.15 on. It asks the group for a name that groups written in Python do not have in C++."""
+
+
+def _attach_to_others(group: dist.ProcessGroup, *rest: Any) -> None:
+    if not isinstance(group, RehearsalGroup):
+        assert _attach_flight_recorder is not None
+        _attach_flight_recorder(group, *rest)
 
 
 class RehearsalGroup(dist.ProcessGroup):

@@ -29,7 +29,7 @@ from mimo_role.rehearsal.known_numbers import KnownNumbers
 from mimo_role.rehearsal.ledger import Headers, RehearsalLedger
 from mimo_role.rehearsal.links import RehearsalLinks
 from mimo_role.rehearsal.objects import ObjectCollectives
-from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.process_group import NAME, RehearsalGroup, register
 from mimo_role.rehearsal.specs import Specs
 from mimo_role.rehearsal.step_limit import StepLimit
 from mimo_role.rehearsal.traffic import Traffic
@@ -84,15 +84,9 @@ def install(
     """
     traffic, calls = Traffic(observe=observe), CallLog()
     objects, broadcasts, numbers = ObjectCollectives(board, calls), Broadcasts(board), KnownNumbers(board)
-    dist.Backend.register_backend(
-        NAME,
-        lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls, broadcasts, numbers),
-        devices=["cpu", "cuda"],
-    )
+    register(lambda _store, at, size, _timeout: RehearsalGroup(at, size, traffic, calls, broadcasts, numbers))
     create = _with_our_backend(c10d._new_process_group_helper, calls)
     _replace(c10d, _new_process_group_helper=create, rendezvous=lambda *_, **__: iter([(HashStore(), rank, world_size)]))
-    if hasattr(c10d, "_maybe_attach_flight_recorder"):  # from torch 2.15 on
-        _replace(c10d, _maybe_attach_flight_recorder=lambda *_: None)
     for module in (dist, c10d):
         _replace(module, **{name: getattr(objects, name) for name in ObjectCollectives.NAMES})
         _replace(module, new_group=recorded_new_group(module.new_group, calls))

@@ -15,7 +15,7 @@ from mimo_role.rehearsal import call_log
 from mimo_role.rehearsal.call_log import CallLog, progressions, script_lines
 from mimo_role.rehearsal.group_creation import recorded_new_group
 from mimo_role.rehearsal.objects import ObjectCollectives
-from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.process_group import NAME, RehearsalGroup, register
 from mimo_role.rehearsal.traffic import Traffic
 
 WORLD = 8
@@ -35,8 +35,7 @@ def test_an_arithmetic_progression_is_one(start, count, step):
 def log():
     """The calls of rank 1, which has joined a world of ranks that do not exist."""
     log = CallLog()
-    made = lambda _store, rank, size, _timeout: RehearsalGroup(rank, size, Traffic(), log)  # noqa: E731
-    dist.Backend.register_backend(NAME, made, devices=["cpu", "cuda"])
+    register(lambda _store, rank, size, _timeout: RehearsalGroup(rank, size, Traffic(), log))
     dist.init_process_group(NAME, store=HashStore(), rank=1, world_size=WORLD)
     log.created(dist.group.WORLD, range(WORLD))
     log.is_open = True

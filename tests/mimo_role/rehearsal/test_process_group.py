@@ -12,7 +12,7 @@ from torch.distributed._functional_collectives import all_reduce as functional_a
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from mimo_role.rehearsal.process_group import NAME, RehearsalGroup
+from mimo_role.rehearsal.process_group import NAME, RehearsalGroup, register
 from mimo_role.rehearsal.traffic import Traffic, runs_of
 from mimo_role.testing import run_ranks
 
@@ -83,8 +83,7 @@ def join():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "WORLD_SIZE"):
             patch.delenv(name, raising=False)
-        made = lambda _store, rank, size, _timeout: RehearsalGroup(rank, size, traffic)  # noqa: E731
-        dist.Backend.register_backend(NAME, made, devices=["cpu", "cuda"])
+        register(lambda _store, rank, size, _timeout: RehearsalGroup(rank, size, traffic))
 
         def join_as(rank, world_size):
             dist.init_process_group(NAME, store=HashStore(), rank=rank, world_size=world_size)
