@@ -70,7 +70,8 @@ class RankExit:
 
     @property
     def is_by_its_own_fault(self) -> bool:
-        """Whether it failed by itself: not because of a peer, and not by a signal from outside."""
+        """Whether it failed by itself: not because of a peer, and not by a signal from outside but SIGINT, by which Python ends
+        after a `KeyboardInterrupt`."""
         if -self.code in _BY_A_FAULT:
             return True
         return (self._code_of_its_own > 0 or self._is_interrupted) and not self.has_lost_a_peer

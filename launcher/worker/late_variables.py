@@ -17,7 +17,8 @@ from mimo_role.host import environ
 _LIBRARIES = re.compile(r"(OMP|GOMP|MKL|OPENBLAS|GOTO|MKLDNN|ONEDNN|DNNL|NPY|PYTORCH_JIT|TORCHDYNAMO|TORCHEXPORT)(_\w+)?")
 _OF_LLVM = re.compile(r"KMP_\w+")
 """Of the OpenMP libraries of LLVM and Intel. PyPI's builds of torch have GNU's, which reads none of them."""
-_LLVM_LIBRARIES = ("libomp.so", "libomp5", "libiomp5")
+_LLVM_LIBRARIES = re.compile(r"/libi?omp(5|-|\.so)")
+"""Wheels add a checksum to the name of a library that they bring: `libomp-a1b2c3d4.so.5`."""
 _OF_TORCH = re.compile(
     r"KINETO_USE_DAEMON|PYTORCH_(API_USAGE_STDERR|MATCHER_LOGLEVEL|SUM_INNER_TREE)|TORCHINDUCTOR_FORCE_DISABLE_CACHES"
     r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|COMPILE_\w+|CPP_LOG_LEVEL|CUDAGRAPH_GC|CUDA_SANITIZER|CUSTOM_TERMINATE"
@@ -83,7 +84,7 @@ def _is_read_at_import(name: str, value: str) -> bool:
 
 def _has_llvm_openmp() -> bool:
     mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    return any(name in mapped for name in _LLVM_LIBRARIES)
+    return _LLVM_LIBRARIES.search(mapped) is not None
 
 
 def list_modules() -> None:

@@ -33,6 +33,9 @@ NAME = "rehearsal"
 
 Tensors = Sequence[torch.Tensor]
 
+_attach_flight_recorder = getattr(c10d, "_maybe_attach_flight_recorder", None)
+"""From torch 2.15 on. It asks the group for a name that groups written in Python do not have in C++."""
+
 
 def register(make: Callable[..., "RehearsalGroup"]) -> None:
     """Make `NAME` a backend of torch.
@@ -43,10 +46,6 @@ def register(make: Callable[..., "RehearsalGroup"]) -> None:
     dist.Backend.register_backend(NAME, make, devices=["cpu", "cuda"])
     if _attach_flight_recorder is not None:
         c10d._maybe_attach_flight_recorder = _attach_to_others  # type: ignore[attr-defined]
-
-
-_attach_flight_recorder = getattr(c10d, "_maybe_attach_flight_recorder", None)
-"""From torch 2.15 on. It asks the group for a name that groups written in Python do not have in C++."""
 
 
 def _attach_to_others(group: dist.ProcessGroup, *rest: Any) -> None:
