@@ -18,13 +18,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from statistics import median
 from typing import Any
 from unittest import mock
 
 from report import Row, parser, show
 
-from mimo_role import Samples, TokenSplit, Topology
+import mimo_role
+from mimo_role import Samples, Topology
 
 SAMPLES, HIDDEN = 8, 1024
 SHAPES = [(m, n, tp) for m, n in ((1, 1), (2, 1), (1, 2)) for tp in (1, 2, 4)]
@@ -33,45 +35,66 @@ SEQUENCE_PARALLEL = (1, 1, 4)
 LIMIT_S = 300
 
 
-def measure(topology: Topology, mib: float, sequence_parallel: bool, runs: int) -> dict[str, Any]:
-    """On one rank: ms per micro-batch of each side in every run, and what the rank sent and read in one."""
-    import torch
-    import torch.distributed as dist
+class MicroBatch:
+    """One micro-batch there and back, by bridges of a version of mimo_role, as one rank sees it.
 
-    import mimo_role
-    from mimo_role import ActivationSpec
-    from mimo_role.bridge.transfer import start_together
+    `activations` and `gradients` are what crosses, of which a sequence-parallel destination returns slices.
+    """
 
-    ctx = mimo_role.init(topology, backend="gloo", timeout_s=LIMIT_S)
-    destination = TokenSplit(sequence_parallel=sequence_parallel)
-    bridge = ctx.bridge("vision", destination=destination)
-    tokens = int(mib * 2**20) // (4 * HIDDEN * SAMPLES)
-    spec = ActivationSpec.of(SAMPLES, (tokens, HIDDEN), torch.float32)
-    activations = torch.randn(SAMPLES // topology.grids["vision"].axis_size("dp"), tokens, HIDDEN)
-    lanes, tp = (topology.grids["language"].axis_size(axis) for axis in ("dp", "tp"))
-    gradients = torch.randn(SAMPLES // lanes, tokens, HIDDEN)
-    kept = gradients[:, : tokens // tp].contiguous() if sequence_parallel else gradients
-    peer = communicator(topology)
+    def __init__(self, package: Any, shape: tuple[int, int, int], mib: float, sequence_parallel: bool) -> None:
+        import torch
 
-    def ours() -> None:
+        self.topology = topology = topology_of(*shape, package)
+        self.ctx = package.init(topology, backend="gloo", timeout_s=LIMIT_S)
+        self.bridge = self.ctx.bridge("vision", destination=package.TokenSplit(sequence_parallel=sequence_parallel))
+        tokens = int(mib * 2**20) // (4 * HIDDEN * SAMPLES)
+        self.spec = package.ActivationSpec.of(SAMPLES, (tokens, HIDDEN), torch.float32)
+        self.activations = torch.randn(SAMPLES // topology.grids["vision"].axis_size("dp"), tokens, HIDDEN)
+        lanes, tp = (topology.grids["language"].axis_size(axis) for axis in ("dp", "tp"))
+        self.gradients = torch.randn(SAMPLES // lanes, tokens, HIDDEN)
+        self._kept = self.gradients[:, : tokens // tp].contiguous() if sequence_parallel else self.gradients
+        self._start_together = start_together_of(package)
+
+    def step(self) -> None:
+        bridge, spec = self.bridge, self.spec
         if bridge.is_sender:
-            sent, back = bridge.send_forward(activations, spec), bridge.recv_backward(spec)
-            start_together([sent, back])
+            sent, back = bridge.send_forward(self.activations, spec), bridge.recv_backward(spec)
+            self._start_together([sent, back])
             back.wait()
             sent.wait()
         else:
             bridge.recv_forward(spec).wait()
-            bridge.send_backward(kept, spec).wait()
+            bridge.send_backward(self._kept, spec).wait()
+
+
+def start_together_of(package: Any) -> Callable[[list[Any]], None]:
+    """What posts several transfers in one batch, wherever that version has it."""
+    try:
+        return import_module(f"{package.__name__}.bridge.transfer").start_together
+    except ModuleNotFoundError:
+        return import_module(f"{package.__name__}.crossing").start_together
+
+
+def topology_of(m: int, n: int, tp: int, package: Any = mimo_role) -> Any:
+    return package.Topology.from_modules({"vision": {"tp": tp, "dp": m}, "language": {"tp": tp, "dp": n}})
+
+
+def measure(shape: tuple[int, int, int], mib: float, sequence_parallel: bool, runs: int) -> dict[str, Any]:
+    """On one rank: ms per micro-batch of each side in every run, and what the rank sent and read in one."""
+    import torch.distributed as dist
+
+    ours = MicroBatch(mimo_role, shape, mib, sequence_parallel)
+    peer = communicator(ours.topology)
 
     def theirs() -> None:
-        if bridge.is_sender:
-            peer.send_forward(activations)
+        if ours.bridge.is_sender:
+            peer.send_forward(ours.activations)
             peer.recv_backward()
         else:
             peer.recv_forward()
-            peer.send_backward(gradients)
+            peer.send_backward(ours.gradients)
 
-    sides = {"ours": ours, "peer": theirs, "bare": bare(bridge, spec)}
+    sides = {"ours": ours.step, "peer": theirs, "bare": bare(ours.bridge, ours.spec)}
     times: dict[str, list[float]] = {side: [] for side in sides}
     repeats = 40 if mib < 4 else 4
     for _ in range(runs):
@@ -83,7 +106,8 @@ def measure(topology: Topology, mib: float, sequence_parallel: bool, runs: int) 
                 step()
             dist.barrier()
             times[side].append(1000 * (time.perf_counter() - started) / repeats)
-    return {"ms": times, "watched": {side: watch(side, sides[side], topology, ctx.rank) for side in ("ours", "peer")}}
+    watched = {side: watch(side, sides[side], ours.topology, ours.ctx.rank) for side in ("ours", "peer")}
+    return {"ms": times, "watched": watched}
 
 
 def communicator(topology: Topology) -> Any:
@@ -186,9 +210,8 @@ def name_of(m: int, n: int, tp: int, sequence_parallel: bool) -> str:
 def rows_of(m: int, n: int, tp: int, mib: float, sequence_parallel: bool, runs: int) -> Iterator[Row]:
     from mimo_role.testing import run_ranks
 
-    topology = Topology.from_modules({"vision": {"tp": tp, "dp": m}, "language": {"tp": tp, "dp": n}})
     preload = ["megatron.core.pipeline_parallel.bridge_communicator"]
-    arguments = (measure, topology.world_size, topology, mib, sequence_parallel, runs)
+    arguments = (measure, (m + n) * tp, (m, n, tp), mib, sequence_parallel, runs)
     found = run_ranks(*arguments, timeout_s=LIMIT_S, preload=preload)
     case = f"{name_of(m, n, tp, sequence_parallel)}, {mib:g} MiB"
     ours, peer, least = (median(found[0]["ms"][side]) for side in ("ours", "peer", "bare"))

@@ -19,12 +19,13 @@ def _sampler():
     return GlobalBatchSampler(length=96, global_batch_size=BATCH, micro_batches=MICRO_BATCHES, seed=7)
 
 
-def oracle(config, folder, freeze=(), steps=STEPS, save_to=None):
+def oracle(config, folder, freeze=(), steps=STEPS, save_to=None, device="cpu"):
     """Save a model with random weights and train it; return the loss and the gradient norm of each step."""
     torch.manual_seed(1)
     family = family_of(config)
     model = family.model_class()(config).double().train()
     model.save_pretrained(folder)
+    model.to(device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and not any(fnmatch(name, pattern) for pattern in freeze))
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
@@ -40,9 +41,10 @@ def oracle(config, folder, freeze=(), steps=STEPS, save_to=None):
             inputs.update(encoder.join(config, batch) or {})
         if "image_grid_thw" in family.position_inputs:
             inputs["mm_token_type_ids"] = (text["input_ids"] == config.image_token_id).int()
-        logits = model(input_ids=text["input_ids"], attention_mask=text["attention_mask"].long(), **inputs).logits
+        inputs.update(input_ids=text["input_ids"], attention_mask=text["attention_mask"].long())
+        logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits
         assert logits.dtype == torch.float64
-        loss = cross_entropy(logits.flatten(0, 1), text["labels"].flatten(), ignore_index=-100)
+        loss = cross_entropy(logits.flatten(0, 1), text["labels"].to(device).flatten(), ignore_index=-100)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
