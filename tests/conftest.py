@@ -1,10 +1,20 @@
 from importlib.util import find_spec
 
+import pytest
 from hypothesis import settings
+
+from launcher.agent import early_server
 
 # Machines differ in speed; the time of one example says nothing.
 settings.register_profile("mimo", deadline=None)
 settings.load_profile("mimo")
+
+
+@pytest.fixture(autouse=True)
+def early_server_is_awaited(monkeypatch):
+    """`mimo-launch run` in this process waits for the end of what it has started, however busy the machine is."""
+    monkeypatch.setattr(early_server, "_PATIENCE_S", 60.0)
+
 
 if find_spec("torch") is None:
     collect_ignore_glob = ["cluster/*", "examples/*", "faults/*", "gpu", "unchanged/*"]

@@ -11,7 +11,7 @@ import pytest
 from tests.launcher.jobs import Job, lines_of
 from tests.launcher.worker import rank_facts
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
 
 FORKED, SPAWNED, TORCHRUN = "forkserver", "spawn", "torchrun"
 WORLD_SIZE = 3
@@ -81,7 +81,7 @@ def start(folder, way):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

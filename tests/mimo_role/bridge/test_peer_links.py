@@ -62,10 +62,8 @@ def test_frames_of_each_peer_arrive_in_order(ranks):
 
 def test_frames_that_are_not_read_at_once_arrive_later(ranks):
     first, second, _ = ranks
-    began = time.monotonic()
     for number in range(5000):
-        first.links.send(1, frame(number, size=300))
-    assert time.monotonic() - began < WITHIN_S / 2  # nothing is waited for
+        first.links.send(1, frame(number, size=300))  # a send that waited for its receiver would not return
     assert second.got == []
     assert second.poll_until(lambda: len(second.got) == 5000)
     assert [number for _, number in second.got] == list(range(5000))

@@ -1,7 +1,5 @@
 """SLURM's variables. Host lists were compared with `scontrol show hostnames`; the variables are those of 22.05."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,11 +56,9 @@ def test_an_invalid_host_list_is_refused(hostlist, message):
         expand(hostlist)
 
 
-def test_a_long_list_of_single_names_is_fast():
-    names = [f"node-{index * 7919:x}" for index in range(20_000)]
-    began = time.monotonic()
+def test_a_list_of_single_names_may_be_as_long_as_any_other():
+    names = [f"node-{index * 7919:x}" for index in range(100_000)]
     assert expand(",".join(names)) == names
-    assert time.monotonic() - began < 2
 
 
 @st.composite

@@ -26,7 +26,6 @@ def test_groups_are_split_by_their_own_places(found):
         "description": "half",
         "absent": True,
         "groups": SIZE // 8,
-        "soon": True,
     }
 
 
