@@ -66,6 +66,13 @@ class MicroBatch:
             bridge.recv_forward(spec).wait()
             bridge.send_backward(self._kept, spec).wait()
 
+    def autograd_step(self) -> None:
+        """The same by calls of the bridge as a function."""
+        if self.bridge.is_sender:
+            self.bridge(self.activations.detach().requires_grad_(), spec=self.spec).backward()
+        else:
+            self.bridge(spec=self.spec).backward(self._kept)
+
 
 def start_together_of(package: Any) -> Callable[[list[Any]], None]:
     """What posts several transfers in one batch, wherever that version has it."""

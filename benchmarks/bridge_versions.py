@@ -39,12 +39,15 @@ def copy_of(checkout: Path, folder: Path) -> None:
         path.write_text(re.sub(rf"\b{OURS}\b", OTHER, path.read_text()))
 
 
-def measure(folder: str, packages: list[str], shape: tuple[int, int, int], mib: float, parallel: bool, pairs: int) -> Any:
+def measure(
+    folder: str, packages: list[str], shape: tuple[int, int, int], mib: float, parallel: bool, autograd: bool, pairs: int
+) -> Any:
     """On one rank: ms per micro-batch of each package, turn by turn."""
     import torch.distributed as dist
 
     sys.path.insert(0, folder)
-    steps: list[Callable[[], None]] = [MicroBatch(import_module(package), shape, mib, parallel).step for package in packages]
+    both = [MicroBatch(import_module(package), shape, mib, parallel) for package in packages]
+    steps: list[Callable[[], None]] = [each.autograd_step if autograd else each.step for each in both]
     repeats = 20 if mib < 4 else 3
     found: list[list[float]] = [[], []]
     for number in range(pairs + WARM_UP):
@@ -63,6 +66,7 @@ def main() -> None:
     options.add_argument("other", type=Path, help="the other checkout's folder; this one's own shows the noise")
     options.add_argument("--mib", type=float, nargs="+", default=MIB, help="sizes of a micro-batch")
     options.add_argument("--only", default="", help="cases whose name has this in it, such as 'tp 4'")
+    options.add_argument("--autograd", action="store_true", help="call the bridge as a function, instead of single steps")
     options.add_argument("--pairs", type=int, default=11, help="turns of each side in a world (default: 11)")
     options.add_argument("--worlds", type=int, default=16, help="worlds of each case (default: 16)")
     options.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -76,7 +80,7 @@ def main() -> None:
                 ours, other, ratios = [], [], []
                 for world in range(arguments.worlds):
                     packages = [OURS, OTHER][:: 1 - 2 * (world % 2)]
-                    settings = (folder, packages, (m, n, tp), mib, parallel, arguments.pairs)
+                    settings = (folder, packages, (m, n, tp), mib, parallel, arguments.autograd, arguments.pairs)
                     found = dict(zip(packages, run_ranks(measure, (m + n) * tp, *settings, timeout_s=LIMIT_S)[0], strict=True))
                     ours += found[OURS]
                     other += found[OTHER]
