@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import mimo_role
 from mimo_role import ActivationSpec, BridgeError, Schedule1F1B, Topology
 from mimo_role.testing import run_ranks
-from tests.mimo_role.fresh_worlds import LIMIT_S, Job, run_jobs
+from tests.mimo_role.fresh_worlds import Job, run_jobs
 
 pytestmark = pytest.mark.ranks
 
@@ -21,8 +21,7 @@ TWO = Topology.from_modules({"vision": {}, "language": {}})
 TWO_ENCODERS = Topology.from_modules({"vision": {"dp": 2}, "language": {}})
 TWO_LANGUAGE_LANES = Topology.from_modules({"vision": {}, "language": {"dp": 2}})
 SPEC = ActivationSpec.of(2, (3,), torch.float64)
-QUICK_S = LIMIT_S / 2
-"""Well before the timeout of a rank that waits in vain."""
+QUICK_S = 5.0
 
 
 def weight_of(number):
@@ -368,7 +367,7 @@ def meets_a_death(module, when):
     dies = rank == list(TWO.grids).index(module)
     if dies and (child := os.fork()):
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    mimo_role.init(TWO, backend="gloo", timeout_s=LIMIT_S)
+    mimo_role.init(TWO, backend="gloo", timeout_s=30)
     bridge = mimo_role.current().bridge("vision")
     began = time.monotonic()
     try:
