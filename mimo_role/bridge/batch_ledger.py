@@ -25,7 +25,7 @@ from mimo_role.bridge.message_tags import BATCHES, Purpose
 from mimo_role.bridge.peer_links import Links
 from mimo_role.bridge.pending_gradients import PendingGradients
 from mimo_role.bridge.sent_batches import Sent, SentBatches
-from mimo_role.bridge.transfer_guard import TransferGuard, Transferring, WaitState
+from mimo_role.bridge.transfer_guard import Posted, TransferGuard, Transferring, WaitState
 from mimo_role.bridge.wait_cycles import Awaited, WaitCycles
 from mimo_role.errors import BridgeError
 
@@ -157,6 +157,10 @@ class BatchLedger:
             self._sent.forget_requested_receipts()
         self.check()
 
+    def keep_in_flight(self, posted: Sequence[Posted]) -> None:
+        """Keep messages that nobody will wait for until this rank has left the job: a peer may still receive or send them."""
+        self._guard.keep(posted)
+
     def without_receipt(self, sent: Sent, keys: Iterable[tuple[int, BatchKey]]) -> list[Awaited]:
         """The receipts of one batch that may still arrive."""
         return [
@@ -239,13 +243,16 @@ class BatchLedger:
             BridgeError: a peer has sent what this rank never received, or has not received what this rank sent.
         """
         with self:
-            if self._failure is not None and self._is_raised:
+            has_failed = self._failure is not None and self._is_raised
+            try:
+                if not has_failed:
+                    self.gradients.send_all()
+                    self._channel.send_receipts()
+                    self._wait(self._sent.awaited_receipts)
+            finally:  # after a failure, too: a peer may be blocked in a transfer with this rank
                 self._departure.leave()
+            if has_failed:
                 return
-            self.gradients.send_all()
-            self._channel.send_receipts()
-            self._wait(self._sent.awaited_receipts)
-            self._departure.leave()
             self.check()
             for peer, header in self._headers.unclaimed():
                 if not header.is_zero and header.elements:

@@ -3,8 +3,8 @@
 import sys
 import threading
 import weakref
+from functools import cache
 from types import FrameType
-from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -101,9 +101,8 @@ class _Watcher:
         self._ledger = weakref.ref(ledger)
         self._owner = threading.get_ident()
         self._is_needed = threading.Event()
-        handle: Any = register_optimizer_step_pre_hook(lambda *_: self._send())
-        for end in (handle.remove, self._is_needed.set):
-            weakref.finalize(ledger, end).atexit = False
+        weakref.finalize(ledger, self._is_needed.set).atexit = False
+        _send_before_steps()
         threading.Thread(target=self._run, name="mimo-launch gradients", daemon=True).start()
 
     @classmethod
@@ -118,21 +117,17 @@ class _Watcher:
         self._owner = threading.get_ident()
         self._is_needed.set()
 
-    def _send(self) -> None:
-        if (ledger := self._ledger()) is not None:
-            with ledger:
-                ledger.gradients.send_started()
-
     def _run(self) -> None:
         at, polls = None, 0
         while True:
             self._is_needed.wait()
+            self._is_needed.clear()  # before looking, since gradients may be added meanwhile
             is_needed = self._has_started()
             if is_needed is None:
                 return
             if not is_needed:
-                self._is_needed.clear()
                 continue
+            self._is_needed.set()
             threading.Event().wait(_POLL_S)
             frame = sys._current_frames().get(self._owner)
             here = None if frame is None or _is_in_autograd(frame) else (id(frame), frame.f_lasti)
@@ -152,6 +147,21 @@ class _Watcher:
 
 
 _watchers: "weakref.WeakKeyDictionary[BatchLedger, _Watcher]" = weakref.WeakKeyDictionary()
+
+
+@cache
+def _send_before_steps() -> None:
+    """Send gradients before each optimizer's step, for all ledgers of this process.
+
+    The hook is never removed: a ledger may be freed during a step, in which torch iterates over the hooks.
+    """
+    register_optimizer_step_pre_hook(_send_started)
+
+
+def _send_started(*_: object) -> None:
+    for ledger in list(_watchers):
+        with ledger:
+            ledger.gradients.send_started()
 
 
 def _is_in_autograd(frame: FrameType | None) -> bool:

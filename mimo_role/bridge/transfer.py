@@ -65,6 +65,11 @@ class Transfer:
         self._awaiting_receipt: set[int] = set()
         self._pending: dict[Step, list[Posted]] = {}
 
+    def __del__(self) -> None:
+        # A failure, or the script, may drop a transfer that has begun; its peers may still wait for the data.
+        for posted in getattr(self, "_pending", {}).values():
+            self._ledger.keep_in_flight(posted)
+
     @property
     def senders(self) -> tuple[int, ...]:
         """The other ranks from which this one receives."""

@@ -8,7 +8,7 @@ the rank then raises the error that the guard has found.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -77,11 +77,11 @@ class TransferGuard:
         self._channel = channel
         self._check = check
         self._blocked: Transferring | None = None
-        self._completing: list[object] = []
-        """Transfers in which failed peers were blocked."""
+        self._kept: list[object] = []
+        """Messages that nobody waits for: gloo would drop one that is freed before it has been transferred."""
         self._is_closed = threading.Event()
         self._thread: threading.Thread | None = None
-        channel.on(FrameKind.RELEASE, lambda peer, content: self._completing.extend(complete_transfers(peer, content)))
+        channel.on(FrameKind.RELEASE, lambda peer, content: self._kept.extend(complete_transfers(peer, content)))
 
     def wait(self, transferring: Transferring) -> None:
         """Wait for messages of data.
@@ -96,14 +96,22 @@ class TransferGuard:
         try:
             for message in transferring.messages:
                 message.work.wait()
+        except BaseException:
+            self.keep(transferring.messages)
+            raise
         finally:
             with self._channel.lock:  # the guard may be handling frames
                 self._blocked = None
 
+    def keep(self, posted: Iterable[Posted]) -> None:
+        """Keep messages until `close()`. After it they would keep gloo's connections open, whose end releases the peers."""
+        if not self._is_closed.is_set():
+            self._kept.extend(posted)
+
     def close(self) -> None:
         """End the thread."""
         self._is_closed.set()
-        self._completing.clear()
+        self._kept.clear()
 
     def _run(self) -> None:
         seen = None

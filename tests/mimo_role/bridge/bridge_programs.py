@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,10 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 import mimo_role
 from mimo_role import ActivationSpec, BridgeError, Schedule1F1B, Topology, lane_samples
+from mimo_role.bridge import departure
 from mimo_role.host import environ
 
 SAMPLES, WIDTH = 6, 2
 LIMIT_S = 30.0
+LEAVE_LIMIT_S = 60.0
+"""How long a rank waits for its peers as it leaves: so long that no program takes it unless one of them waits for nothing."""
 
 
 class Op(NamedTuple):
@@ -220,8 +223,9 @@ class Rank:
         return Schedule1F1B(self.ctx, run=run, spec_of=lambda *_: spec, loss_of=loss_of)
 
 
-def run_programs(seeds: range) -> list[tuple[list[tuple[str, int, object]], str, float]]:
+def run_programs(seeds: Sequence[int]) -> list[tuple[list[tuple[str, int, object]], str, float]]:
     """On one rank of a world that is large enough: every program that has the rank; numbers, error and seconds."""
+    departure._TIMEOUT_S = LEAVE_LIMIT_S
     rank, world = environ.rank(), environ.world_size()
     store = dist.TCPStore("127.0.0.1", int(environ.get("MASTER_PORT")), timeout=timedelta(seconds=120))
     found = []

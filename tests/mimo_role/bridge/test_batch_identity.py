@@ -3,11 +3,13 @@
 import gc
 import os
 import time
+import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 import mimo_role
@@ -22,6 +24,8 @@ TWO_ENCODERS = Topology.from_modules({"vision": {"dp": 2}, "language": {}})
 TWO_LANGUAGE_LANES = Topology.from_modules({"vision": {}, "language": {"dp": 2}})
 SPEC = ActivationSpec.of(2, (3,), torch.float64)
 QUICK_S = 5.0
+COMPILER = ("torch._dynamo",)
+"""What torch imports at the first checkpoint or optimizer: it takes seconds on a busy machine."""
 
 
 def weight_of(number):
@@ -232,7 +236,7 @@ def checkpointed(found, use_reentrant, ahead):
 
 def test_activation_checkpointing_around_a_call_fails_on_both_sides():
     jobs = [Job(checkpointed, TWO, (use_reentrant, ahead)) for use_reentrant in (False, True) for ahead in (1, 3)]
-    for (_, _, (use_reentrant, _)), outcomes in zip(jobs, run_jobs(*jobs), strict=True):
+    for (_, _, (use_reentrant, _)), outcomes in zip(jobs, run_jobs(*jobs, preload=COMPILER), strict=True):
         assert names_the_batch(outcomes, 0 if use_reentrant else 1)  # the one that the recomputation would have taken
         assert all("torch.utils.checkpoint" in own.errors for own in outcomes)
         assert [own.found for own in outcomes] == [[], []]
@@ -255,6 +259,27 @@ def test_gradients_that_a_sender_never_requests_are_an_error_that_names_the_batc
     for outcomes in run_jobs(Job(never_back, TWO, (False,)), Job(never_back, TWO, (True,))):
         assert all("gradients of batch 0" in own.errors for own in outcomes), outcomes
         assert all("bridge" in own.errors for own in outcomes)
+
+
+def fails_as_it_leaves(found):
+    """The sender fails in `shutdown()`, and its process group stays open until the receiver has failed, too."""
+    bridge = mimo_role.current().bridge("vision")
+    if bridge.is_sender:
+        bridge(encoded(weight_of(0)), spec=SPEC)
+        left = mimo_role.shutdown
+    else:
+        sum(losses_of(bridge(spec=SPEC), 0)).backward()
+        left = lambda: bridge(spec=SPEC)  # noqa: E731
+    with pytest.raises(BridgeError) as raised:
+        left()
+    found.append(str(raised.value))
+    dist.barrier()
+
+
+def test_a_rank_that_fails_as_it_leaves_releases_its_peers():
+    (outcomes,) = run_jobs(Job(fails_as_it_leaves, TWO))
+    assert all("gradients of batch 0 came back" in own.found[0] for own in outcomes), outcomes
+    assert [own.error for own in outcomes] == ["", ""]
 
 
 # Ranks that do not run the same steps and batches
@@ -468,10 +493,37 @@ def held_until_a_collective(found, optimizer):
 def test_gradients_are_sent_while_the_embeddings_are_referenced():
     optimizers = [torch.optim.SGD, MeetsInStep, None]
     for optimizer, (sender, receiver) in zip(
-        optimizers, run_jobs(*(Job(held_until_a_collective, TWO, (optimizer,)) for optimizer in optimizers)), strict=True
+        optimizers,
+        run_jobs(*(Job(held_until_a_collective, TWO, (optimizer,)) for optimizer in optimizers), preload=COMPILER),
+        strict=True,
     ):
         assert (sender.errors, receiver.errors) == ("", "")
         assert sender.found == [gradient_of(1)]
         stepped = [] if optimizer is None else [[True, [value - 0.1 for value in weight_of(1).tolist()]]]
         assert receiver.found == [*stepped, encoded(weight_of(1)).tolist()]
         assert max(sender.seconds, receiver.seconds) < QUICK_S
+
+
+def freed_during_a_step(found):
+    bridge = mimo_role.current().bridge("vision")
+    weight = weight_of(1)
+    if bridge.is_sender:
+        bridge(encoded(weight), spec=SPEC).backward()
+        return
+    bridge(spec=SPEC).sum().backward()
+    mimo_role.shutdown()
+    ledger = weakref.ref(bridge.ledger)
+    del bridge
+    hooks = [register_optimizer_step_pre_hook(work) for work in (lambda *_: gc.collect() and None, lambda *_: None)]
+    assert ledger() is not None
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=0.5).step()
+    for hook in hooks:
+        hook.remove()
+    found += [ledger() is None, weight.tolist()]
+
+
+def test_bridges_may_be_freed_during_an_optimizers_step():
+    ((sender, receiver),) = run_jobs(Job(freed_during_a_step, TWO), preload=COMPILER)
+    assert (sender.errors, receiver.errors) == ("", "")
+    assert receiver.found == [True, [value - 0.5 for value in weight_of(1).tolist()]]

@@ -249,6 +249,29 @@ def test_batches_are_transferred_at_the_same_time():
     assert back == [[[-x for x in row] for row in rows] for rows in there]
 
 
+def dropped_after_their_start():
+    """The sender drops its transfer before the receiver begins; the receiver drops the next one before the sender begins."""
+    bridge = mimo_role.current().bridge("vision")
+    spec, values = packed(3, 1), torch.arange(8.0).view(4, 2)
+    if bridge.is_sender:
+        bridge.send_forward(values, spec).start()
+        dist.barrier()
+        dist.barrier()
+        bridge.send_forward(values + 1, spec).wait()
+        bridge.send_forward(values + 2, spec).wait()
+        return []
+    dist.barrier()
+    first = bridge.recv_forward(spec).wait().tolist()
+    bridge.recv_forward(spec).start()
+    dist.barrier()
+    return [first, bridge.recv_forward(spec).wait().tolist()]
+
+
+def test_a_transfer_that_is_dropped_after_its_start_completes_on_the_other_side():
+    values = torch.arange(8.0).view(4, 2)
+    assert run_ranks(dropped_after_their_start, TWO)[1] == [values.tolist(), (values + 2).tolist()]
+
+
 def of_every_dtype(dtypes):
     bridge = mimo_role.current().bridge("vision")
     with torch.no_grad():
