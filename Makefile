@@ -16,7 +16,9 @@ PYTEST_ARGS ?=
 # Both halves of the tests, whatever the first one ends with: what runs in parallel, then what starts several processes, of
 # which two files run at the same time: a test of ranks waits for much of its time.
 # With a selection, one of them may be left without a test: pytest's exit code 5.
+# Compiled first: under PYTHONDONTWRITEBYTECODE each of some thousand processes would compile what it imports.
 define run_tests
+	@$(firstword $(1)) -m compileall -q launcher mimo_role examples tests
 	@fast=0; ranks=0; \
 	$(1) -n auto --dist worksteal -m "not ranks and not slow and not peer and not cluster" $(PYTEST_ARGS) || fast=$$?; \
 	$(1) -n 2 --dist loadfile -m "$(2)" $(PYTEST_ARGS) || ranks=$$?; \

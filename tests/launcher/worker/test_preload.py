@@ -232,8 +232,11 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize(("code", "message"), UNFIT.items(), ids=["thread", "ends"])
-@pytest.mark.parametrize("listed", ["[]", "[json]"])
+@pytest.mark.parametrize(
+    ("code", "message", "listed"),
+    [(*unfit, listed) for unfit, listed in zip(UNFIT.items(), ["[]", "[json]"], strict=True)],
+    ids=["thread", "ends"],
+)
 def test_what_does_not_fit_a_fork_is_left_to_the_ranks(job, tmp_path, code, message, listed):
     (tmp_path / "cProfile.py").write_text(f"{code}\nclass Profile: ...\n")  # torch._dynamo imports it
     job.environ["PYTHONPATH"] = str(tmp_path)
