@@ -5,6 +5,7 @@ import os
 import time
 import weakref
 from contextlib import nullcontext
+from importlib import import_module
 
 import pytest
 import torch
@@ -24,8 +25,15 @@ TWO_ENCODERS = Topology.from_modules({"vision": {"dp": 2}, "language": {}})
 TWO_LANGUAGE_LANES = Topology.from_modules({"vision": {}, "language": {"dp": 2}})
 SPEC = ActivationSpec.of(2, (3,), torch.float64)
 QUICK_S = 5.0
-COMPILER = ("torch._dynamo",)
-"""What torch imports at the first checkpoint or optimizer: it takes seconds on a busy machine."""
+
+
+def imports_the_compiler(found):
+    found.append(import_module("torch._dynamo").__name__)
+
+
+def run_after_imports(*jobs):
+    """As `run_jobs`, after ranks have imported what torch imports at the first checkpoint or optimizer: it can take seconds."""
+    return run_jobs(Job(imports_the_compiler, TWO), *jobs)[1:]
 
 
 def weight_of(number):
@@ -236,7 +244,7 @@ def checkpointed(found, use_reentrant, ahead):
 
 def test_activation_checkpointing_around_a_call_fails_on_both_sides():
     jobs = [Job(checkpointed, TWO, (use_reentrant, ahead)) for use_reentrant in (False, True) for ahead in (1, 3)]
-    for (_, _, (use_reentrant, _)), outcomes in zip(jobs, run_jobs(*jobs, preload=COMPILER), strict=True):
+    for (_, _, (use_reentrant, _)), outcomes in zip(jobs, run_after_imports(*jobs), strict=True):
         assert names_the_batch(outcomes, 0 if use_reentrant else 1)  # the one that the recomputation would have taken
         assert all("torch.utils.checkpoint" in own.errors for own in outcomes)
         assert [own.found for own in outcomes] == [[], []]
@@ -494,7 +502,7 @@ def test_gradients_are_sent_while_the_embeddings_are_referenced():
     optimizers = [torch.optim.SGD, MeetsInStep, None]
     for optimizer, (sender, receiver) in zip(
         optimizers,
-        run_jobs(*(Job(held_until_a_collective, TWO, (optimizer,)) for optimizer in optimizers), preload=COMPILER),
+        run_after_imports(*(Job(held_until_a_collective, TWO, (optimizer,)) for optimizer in optimizers)),
         strict=True,
     ):
         assert (sender.errors, receiver.errors) == ("", "")
@@ -524,6 +532,6 @@ def freed_during_a_step(found):
 
 
 def test_bridges_may_be_freed_during_an_optimizers_step():
-    ((sender, receiver),) = run_jobs(Job(freed_during_a_step, TWO), preload=COMPILER)
+    ((sender, receiver),) = run_jobs(Job(freed_during_a_step, TWO))
     assert (sender.errors, receiver.errors) == ("", "")
     assert receiver.found == [True, [value - 0.5 for value in weight_of(1).tolist()]]
