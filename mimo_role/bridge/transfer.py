@@ -67,8 +67,9 @@ class Transfer:
 
     def __del__(self) -> None:
         # A failure, or the script, may drop a transfer that has begun; its peers may still wait for the data.
-        for posted in getattr(self, "_pending", {}).values():
-            self._ledger.keep_in_flight(posted)
+        for posted in self._pending.values():
+            if not is_one_operation(posted[0].tensor):  # under NCCL, torch keeps the memory until the work is complete
+                self._ledger.keep_in_flight(posted)
 
     @property
     def senders(self) -> tuple[int, ...]:
