@@ -39,7 +39,9 @@ class Heartbeat:
     def __init__(self, path: Path | None) -> None:
         """`path` is the rank's heartbeat file; `None` without an agent."""
         self._path = path
-        self._memory: mmap.mmap | None = None
+        self._numbers: memoryview | None = None
+        """Those of the file. An assignment is one store; `struct.pack_into` would first fill the place with zeros, which the
+        agent could see."""
         self._beats = 0
         self._first, self._last = _NONE, _NONE
         self._script_counts = False
@@ -71,12 +73,14 @@ class Heartbeat:
     def beat(self) -> None:
         """Record progress within a step."""
         self._beats += 1
-        if self._path is not None and self._memory is None:
-            self._memory = _open(self._path)
+        if self._path is not None and self._numbers is None:
+            memory = _open(self._path)
             # Opened once: if that fails, there is no heartbeat.
-            self._path = self._path if self._memory is not None else None
-        if self._memory is not None:
-            _PROGRESS.pack_into(self._memory, 0, self._beats, self._first, self._last, self._is_numbered)
+            self._path = self._path if memory is not None else None
+            self._numbers = memoryview(memory).cast("q") if memory is not None else None
+        if (numbers := self._numbers) is not None:
+            numbers[1], numbers[2], numbers[3] = self._first, self._last, self._is_numbered
+            numbers[0] = self._beats  # last: there is no pulse before it
 
     def _start_step(self, number: int) -> None:
         self._first = number if self._first == _NONE else self._first

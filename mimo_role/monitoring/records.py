@@ -12,6 +12,7 @@
 A record is written before the count that includes it, and a name before the first record with it. So in a copy that is made
 between two looks at the counts, all records are whole up to the first count, but for those that the second one overwrites.
 A span that begins is written before the count that includes it: a copy between two equal looks at the counts has it whole.
+Each count is written in one store, so that no reader sees a part of it, and the magic last.
 """
 
 import struct
@@ -26,8 +27,6 @@ COUNTS = struct.Struct("=qqqq")
 COUNTS_AT = 64
 DEPTH = struct.Struct("=qq")
 DEPTH_AT = COUNTS_AT + COUNTS.size
-STATE = struct.Struct("=qqqqqq")
-"""Both."""
 OPEN_AT = 192
 MAX_OPEN = 16
 """Spans inside each other. Those further inside are recorded when they end, as all are, but are not shown while they run."""

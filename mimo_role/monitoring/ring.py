@@ -23,7 +23,6 @@ from mimo_role.monitoring.records import (
     OPEN_AT,
     RECORD,
     RECORDS_AT,
-    STATE,
     Kind,
     Recording,
     parse,
@@ -42,7 +41,9 @@ _BEFORE_OPEN = OPEN_AT - RECORD.size
 _TRIES = 100
 OTHER_NAMES = "(further names)"
 _RECORD_BYTES = RECORD.size
-_pack_record, _pack_counts, _pack_depth, _pack_state = RECORD.pack_into, COUNTS.pack_into, DEPTH.pack_into, STATE.pack_into
+_pack_record = RECORD.pack_into
+_COUNT, _NAMES, _LOST_NAMES, _LOST, _CHANGES, _DEPTH_NOW = range(COUNTS_AT // 8, (DEPTH_AT + DEPTH.size) // 8)
+"""The places of the counts among the numbers of 8 bytes."""
 
 What: TypeAlias = tuple[Kind, int, int, int, int]
 """Of a record: its kind, the number of its name, its first micro-batch and their number, and the peer."""
@@ -58,14 +59,19 @@ class Ring:
 
     def __init__(self, memory: mmap.mmap, rank: int) -> None:
         self._memory = memory
+        self._numbers = memoryview(memory)[:OPEN_AT].cast("q")
+        """What is before the open spans. An assignment is one store; `struct.pack_into` would first fill the place with zeros,
+        which a reader could see."""
         self._capacity = (len(memory) - RECORDS_AT) // RECORD.size
         self._lock = RLock()
         """Among the threads of this process: it is held for a microsecond, in which a signal's handler may write too."""
         self.names: dict[str, int] = {}
         """Their numbers; `name_of` adds those that are missing."""
         self._count = self._lost_names = self._lost = self._depth = self._changes = 0
-        FIXED.pack_into(memory, 0, MAGIC, self._capacity, rank, time.monotonic_ns(), time.time_ns())
+        fixed = FIXED.pack(MAGIC, self._capacity, rank, time.monotonic_ns(), time.time_ns())
+        memory[len(MAGIC) : FIXED.size] = fixed[len(MAGIC) :]
         self.name_of(OTHER_NAMES)
+        memory[: len(MAGIC)] = MAGIC  # last: with it, the rest is there
 
     @classmethod
     def create(cls, path: Path, rank: int, ranks: int) -> "Ring | None":
@@ -125,9 +131,8 @@ class Ring:
                 memory, RECORDS_AT + number % self._capacity * _RECORD_BYTES,
                 begin_ns, end_ns, step, value, micro_batch, peer, name, micro_batches, thread, kind, flags, number,
             )
-            self._count = number = number + 1
-            _pack_counts(memory, COUNTS_AT, number, len(self.names), self._lost_names, self._lost)
             # fmt: on
+            self._count = self._numbers[_COUNT] = number + 1
 
     def open(self, what: What, begin_ns: int, step: int) -> None:
         """A span begins. To be called by one thread only, as `close` and `drop`."""
@@ -142,10 +147,10 @@ class Ring:
                 begin_ns, 0, step, 0.0, micro_batch, peer, name, micro_batches, 0, kind, 0, depth - 1,
             )
             # fmt: on
-        _pack_depth(memory, DEPTH_AT, changes, depth)
+        self._numbers[_CHANGES], self._numbers[_DEPTH_NOW] = changes, depth
 
     def close(self, what: What, begin_ns: int, end_ns: int, step: int, value: float, flags: int) -> None:
-        """The innermost span that `open` began ends: `add` it, and remove it from those that run, in one write."""
+        """The innermost span that `open` began ends: remove it from those that run, and `add` it."""
         kind, name, micro_batch, micro_batches, peer = what
         with self._lock:
             number, memory = self._count, self._memory
@@ -154,40 +159,34 @@ class Ring:
                 memory, RECORDS_AT + number % self._capacity * _RECORD_BYTES,
                 begin_ns, end_ns, step, value, micro_batch, peer, name, micro_batches, 0, kind, flags, number,
             )
-            self._count = number = number + 1
-            self._depth = depth = self._depth - 1
-            self._changes = changes = self._changes + 1
-            _pack_state(memory, COUNTS_AT, number, len(self.names), self._lost_names, self._lost, changes, depth)
             # fmt: on
+            self.drop()
+            self._count = self._numbers[_COUNT] = number + 1
 
     def drop(self) -> None:
         """The innermost span that `open` began ends, and is not recorded."""
         self._depth = depth = self._depth - 1
         self._changes = changes = self._changes + 1
-        _pack_depth(self._memory, DEPTH_AT, changes, depth)
+        self._numbers[_CHANGES], self._numbers[_DEPTH_NOW] = changes, depth
 
     def lose(self) -> None:
         """Count a record that could not be written."""
         with self._lock:
-            self._lost += 1
-            self._write_counts()
+            self._lost = self._numbers[_LOST] = self._lost + 1
 
     def _add_name(self, name: str) -> int:
         with self._lock:
             number = self.names.get(name, len(self.names))
             if number >= MAX_NAMES:
-                self._lost_names += 1
+                self._lost_names = self._numbers[_LOST_NAMES] = self._lost_names + 1
                 number = 0
             elif number == len(self.names):
                 text = name.encode()[:NAME_BYTES].decode(errors="ignore").encode()
                 at = NAMES_AT + number * NAME_BYTES
                 self._memory[at : at + NAME_BYTES] = text.ljust(NAME_BYTES, b"\0")
                 self.names[name] = number
-            self._write_counts()
+                self._numbers[_NAMES] = number + 1
             return number
-
-    def _write_counts(self) -> None:
-        _pack_counts(self._memory, COUNTS_AT, self._count, len(self.names), self._lost_names, self._lost)
 
 
 def read(path: Path) -> Recording | None:

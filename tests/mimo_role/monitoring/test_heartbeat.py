@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimo_role.host.node_dir import heartbeat_file
-from mimo_role.monitoring.heartbeat import Heartbeat, is_joining, read_pulse, recorded_joining
+from mimo_role.monitoring.heartbeat import Heartbeat, Pulse, is_joining, read_pulse, recorded_joining
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_joining_outside_of_mimo_launch_is_not_recorded(tmp_path, monkeypatch):
 BEATS = """
 import os, sys
 from pathlib import Path
-from mimo_role.monitoring.heartbeat import Heartbeat
+from mimo_role.monitoring.heartbeat import Heartbeat, Pulse, is_joining, read_pulse, recorded_joining
 heart = Heartbeat(Path(sys.argv[1]))
 for step in range(3):
     heart.step(step)
@@ -175,3 +175,26 @@ def test_a_heartbeat_is_visible_to_other_processes_at_once(heart, path):
         assert pool.apply(progress, (path,)) == (1, 4, 4)
         heart.step(5)
         assert pool.apply(progress, (path,)) == (2, 4, 5)
+
+
+def _take_steps(path, count):
+    heart = Heartbeat(path)
+    for _ in range(count):
+        heart.step()
+
+
+@pytest.mark.timeout(60)
+def test_a_pulse_is_never_seen_half_written(path):
+    process = multiprocessing.get_context("fork").Process(target=_take_steps, args=(path, 100_000))
+    process.start()
+    last = Pulse(0, 0, 0)
+    while last.beats < 100_000:
+        if (pulse := read_pulse(path)) is None:
+            assert last.beats == 0, "it was there before"
+            continue
+        assert (pulse.first_step, pulse.is_numbered) == (0, False)
+        assert last.beats <= pulse.beats
+        assert last.last_step <= pulse.last_step
+        last = pulse
+    process.join()
+    assert (process.exitcode, last) == (0, Pulse(100_000, 0, 99_999, is_numbered=False))

@@ -1,3 +1,4 @@
+import mmap
 import multiprocessing
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from mimo_role.host.node_dir import recording_file
 from mimo_role.monitoring import ring as rings
-from mimo_role.monitoring.records import RECORD, RECORDS_AT, Kind
+from mimo_role.monitoring.records import COUNTS, COUNTS_AT, DEPTH, DEPTH_AT, RECORD, RECORDS_AT, Kind
 from mimo_role.monitoring.ring import Ring, what
 from mimo_role.monitoring.ring_reader import RingReader
 
@@ -74,17 +75,48 @@ def _write_fast(path, count):
         ring.add(what(Kind.SCALAR, 0), number, number, number, float(number))
 
 
+def _write_spans(path, count):
+    ring, span = small(path), what(Kind.SPAN, 0)
+    for number in range(count):
+        ring.open(span, number, 0)
+        ring.add(span, number, number, 0)
+        ring.close(span, number, number, 0, 0.0, 0)
+    ring.lose()
+
+
+@pytest.mark.timeout(60)
+def test_counts_are_never_seen_half_written(tmp_path):
+    path = recording_file(tmp_path, 3)
+    process = multiprocessing.get_context("fork").Process(target=_write_spans, args=(path, 100_000))
+    process.start()
+    while not path.exists() or path.stat().st_size < RECORDS_AT:
+        pass
+    last = (0, 0, 0, 0)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        while last[0] < 200_000:
+            counts = COUNTS.unpack_from(memory, COUNTS_AT)
+            assert all(was <= now for was, now in zip(last, counts, strict=True)), (last, counts)
+            last = counts
+            changes, depth = DEPTH.unpack_from(memory, DEPTH_AT)
+            assert depth in (0, 1)
+            assert changes >= last[0] - 1
+        process.join()
+        assert COUNTS.unpack_from(memory, COUNTS_AT) == (200_000, 1, 0, 1)
+    assert process.exitcode == 0
+
+
 @pytest.mark.timeout(60)
 def test_records_are_whole_while_the_rank_writes(tmp_path):
     path = recording_file(tmp_path, 3)
     process = multiprocessing.get_context("fork").Process(target=_write_fast, args=(path, 200_000))
     process.start()
-    reader, seen, lost = RingReader(path), 0, 0
+    reader, seen, lost, last = RingReader(path), 0, 0, -1
     while process.is_alive() or seen + lost < 200_000:
         if (found := reader.read()) is None:
             continue
         for each in found.records:
-            assert each.begin_ns == each.end_ns == each.step == each.number == int(each.value)
+            assert each.begin_ns == each.end_ns == each.step == each.number == int(each.value) > last
+            last = each.number
         seen, lost = seen + len(found.records), lost + found.overwritten
     process.join()
     assert (process.exitcode, seen + lost) == (0, 200_000)
