@@ -6,9 +6,9 @@ import mimo_role
 from mimo_role import Topology
 from tests.mimo_role.fresh_worlds import Job, run_jobs
 from tests.mimo_role.hf import small_models
-from tests.mimo_role.hf.oracle import oracle, steps_of
+from tests.mimo_role.hf.oracle import STEPS, oracle, steps_of
 
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(900)]
 
 # Grids of vision and language, and the modules under FSDP2.
 LAYOUTS = {
@@ -28,37 +28,38 @@ LAYOUTS = {
 }
 FROZEN = ["FSDP2 beside tp", "tp, cp and pp"]
 """Layouts in which the tower does not train either."""
+FROZEN_STEPS = 3
 TOWER = {"llava": "model.vision_tower.*", "qwen3_vl": "model.visual.blocks.*"}
 
 
-def train(found, config, folder, fsdp, freeze):
-    found += steps_of(mimo_role.current(), config, folder, fsdp, freeze)
+CASES = [(kind, name, False) for kind in TOWER for name in LAYOUTS] + [(kind, name, True) for kind in TOWER for name in FROZEN]
 
 
-def job(name, *args):
-    vision, language, fsdp = LAYOUTS[name]
-    layout = "colocated" if name.startswith("colocated") else "non_colocated"
-    topology = Topology.from_modules({"vision": vision, "language": language}, layout=layout)
-    return Job(train, topology, (*args[:2], fsdp, *args[2:]))
+def train(found, config, folder, fsdp, freeze, steps):
+    found += steps_of(mimo_role.current(), config, folder, fsdp, freeze, steps)
 
 
-@pytest.fixture(scope="module", params=TOWER)
-def steps(request, tmp_path_factory):
-    """For each layout and whether the tower is frozen: transformers' steps, and those of each rank. All from one world."""
-    config, folder = getattr(small_models, request.param)(), str(tmp_path_factory.mktemp(request.param))
-    freeze = {False: (), True: (TOWER[request.param],)}
-    expected = {frozen: oracle(config, folder, patterns) for frozen, patterns in freeze.items()}
-    cases = [(name, False) for name in LAYOUTS] + [(name, True) for name in FROZEN]
-    outcomes = run_jobs(*(job(name, config, folder, freeze[frozen]) for name, frozen in cases), timeout_s=550)
-    return {case: (expected[case[1]], ranks) for case, ranks in zip(cases, outcomes, strict=True)}
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """For each case: transformers' own steps, and those of each rank. All from one world: transformers is imported once."""
+    expected, jobs = {}, []
+    for kind, name, frozen in CASES:
+        config, count = getattr(small_models, kind)(), FROZEN_STEPS if frozen else STEPS
+        folder, freeze = tmp_path_factory.getbasetemp() / f"{kind} {frozen}", (TOWER[kind],) if frozen else ()
+        if (kind, frozen) not in expected:
+            expected[kind, frozen] = oracle(config, str(folder), freeze, count)
+        vision, language, fsdp = LAYOUTS[name]
+        layout = "colocated" if name.startswith("colocated") else "non_colocated"
+        topology = Topology.from_modules({"vision": vision, "language": language}, layout=layout)
+        jobs.append(Job(train, topology, (config, str(folder), fsdp, freeze, count)))
+    outcomes = run_jobs(*jobs, timeout_s=850)
+    return {case: (expected[case[0], case[2]], ranks) for case, ranks in zip(CASES, outcomes, strict=True)}
 
 
-@pytest.mark.parametrize(
-    ("name", "frozen"), [*((name, False) for name in LAYOUTS), *((name, True) for name in FROZEN)], ids=str
-)
-def test_ten_steps_are_those_of_one_process(steps, name, frozen):
-    expected, ranks = steps[name, frozen]
+@pytest.mark.parametrize(("kind", "name", "frozen"), CASES, ids=str)
+def test_steps_are_those_of_one_process(steps, kind, name, frozen):
+    expected, ranks = steps[kind, name, frozen]
     assert [rank.errors for rank in ranks] == [""] * len(ranks)
-    assert len(expected) == 10
+    assert len(expected) == (FROZEN_STEPS if frozen else 10)
     for rank in ranks:
         assert rank.found == [pytest.approx(step, rel=1e-12, abs=0) for step in expected]
