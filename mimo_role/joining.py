@@ -1,4 +1,4 @@
-"""Joining torch.distributed, and the check that all ranks have the same topology."""
+"""Joining torch.distributed, and the checks that all ranks have the same topology, and a process group without old messages."""
 
 import hashlib
 import itertools
@@ -68,6 +68,8 @@ def _join_by_environ(topology: Topology, backend: str, timeout: timedelta) -> to
 
 _contexts: "weakref.WeakKeyDictionary[dist.ProcessGroup, itertools.count[int]]" = weakref.WeakKeyDictionary()
 """Numbers for the contexts of each world, which all its ranks create in the same order."""
+_with_old_messages: "weakref.WeakSet[dist.ProcessGroup]" = weakref.WeakSet()
+"""Worlds in which messages of an earlier context may be left."""
 
 
 def connect_peers(rank: int, timeout: timedelta) -> Links:
@@ -84,6 +86,12 @@ def connect_peers(rank: int, timeout: timedelta) -> Links:
     number = next(_contexts.setdefault(world, itertools.count()))
     store: Store = world.get_group_store()
     return PeerLinks(rank, store, address=_own_address(), series=number, timeout_s=timeout.total_seconds())
+
+
+def keep_out() -> None:
+    """Let no further context begin in this world: the last one may have left messages, which a new one would receive."""
+    if (world := dist.group.WORLD) is not None:
+        _with_old_messages.add(world)
 
 
 def _own_address() -> str:
@@ -136,15 +144,22 @@ def check_same_topology(topology: Topology, options: Mapping[str, GroupOptions],
     """Compare digests by one all-reduce; gather the details only if they differ.
 
     Raises:
+        ContextError: an earlier context in this process group has left messages.
         TopologyMismatchError: ranks have different topologies or group options.
     """
     plain = {name: own.as_dict() for name, own in options.items() if own != GroupOptions()}
     groups_digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256(f"{topology.digest} {groups_digest}".encode()).hexdigest()
     words = [int(digest[at : at + 8], 16) for at in range(0, 64, 8)]
-    lowest = torch.tensor([*words, *(-word for word in words)], dtype=torch.int64, device=device)
+    is_clean = dist.group.WORLD not in _with_old_messages
+    lowest = torch.tensor([is_clean, *words, *(-word for word in words)], dtype=torch.int64, device=device)
     dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
-    low, high = lowest.cpu().chunk(2)
+    if not lowest[0]:
+        raise ContextError(
+            "the last context in this process group ended with an error, before all that its bridges had sent was received; a "
+            "new one could receive what is left. Call torch.distributed.destroy_process_group() before mimo_role.init()"
+        )
+    low, high = lowest[1:].cpu().chunk(2)
     if torch.equal(low, -high):
         return
     everyone: list[tuple[str, str, str]] = [("", "", "")] * dist.get_world_size()

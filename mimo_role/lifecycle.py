@@ -20,7 +20,7 @@ from mimo_role.groups.process_groups import ProcessGroups
 from mimo_role.groups.process_groups import share as share_groups
 from mimo_role.groups.rounds import schedule
 from mimo_role.host import environ, node_dir
-from mimo_role.joining import check_same_topology, connect_peers, device_of, join
+from mimo_role.joining import check_same_topology, connect_peers, device_of, join, keep_out
 from mimo_role.monitoring.collective_waits import CollectiveWaits
 from mimo_role.monitoring.device_clock import DeviceClock
 from mimo_role.monitoring.diagnostics import enable_diagnostics
@@ -42,6 +42,7 @@ class _Session:
     """The time between `init()` and `shutdown()`."""
 
     context: RoleContext
+    ledger: BatchLedger
     owns_world: bool
     """Whether `init()` joined the process group."""
     exported: list[str]
@@ -71,7 +72,8 @@ def init(
         groups: which process groups each module gets, and how. Default: the config's, else those of `GroupOptions()`.
 
     Raises:
-        ContextError: already initialized; no topology; not startable from this environment; a world of another size.
+        ContextError: already initialized; no topology; not startable from this environment; a world of another size; or an
+            earlier context in this process group has ended with an error of a bridge.
         TopologyError: `groups` names a module or an axis that does not exist.
         TopologyMismatchError: ranks have different topologies or group options; the deviating ranks and their hosts are named.
         EnvironError: a malformed variable.
@@ -113,7 +115,7 @@ def init(
     share_ledger(ledger)
     contract = _contract(topology, context.rank, backend, timeout_s, options, found)
     ranks = {"RANK": str(context.rank), "WORLD_SIZE": str(context.world_size)}
-    _session = _Session(context, owns_world, environ.export(ranks | contract.to_environ()))
+    _session = _Session(context, ledger, owns_world, environ.export(ranks | contract.to_environ()))
     if device.type == "cpu" and context.recorder.is_on:  # on a GPU the host does not wait
         waits = CollectiveWaits(context.recorder)
         waits.install()
@@ -140,7 +142,10 @@ def current() -> RoleContext:
 
 
 def shutdown() -> None:
-    """Destroy the groups, and leave the job if `init()` joined it. It does nothing if there is no context."""
+    """Destroy the groups, and leave the job if `init()` joined it. It does nothing if there is no context.
+
+    After an error of a bridge, no `init()` succeeds until the process group has been destroyed.
+    """
     global _session
     if _session is None:
         return
@@ -152,6 +157,8 @@ def shutdown() -> None:
         try:
             session.context._close()
         finally:
+            if not session.ledger.is_settled:
+                keep_out()
             if session.owns_world:
                 dist.destroy_process_group()
 

@@ -78,6 +78,8 @@ class BatchLedger:
         self._failure: str | None = None
         self._is_raised = False
         """Whether the failure has been raised in the script."""
+        self.is_settled = False
+        """Whether this rank has left, and all that it and its peers had sent was received."""
         self._admission = Admission(self._run_postponed)
         channel.on(FrameKind.BATCH, self._headers.header_came)
         channel.on(FrameKind.TAKEN, self._sent.receipt_came)
@@ -260,6 +262,7 @@ class BatchLedger:
                         f"rank {self._channel.rank} has left the job without {named(header.key, header.position)} of bridge "
                         f"{header.key.bridge}, which rank {peer} had sent; both sides of a bridge call it equally often"
                     )
+            self.is_settled = True
 
     def close(self) -> None:
         """Close all connections. Whatever autograd still brings is dropped."""

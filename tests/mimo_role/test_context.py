@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 import mimo_role
-from mimo_role import ContextError, RankEnviron, Topology, TopologyMismatchError
+from mimo_role import ActivationSpec, BridgeError, ContextError, RankEnviron, Topology, TopologyMismatchError
 from mimo_role.joining import _describe_mismatch
 from mimo_role.testing import RankFailedError, run_ranks
 
@@ -323,3 +323,49 @@ def never_end():
 def test_run_ranks_names_the_rank_that_failed_and_its_error(function, timeout_s, message):
     with pytest.raises(RankFailedError, match=message):
         run_ranks(function, 2, timeout_s=timeout_s)
+
+
+def _cross(ctx, number, width=2):
+    bridge = ctx.bridge("vision")
+    sent = torch.full((1, width), number, dtype=torch.float64) if bridge.is_sender else None
+    with torch.no_grad():
+        received = bridge(sent, spec=ActivationSpec.of(1, (width,), torch.float64))
+    return None if bridge.is_sender else received.tolist()
+
+
+def _cross_and_leave(*args, **settings):
+    _cross(*args, **settings)
+    mimo_role.shutdown()
+
+
+def begin_again(fails):
+    """After a message that is never received, or a failure in the middle, a second context in the same process group."""
+    topology, found = Topology.from_modules({"vision": {}, "language": {}}), []
+    dist.init_process_group("gloo")
+    mimo_role.init(topology)
+    mimo_role.shutdown()
+    ctx = mimo_role.init(topology)
+    found.append(_cross(ctx, 1.0))
+    if fails == "as it leaves":
+        if ctx.role.has_modality_modules:
+            _cross(ctx, 2.0)
+        with pytest.raises(BridgeError, match="batch 1"):
+            mimo_role.shutdown()
+    else:
+        with pytest.raises(BridgeError, match=r"expects samples of torch\.float64 \[3\]"):
+            _cross_and_leave(ctx, 2.0, width=2 + ctx.rank)
+    mimo_role.shutdown()
+    with pytest.raises(ContextError, match=r"could receive what is left\. Call torch\.distributed\.destroy_process_group"):
+        mimo_role.init(topology)
+    dist.barrier()
+    dist.destroy_process_group()
+    store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]))
+    dist.init_process_group("gloo", store=dist.PrefixStore("again", store), rank=ctx.rank, world_size=2)
+    found.append(_cross(mimo_role.init(topology), 3.0))
+    mimo_role.shutdown()
+    return found
+
+
+@pytest.mark.parametrize("fails", ["as it leaves", "in the middle"])
+def test_a_context_never_receives_messages_of_an_earlier_one(fails):
+    assert run_ranks(begin_again, 2, fails) == [[None, None], [[[1.0, 1.0]], [[3.0, 3.0]]]]

@@ -103,11 +103,11 @@ def write_run(
 
 def _recording(plan: LaunchPlan, rank: int, micro_batches: int, steps: range) -> bytes:
     """What a rank records of a pipeline: forwards and backwards of each micro-batch, and the waits between them."""
-    with mmap.mmap(-1, RECORDS_AT + _CAPACITY * RECORD.size) as memory:
-        ring = Ring(memory, rank)
-        for step in steps:
-            _record_step(ring, plan, rank, micro_batches, step)
-        return bytes(memory[: used_bytes(memory[:])])
+    memory = mmap.mmap(-1, RECORDS_AT + _CAPACITY * RECORD.size)
+    ring = Ring(memory, rank)
+    for step in steps:
+        _record_step(ring, plan, rank, micro_batches, step)
+    return bytes(memory[: used_bytes(memory[:])])
 
 
 def _record_step(ring: Ring, plan: LaunchPlan, rank: int, micro_batches: int, step: int) -> None:
