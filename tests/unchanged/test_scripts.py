@@ -10,7 +10,7 @@ import pytest
 
 from tests.unchanged.launches import Program, by_mimo_launch, by_torchrun
 
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(450)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(700)]
 
 TRAINER_OPTIONS = (
     "--output_dir=trained",
