@@ -71,7 +71,9 @@ class Trainer:
         path.mkdir(parents=True, exist_ok=True)
         dist_checkpointing.save(self._state(), str(path))
         if self.ctx.rank == 0:
-            (folder / "latest").write_text(path.name)
+            unfinished = folder / "latest.tmp"
+            unfinished.write_text(path.name)
+            unfinished.replace(folder / "latest")  # at once: a job may be killed here
 
     def load(self, folder: Path) -> int:
         """Read the last checkpoint, of any layout; the step after which it was written."""
