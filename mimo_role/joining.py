@@ -1,4 +1,4 @@
-"""Joining torch.distributed, and the checks that all ranks have the same topology, and a process group without old messages."""
+"""Joining torch.distributed, and what all ranks check of each other: the same topology, no messages of an earlier context."""
 
 import hashlib
 import itertools
@@ -88,10 +88,9 @@ def connect_peers(rank: int, timeout: timedelta) -> Links:
     return PeerLinks(rank, store, address=_own_address(), series=number, timeout_s=timeout.total_seconds())
 
 
-def keep_out() -> None:
-    """Let no further context begin in this world: the last one may have left messages, which a new one would receive."""
-    if (world := dist.group.WORLD) is not None:
-        _with_old_messages.add(world)
+def keep_contexts_out(world: dist.ProcessGroup) -> None:
+    """Let no further context begin in this world, in which messages may be left that a new one would receive."""
+    _with_old_messages.add(world)
 
 
 def _own_address() -> str:
@@ -144,7 +143,7 @@ def check_same_topology(topology: Topology, options: Mapping[str, GroupOptions],
     """Compare digests by one all-reduce; gather the details only if they differ.
 
     Raises:
-        ContextError: an earlier context in this process group has left messages.
+        ContextError: an earlier context in this process group may have left messages.
         TopologyMismatchError: ranks have different topologies or group options.
     """
     plain = {name: own.as_dict() for name, own in options.items() if own != GroupOptions()}
@@ -156,8 +155,8 @@ def check_same_topology(topology: Topology, options: Mapping[str, GroupOptions],
     dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
     if not lowest[0]:
         raise ContextError(
-            "the last context in this process group ended with an error, before all that its bridges had sent was received; a "
-            "new one could receive what is left. Call torch.distributed.destroy_process_group() before mimo_role.init()"
+            "an earlier context in this process group ended before all messages of its bridges were received, and a new one "
+            "could receive what is left. Call torch.distributed.destroy_process_group() before mimo_role.init()"
         )
     low, high = lowest[1:].cpu().chunk(2)
     if torch.equal(low, -high):

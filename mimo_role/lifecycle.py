@@ -1,5 +1,6 @@
 """Joining and leaving a job: `init()`, `current()` and `shutdown()`."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +21,7 @@ from mimo_role.groups.process_groups import ProcessGroups
 from mimo_role.groups.process_groups import share as share_groups
 from mimo_role.groups.rounds import schedule
 from mimo_role.host import environ, node_dir
-from mimo_role.joining import check_same_topology, connect_peers, device_of, join, keep_out
+from mimo_role.joining import check_same_topology, connect_peers, device_of, join, keep_contexts_out
 from mimo_role.monitoring.collective_waits import CollectiveWaits
 from mimo_role.monitoring.device_clock import DeviceClock
 from mimo_role.monitoring.diagnostics import enable_diagnostics
@@ -43,6 +44,8 @@ class _Session:
 
     context: RoleContext
     ledger: BatchLedger
+    world: "weakref.ref[dist.ProcessGroup]"
+    """Weak: a process group that the script destroys must close its connections."""
     owns_world: bool
     """Whether `init()` joined the process group."""
     exported: list[str]
@@ -73,7 +76,7 @@ def init(
 
     Raises:
         ContextError: already initialized; no topology; not startable from this environment; a world of another size; or an
-            earlier context in this process group has ended with an error of a bridge.
+            earlier context in this process group may have left messages.
         TopologyError: `groups` names a module or an axis that does not exist.
         TopologyMismatchError: ranks have different topologies or group options; the deviating ranks and their hosts are named.
         EnvironError: a malformed variable.
@@ -115,7 +118,9 @@ def init(
     share_ledger(ledger)
     contract = _contract(topology, context.rank, backend, timeout_s, options, found)
     ranks = {"RANK": str(context.rank), "WORLD_SIZE": str(context.world_size)}
-    _session = _Session(context, ledger, owns_world, environ.export(ranks | contract.to_environ()))
+    world = dist.group.WORLD
+    assert world is not None
+    _session = _Session(context, ledger, weakref.ref(world), owns_world, environ.export(ranks | contract.to_environ()))
     if device.type == "cpu" and context.recorder.is_on:  # on a GPU the host does not wait
         waits = CollectiveWaits(context.recorder)
         waits.install()
@@ -144,7 +149,8 @@ def current() -> RoleContext:
 def shutdown() -> None:
     """Destroy the groups, and leave the job if `init()` joined it. It does nothing if there is no context.
 
-    After an error of a bridge, no `init()` succeeds until the process group has been destroyed.
+    If the script has joined by itself, and messages of bridges were not received, as after an error, no `init()` succeeds until
+    the script has destroyed the process group.
     """
     global _session
     if _session is None:
@@ -157,8 +163,8 @@ def shutdown() -> None:
         try:
             session.context._close()
         finally:
-            if not session.ledger.is_settled:
-                keep_out()
+            if not session.ledger.is_settled and (world := session.world()) is not None:
+                keep_contexts_out(world)
             if session.owns_world:
                 dist.destroy_process_group()
 

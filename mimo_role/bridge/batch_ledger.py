@@ -34,6 +34,8 @@ _ANNOUNCE_AFTER_S = 0.1
 _POLL_S = 0.1
 _SENT_BEFORE_POLL = 2
 """Batches without a receipt from which on this rank polls when it sends another."""
+_POLL_AFTER_S = 1.0
+"""How long after it has polled a rank polls when it sends: a peer waits longer before it leaves alone."""
 _REPORTED = "failure reported by rank"
 
 _shared: "BatchLedger | None" = None
@@ -79,7 +81,7 @@ class BatchLedger:
         self._is_raised = False
         """Whether the failure has been raised in the script."""
         self.is_settled = False
-        """Whether this rank has left, and all that it and its peers had sent was received."""
+        """Whether this rank has left, and no message to or from it is left."""
         self._admission = Admission(self._run_postponed)
         channel.on(FrameKind.BATCH, self._headers.header_came)
         channel.on(FrameKind.TAKEN, self._sent.receipt_came)
@@ -194,12 +196,14 @@ class BatchLedger:
         return [self._specs.pop(key) for key in keys]
 
     def poll_if_behind(self) -> None:
-        """Handle the frames that have arrived, if many batches have no receipt: this rank sends and never waits.
+        """Handle the frames that have arrived, if many batches have no receipt or it was last done a while ago.
+
+        A rank may send and never wait, and its peers may have left.
 
         Raises:
             BridgeError: this rank or a peer has failed.
         """
-        if len(self._sent) > _SENT_BEFORE_POLL:
+        if len(self._sent) > _SENT_BEFORE_POLL or time.monotonic() - self._channel.polled_at > _POLL_AFTER_S:
             self.poll()
 
     def poll(self) -> None:
@@ -262,7 +266,7 @@ class BatchLedger:
                         f"rank {self._channel.rank} has left the job without {named(header.key, header.position)} of bridge "
                         f"{header.key.bridge}, which rank {peer} had sent; both sides of a bridge call it equally often"
                     )
-            self.is_settled = True
+            self.is_settled = not self._headers.is_expecting
 
     def close(self) -> None:
         """Close all connections. Whatever autograd still brings is dropped."""

@@ -1,6 +1,7 @@
 """This rank's frames to and from its peers, handled by one thread at a time."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -21,6 +22,8 @@ class FrameChannel:
         self._bridged: set[int] = set()
         self._receipts: dict[int, bytearray] = {}
         """Receipts to be sent with the next frame to a peer."""
+        self.polled_at = time.monotonic()
+        """When frames were last handled, in seconds by the monotonic clock."""
 
     def on(self, kind: FrameKind, handler: Callable[[int, bytes], None]) -> None:
         """Call `handler(peer, content)` for each frame of a kind, with `lock` held."""
@@ -82,6 +85,7 @@ class FrameChannel:
         with self.lock:
             if is_needed():
                 self._links.handle(ready)
+                self.polled_at = time.monotonic()
         return bool(ready)
 
     def receive_from(self, peer: int) -> None:

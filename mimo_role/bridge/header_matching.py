@@ -77,6 +77,11 @@ class HeaderMatching:
         """Whether a header has arrived of a batch that this rank has not asked for."""
         return key in self._queue(peer, key).unclaimed
 
+    @property
+    def is_expecting(self) -> bool:
+        """Whether this rank has asked for batches whose headers have not arrived."""
+        return any(queue.expected for queue in self._queues.values())
+
     def unclaimed(self) -> Iterator[tuple[int, BatchHeader]]:
         """All headers of batches that this rank has not asked for, with the peers that sent them."""
         for (peer, *_), queue in self._queues.items():

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 import mimo_role
 from mimo_role import ActivationSpec, BridgeError, ContextError, RankEnviron, Topology, TopologyMismatchError
+from mimo_role.bridge import batch_ledger, departure
 from mimo_role.joining import _describe_mismatch
 from mimo_role.testing import RankFailedError, run_ranks
 
@@ -338,22 +339,33 @@ def _cross_and_leave(*args, **settings):
     mimo_role.shutdown()
 
 
-def begin_again(fails):
-    """After a message that is never received, or a failure in the middle, a second context in the same process group."""
+def _fails_as_it_leaves(ctx):
+    if ctx.role.has_modality_modules:
+        _cross(ctx, 2.0)
+    dist.barrier()
+    with pytest.raises(BridgeError, match="batch 1"):
+        mimo_role.shutdown()
+
+
+def _fails_in_the_middle(ctx):
+    with pytest.raises(BridgeError, match=r"expects samples of torch.float64 \[3\]"):
+        _cross_and_leave(ctx, 2.0, width=2 + ctx.rank)
+
+
+def _receives_what_is_not_sent(ctx):
+    if ctx.role.has_language_module:
+        ctx.bridge("vision").recv_forward(ActivationSpec.of(1, (2,), torch.float64)).start()
+
+
+def begin_again(end):
+    """A second context in the same process group, after an orderly end and after another one."""
     topology, found = Topology.from_modules({"vision": {}, "language": {}}), []
     dist.init_process_group("gloo")
     mimo_role.init(topology)
     mimo_role.shutdown()
     ctx = mimo_role.init(topology)
     found.append(_cross(ctx, 1.0))
-    if fails == "as it leaves":
-        if ctx.role.has_modality_modules:
-            _cross(ctx, 2.0)
-        with pytest.raises(BridgeError, match="batch 1"):
-            mimo_role.shutdown()
-    else:
-        with pytest.raises(BridgeError, match=r"expects samples of torch\.float64 \[3\]"):
-            _cross_and_leave(ctx, 2.0, width=2 + ctx.rank)
+    end(ctx)
     mimo_role.shutdown()
     with pytest.raises(ContextError, match=r"could receive what is left\. Call torch\.distributed\.destroy_process_group"):
         mimo_role.init(topology)
@@ -366,6 +378,27 @@ def begin_again(fails):
     return found
 
 
-@pytest.mark.parametrize("fails", ["as it leaves", "in the middle"])
-def test_a_context_never_receives_messages_of_an_earlier_one(fails):
-    assert run_ranks(begin_again, 2, fails) == [[None, None], [[[1.0, 1.0]], [[3.0, 3.0]]]]
+@pytest.mark.parametrize("end", [_fails_as_it_leaves, _fails_in_the_middle, _receives_what_is_not_sent])
+def test_a_context_never_receives_messages_of_an_earlier_one(end):
+    assert run_ranks(begin_again, 2, end) == [[None, None], [[[1.0, 1.0]], [[3.0, 3.0]]]]
+
+
+def send_to_one_that_has_left():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(departure, "_TIMEOUT_S", 0.0)  # the receiver does not wait for this rank
+        patch.setattr(batch_ledger, "_POLL_AFTER_S", 0.0)
+        dist.init_process_group("gloo")
+        ctx = mimo_role.init(Topology.from_modules({"vision": {}, "language": {}}))
+        _cross(ctx, 1.0)
+        if ctx.role.has_language_module:
+            mimo_role.shutdown()
+        dist.barrier()
+        if ctx.role.has_modality_modules:
+            spec = ActivationSpec.of(1, (2,), torch.float64)
+            with pytest.raises(BridgeError, match=r"batch 1, .*, but that rank has left"):
+                ctx.bridge("vision").send_forward(torch.ones(1, 2, dtype=torch.float64), spec).start()
+        dist.barrier()
+
+
+def test_a_rank_that_only_sends_finds_that_the_receiver_has_left():
+    run_ranks(send_to_one_that_has_left, 2)

@@ -151,7 +151,7 @@ def test_joining_outside_of_mimo_launch_is_not_recorded(tmp_path, monkeypatch):
 BEATS = """
 import os, sys
 from pathlib import Path
-from mimo_role.monitoring.heartbeat import Heartbeat, Pulse, is_joining, read_pulse, recorded_joining
+from mimo_role.monitoring.heartbeat import Heartbeat
 heart = Heartbeat(Path(sys.argv[1]))
 for step in range(3):
     heart.step(step)
