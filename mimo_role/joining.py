@@ -153,12 +153,13 @@ def check_same_topology(topology: Topology, options: Mapping[str, GroupOptions],
     is_clean = dist.group.WORLD not in _with_old_messages
     lowest = torch.tensor([is_clean, *words, *(-word for word in words)], dtype=torch.int64, device=device)
     dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    lowest = lowest.cpu()
     if not lowest[0]:
         raise ContextError(
             "an earlier context in this process group ended before all messages of its bridges were received, and a new one "
             "could receive what is left. Call torch.distributed.destroy_process_group() before mimo_role.init()"
         )
-    low, high = lowest[1:].cpu().chunk(2)
+    low, high = lowest[1:].chunk(2)
     if torch.equal(low, -high):
         return
     everyone: list[tuple[str, str, str]] = [("", "", "")] * dist.get_world_size()
