@@ -22,6 +22,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _KILL_TIMEOUT_S = 10.0
 """How long to wait for processes after SIGKILL."""
 _INTERVAL_S = 0.01
+_THREADS = 17
+"""The number of threads among the fields of `_stat`; see proc(5)."""
 
 
 def adopt_orphans() -> None:
@@ -35,12 +37,15 @@ def processes_of(agent_id: str, root: int | None = None) -> list[int]:
     """The live processes of a run, other than this one: those below `root`, and those with the agent's id in their
     initial environment."""
     own = os.getpid()
-    parents = {pid: int(fields[1]) for pid in _pids() if (fields := _stat(pid)) and fields[0] != "Z"}
-    below = _below(root, parents) if root is not None else set()
-    return [pid for pid in parents if pid != own and (pid in below or _has_mark(agent_id, pid))]
+    found = _all_processes()
+    below = _below(root, found) if root is not None else set()
+    live = (pid for pid, (_, is_live) in found.items() if is_live and pid != own)
+    return [pid for pid in live if pid in below or _has_mark(agent_id, pid)]
 
 
-def end_all(agent_id: str, grace_s: float, root: int | None = None, spare: Collection[int] = ()) -> list[int]:
+def end_all(
+    agent_id: str, grace_s: float, root: int | None = None, spare: Collection[int] = (), *, children_are_reaped: bool = False
+) -> list[int]:
     """SIGTERM a run's processes, and SIGKILL those that remain after the grace time; return those that could not be killed.
 
     One that ignores SIGTERM is killed at once, but for Python's resource trackers: they end when the processes that they belong
@@ -51,23 +56,25 @@ def end_all(agent_id: str, grace_s: float, root: int | None = None, spare: Colle
         grace_s: the grace time.
         root: the process that all others are below.
         spare: processes to leave alone.
+        children_are_reaped: whether this process is the root, and reaps its children. It then waits until it has none, which
+            the kernel knows for certain: a process that has just been forked can be missing in /proc's listing.
     """
     asked: set[int] = set()
     began = time.monotonic()
-    while left := [pid for pid in processes_of(agent_id, root) if pid not in spare]:
+    while True:
+        left = [pid for pid in processes_of(agent_id, root) if pid not in spare]
         waited = time.monotonic() - began
-        if waited > grace_s + _KILL_TIMEOUT_S:
-            break
+        is_done = not left and not (children_are_reaped and _has_children())
+        if is_done or waited > grace_s + _KILL_TIMEOUT_S:
+            return left
         for pid in left:
             if waited > grace_s or (_signal_bit(pid, "SigIgn", signal.SIGTERM) and not _is_resource_tracker(pid)):
                 _send(agent_id, root, pid, signal.SIGKILL)
-            elif pid not in asked:
+            elif pid not in asked and _send(agent_id, root, pid, signal.SIGTERM):
                 asked.add(pid)
-                _send(agent_id, root, pid, signal.SIGTERM)
                 # A stopped process handles it once it continues.
                 _send(agent_id, root, pid, signal.SIGCONT)
         time.sleep(_INTERVAL_S)
-    return left
 
 
 def describe(pid: int) -> str:
@@ -79,10 +86,29 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (pathlib would double this process's start-up)
 
 
-def _below(root: int, parents: dict[int, int]) -> set[int]:
-    """The processes below one, by the parent of each."""
+def _all_processes() -> dict[int, tuple[int, bool]]:
+    """The parent of each process, and whether it is live.
+
+    They are read one after the other. A parent that has ended meanwhile has left its children to another process: theirs is
+    read again, or they would seem to be below nothing. A zombie has left its children, too, but its own parent is known.
+    """
+    found = {pid: process for pid in _pids() if (process := _parent_and_life(pid))}
+    for pid in [pid for pid, (parent, _) in found.items() if parent not in found]:
+        if process := _parent_and_life(pid):
+            found[pid] = process
+    return found
+
+
+def _parent_and_life(pid: int) -> tuple[int, bool] | None:
+    fields = _stat(pid)
+    # The first thread of a process can end before the others do; it is a zombie then.
+    return (int(fields[1]), fields[0] != "Z" or int(fields[_THREADS]) > 1) if fields else None
+
+
+def _below(root: int, processes: dict[int, tuple[int, bool]]) -> set[int]:
+    """The processes below one."""
     children: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
+    for pid, (parent, _) in processes.items():
         children.setdefault(parent, []).append(pid)
     found: set[int] = set()
     new = [root]
@@ -92,17 +118,19 @@ def _below(root: int, parents: dict[int, int]) -> set[int]:
     return found
 
 
-def _send(agent_id: str, root: int | None, pid: int, number: int) -> None:
-    """Signal a process, but not another one that has since been given the same id."""
+def _send(agent_id: str, root: int | None, pid: int, number: int) -> bool:
+    """Signal a process, but not another one that has since been given the same id; return whether it was sent."""
     try:
         process = os.pidfd_open(pid)
     except OSError:
-        return
+        return False
     try:
-        if (root is not None and _is_below(root, pid)) or _has_mark(agent_id, pid):
+        is_ours = (root is not None and _is_below(root, pid)) or _has_mark(agent_id, pid)
+        if is_ours:
             signal.pidfd_send_signal(process, number)
+        return is_ours
     except OSError:
-        return
+        return False
     finally:
         os.close(process)
 
@@ -113,6 +141,15 @@ def _is_below(root: int, pid: int) -> bool:
         if pid == root:
             return True
     return False
+
+
+def _has_children() -> bool:
+    """Whether this process has a child, be it a zombie."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _has_mark(agent_id: str, pid: int) -> bool:
@@ -164,9 +201,9 @@ def _remove(directory: str) -> None:
         return
 
 
-def clean_up(agent_id: str, grace_s: float, directory: str) -> None:
+def clean_up(agent_id: str, grace_s: float, directory: str, *, children_are_reaped: bool = False) -> None:
     """End the processes that a mimo-launch has left, those below this process among them, and remove its node directory."""
-    if left := end_all(agent_id, grace_s, os.getpid()):
+    if left := end_all(agent_id, grace_s, os.getpid(), children_are_reaped=children_are_reaped):
         sys.stderr.write(f"mimo-launch: could not kill: {', '.join(map(describe, left))}\n")
     _remove(directory)
 
@@ -216,9 +253,9 @@ def main(agent_id: str, control: str, *command: str) -> None:
     _reap()
     grace_s, _, directory = os.fsdecode(sys.stdin.buffer.read()).partition("\0")
     if directory:
-        clean_up(agent_id, float(grace_s), directory)
+        clean_up(agent_id, float(grace_s), directory, children_are_reaped=True)
     else:  # mimo-launch has ended before it knew the job: the fork server has started nothing
-        end_all(agent_id, 0.0, os.getpid())
+        end_all(agent_id, 0.0, os.getpid(), children_are_reaped=True)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,73 @@ input()
     assert not Path("/dev/shm", name).exists()
 
 
+# A process with a child and a grandchild.
+BELOW = """
+import os, signal, sys, time
+from launcher.host import reaper
+
+reaper.adopt_orphans()
+ours, theirs = os.pipe()
+if (parent := os.fork()) == 0:
+    if (child := os.fork()) == 0:
+        time.sleep(1000)
+    os.write(theirs, str(child).encode())
+    time.sleep(1000)
+child = int(os.read(ours, 20))
+all_pids, stat = reaper._pids, reaper._stat
+"""
+
+
+@pytest.mark.parametrize("left_as", ["a zombie", "nothing"])
+def test_a_process_whose_parent_ends_while_they_are_looked_at_is_found(left_as):
+    code = f"""{BELOW}
+def stat_and_end_the_parent(pid):
+    fields = stat(pid)
+    if pid == child and not reads:
+        reads.append(pid)
+        os.kill(parent, signal.SIGKILL)
+        os.waitid(os.P_PID, parent, os.WEXITED | (os.WNOWAIT if {left_as == "a zombie"} else 0))
+    return fields
+
+reads = []
+reaper._stat = stat_and_end_the_parent
+reaper._pids = lambda: sorted(all_pids(), key=lambda pid: pid != child)  # process ids start again at the end of their range
+try:
+    assert reaper.processes_of("none", os.getpid()) == [child]
+finally:
+    os.kill(child, signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_process_that_a_listing_has_missed_is_ended():
+    code = f"""{BELOW}
+listings = iter([[], []])
+reaper._pids = lambda: next(listings, all_pids())
+signal.signal(signal.SIGCHLD, reaper._reap)
+assert reaper.end_all("none", 60, os.getpid(), children_are_reaped=True) == []
+assert reaper.state_of(child) == reaper.state_of(parent) == ""
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_process_whose_first_thread_has_ended_is_live():
+    code = """
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print(flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)  # _exit(2): of this thread
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        while reaper.state_of(process.pid) != "Z":
+            os.sched_yield()
+        assert process.pid in reaper.processes_of("none", os.getpid())
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert process.pid not in reaper.processes_of("none", os.getpid())
+
+
 def ignores_sigterm(pid):
     (mask,) = (line.split()[1] for line in Path("/proc", pid, "status").read_text().splitlines() if line.startswith("SigIgn"))
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
