@@ -12,6 +12,7 @@ are replaced. Cases (float32, `[8 samples, tokens, 1024]`, MiB of the whole micr
   tp 8; here the peer is the 5 ms that it may take.
 """
 
+import argparse
 import random
 import sys
 import time
@@ -214,6 +215,15 @@ def name_of(m: int, n: int, tp: int, sequence_parallel: bool) -> str:
     return f"dp {m}:{n} tp {tp}{' sequence-parallel' if sequence_parallel else ''}"
 
 
+def chosen_cases(options: argparse.ArgumentParser, only: str) -> list[tuple[int, int, int, bool]]:
+    """The cases that `--only` has chosen; m, n, tp and whether they are sequence-parallel."""
+    cases = [*((*shape, False) for shape in SHAPES), (*SEQUENCE_PARALLEL, True)]
+    chosen = [case for case in cases if only in name_of(*case)]
+    if not chosen:
+        options.error(f"--only: no case has '{only}' in its name; the cases: {', '.join(name_of(*case) for case in cases)}")
+    return chosen
+
+
 def rows_of(m: int, n: int, tp: int, mib: float, sequence_parallel: bool, runs: int) -> Iterator[Row]:
     from mimo_role.testing import run_ranks
 
@@ -260,12 +270,11 @@ def main() -> None:
     options.add_argument("--only", default="", help="cases whose name has this in it, such as 'tp 4'")
     options.add_argument("--runs", type=int, default=5, help="alternating runs of each case (default: 5)")
     arguments = options.parse_args()
+    cases = chosen_cases(options, arguments.only)
     rows = [routing_row(arguments.runs)]
-    for *shape, sequence_parallel in [*((*shape, False) for shape in SHAPES), (*SEQUENCE_PARALLEL, True)]:
-        if arguments.only not in name_of(*shape, sequence_parallel):
-            continue
+    for m, n, tp, sequence_parallel in cases:
         for mib in arguments.mib:
-            for row in rows_of(*shape, mib, sequence_parallel, arguments.runs):
+            for row in rows_of(m, n, tp, mib, sequence_parallel, arguments.runs):
                 print(f"{row.case}: {row.ours:.2f} against {row.peer:.2f}, ratio {row.ratio:.2f}", file=sys.stderr)
                 rows.append(row)
     show("bridge", rows, arguments.json)

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bridge import LIMIT_S, MIB, SEQUENCE_PARALLEL, SHAPES, MicroBatch, name_of
+from bridge import LIMIT_S, MIB, MicroBatch, chosen_cases, name_of
 from report import Row, show
 
 from mimo_role.testing import run_ranks
@@ -71,12 +71,13 @@ def main() -> None:
     options.add_argument("--worlds", type=int, default=16, help="worlds of each case (default: 16)")
     options.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = options.parse_args()
+    cases = chosen_cases(options, arguments.only)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy_of(arguments.other.resolve(), Path(folder))
-        for m, n, tp, parallel in [*((*shape, False) for shape in SHAPES), (*SEQUENCE_PARALLEL, True)]:
+        for m, n, tp, parallel in cases:
             case = name_of(m, n, tp, parallel)
-            for mib in arguments.mib if arguments.only in case else ():
+            for mib in arguments.mib:
                 ours, other, ratios = [], [], []
                 for world in range(arguments.worlds):
                     packages = [OURS, OTHER][:: 1 - 2 * (world % 2)]
