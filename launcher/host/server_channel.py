@@ -89,3 +89,5 @@ class Channel:
                 self.refusal = message["refused"]
             else:
                 self._answers.append(message)
+                # An earlier process may have had the id of one that has been started.
+                self.codes.pop(message.get("pid"), None)

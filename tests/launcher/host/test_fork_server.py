@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from launcher.host import limits, reaper
 from launcher.host.fork_server import UNKNOWN_EXIT, Request
 from mimo_role.host import environ
 from tests.launcher import fork_servers
+from tests.launcher.jobs import ROOT
 
 
 @pytest.fixture
@@ -154,6 +156,35 @@ def test_a_server_that_has_died_is_reported_and_replaced(server, tmp_path):
     server.restart_if_dead()
     assert reaper.state_of(rank.pid) in ("", "Z"), "it runs"
     assert python(server, tmp_path, "").exit_code() == 0
+
+
+# Process ids start again at the end of their range; in a namespace of its own a test can choose the next one.
+REUSES_AN_ID = """
+import sys
+from pathlib import Path
+from tests.launcher import fork_servers
+from tests.launcher.host.test_fork_server import python
+
+folder, node = Path(sys.argv[1]), Path(sys.argv[1], "node")
+node.mkdir()
+server = fork_servers.start("test-same-id", node)
+first = python(server, folder, "import sys; sys.exit(3)")
+assert first.exit_code() == 3
+Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
+second = python(server, folder, "import time; time.sleep(1000)")
+assert second.pid == first.pid
+assert server.exit_code(second.pid) is None
+server.end_leftovers()
+assert second.exit_code() == -15
+server.close()
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.ranks
+def test_a_process_has_no_exit_code_of_an_earlier_one_with_its_id(tmp_path):
+    namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    subprocess.run([*namespace, sys.executable, "-c", REUSES_AN_ID, str(tmp_path)], check=True, cwd=ROOT, timeout=120)
 
 
 def test_limits_are_named_with_the_command_that_shows_them():
