@@ -171,9 +171,10 @@ server = fork_servers.start("test-same-id", node)
 first = python(server, folder, "import sys; sys.exit(3)")
 assert first.exit_code() == 3
 Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
-second = python(server, folder, "import time; time.sleep(1000)")
+second = python(server, folder, "import time; print(flush=True); time.sleep(1000)")
 assert second.pid == first.pid
-assert server.exit_code(second.pid) is None
+while not second.out.stat().st_size:
+    assert server.exit_code(second.pid) is None
 server.end_leftovers()
 assert second.exit_code() == -15
 server.close()

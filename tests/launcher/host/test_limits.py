@@ -104,7 +104,7 @@ def control_group():
 def test_too_few_processes_are_named_wherever_mimo_launch_or_a_rank_meets_the_limit(job, control_group, most):
     (control_group / "pids.max").write_text(str(most))
     job.program = ["sh", "-c", f'echo $$ > {control_group}/cgroup.procs; exec "$0" "$@"', *job.program]
-    done = job.run("", "runtime={join: script, grace_s: 1}")
+    done = job.run("import time\ntime.sleep(1000)", "runtime={join: script, grace_s: 1}")
     assert done.returncode in (1, 2), done.stderr
     assert "pids.max" in done.stderr
     assert "Traceback" not in done.stderr
