@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""The program becomes process 1, which has all orphans of its own; /proc shows its processes only."""
 
 SMALL = """\
 name: small

@@ -13,7 +13,7 @@ from launcher.host import limits, reaper
 from launcher.host.fork_server import UNKNOWN_EXIT, Request
 from mimo_role.host import environ
 from tests.launcher import fork_servers
-from tests.launcher.jobs import ROOT
+from tests.launcher.jobs import NAMESPACE, ROOT
 
 
 @pytest.fixture
@@ -184,8 +184,7 @@ server.close()
 @pytest.mark.cluster
 @pytest.mark.ranks
 def test_a_process_has_no_exit_code_of_an_earlier_one_with_its_id(tmp_path):
-    namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    subprocess.run([*namespace, sys.executable, "-c", REUSES_AN_ID, str(tmp_path)], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([*NAMESPACE, sys.executable, "-c", REUSES_AN_ID, str(tmp_path)], check=True, cwd=ROOT, timeout=120)
 
 
 def test_limits_are_named_with_the_command_that_shows_them():

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from launcher.host.init_process import become_child_of_init
-from tests.launcher.jobs import lines_of, without_waiting
+from tests.launcher.jobs import NAMESPACE, lines_of, without_waiting
 from tests.launcher.terminal_user import CTRL_C, at_terminal
 
-NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-"""The program becomes process 1, which has all orphans of its own; /proc shows its processes only."""
 RANKS = 3
 
 
